@@ -1,0 +1,1 @@
+"""Experiments with spatial transformers on real data; each runs as ``python -m examples.NAME``."""

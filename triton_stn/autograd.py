@@ -1,0 +1,84 @@
+"""The registered operators and the torch.autograd.Function over them.
+
+``triton_stn::affine_sample`` and ``triton_stn::affine_sample_backward`` run the Triton backend on
+whatever device the tensors are on; their fake kernels let torch.compile trace through them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from triton_stn.backends.layout import empty_gradients, empty_output
+
+_library = torch.library.Library("triton_stn", "DEF")
+_library.define(
+    "affine_sample(Tensor input, Tensor theta, SymInt h_out, SymInt w_out, str mode, "
+    "str padding_mode, bool align_corners) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "affine_sample_backward(Tensor grad_output, Tensor input, Tensor theta, str mode, "
+    "str padding_mode, bool align_corners, bool needs_input, bool needs_theta) "
+    "-> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl(_library, "affine_sample", "CompositeExplicitAutograd")
+def _affine_sample(input, theta, h_out, w_out, mode, padding_mode, align_corners):
+    from triton_stn.backends import fused  # here, so that the package imports without triton
+
+    return fused.affine_sample(input, theta, h_out, w_out, mode, padding_mode, align_corners)
+
+
+@torch.library.register_fake("triton_stn::affine_sample", lib=_library)
+def _affine_sample_fake(input, theta, h_out, w_out, mode, padding_mode, align_corners):
+    return empty_output(input, theta.shape[1], h_out, w_out)
+
+
+@torch.library.impl(_library, "affine_sample_backward", "CompositeExplicitAutograd")
+def _affine_sample_backward(
+    grad_output, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta
+):
+    from triton_stn.backends import fused
+
+    return fused.affine_sample_backward(
+        grad_output, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta
+    )
+
+
+@torch.library.register_fake("triton_stn::affine_sample_backward", lib=_library)
+def _affine_sample_backward_fake(
+    grad_output, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta
+):
+    return empty_gradients(input, theta, needs_input, needs_theta)
+
+
+class AffineSample(torch.autograd.Function):
+    """input (N, C, H, W), theta (N, K, 2, 3) -> (N, K, C, H_out, W_out). Saves its two inputs."""
+
+    @staticmethod
+    def forward(ctx, input, theta, h_out, w_out, mode, padding_mode, align_corners):
+        ctx.save_for_backward(input, theta)
+        ctx.options = (mode, padding_mode, align_corners)
+        return torch.ops.triton_stn.affine_sample(
+            input, theta, h_out, w_out, mode, padding_mode, align_corners
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        input, theta = ctx.saved_tensors
+        needs_input, needs_theta = ctx.needs_input_grad[:2]
+        grad_input, grad_theta = torch.ops.triton_stn.affine_sample_backward(
+            grad_output, input, theta, *ctx.options, needs_input, needs_theta
+        )
+        return (
+            grad_input if needs_input else None,
+            grad_theta if needs_theta else None,
+            *(None,) * 5,
+        )
+
+
+affine_sample = AffineSample.apply

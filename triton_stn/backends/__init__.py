@@ -1,0 +1,54 @@
+"""Which backend computes: Triton's kernels on a GPU, pure PyTorch elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# The kernels are decorated, and Triton reads this variable, when the package is imported.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+TRITON_DEVICES = ("cuda", "xpu")  # ROCm calls itself cuda
+
+_choice = "auto"
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force the backend of every call inside the ``with`` block, in every thread.
+
+    Args:
+        name: ``"triton"`` (the kernels: a GPU tensor, or a CPU tensor under
+            ``TRITON_INTERPRET=1``), ``"torch"`` (pure PyTorch, any device, differentiable to any
+            order), or ``"auto"``: Triton wherever it can run, else PyTorch.
+
+    Raises:
+        ValueError: another name.
+    """
+    global _choice
+    if name not in ("triton", "torch", "auto"):
+        raise ValueError(f"backend must be one of 'triton', 'torch', 'auto', got {name!r}")
+    previous, _choice = _choice, name
+    try:
+        yield
+    finally:
+        _choice = previous
+
+
+def uses_triton(input: torch.Tensor) -> bool:
+    """Whether ``input`` is sampled by the Triton kernels.
+
+    Raises:
+        ValueError: Triton is forced on a tensor that it can not run on.
+    """
+    if _choice == "torch":
+        return False
+    runs = input.device.type in TRITON_DEVICES or (INTERPRETED and input.device.type == "cpu")
+    if _choice == "triton" and not runs:
+        raise ValueError(
+            f"the triton backend needs input on one of {TRITON_DEVICES}, or a CPU tensor with "
+            f"TRITON_INTERPRET=1 set before the import; got input on {input.device}"
+        )
+    return runs

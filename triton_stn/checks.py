@@ -1,0 +1,94 @@
+"""Every check of a public argument, and every error message."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+TRANSFORMS = ("affine",)
+MODES = ("nearest", "bilinear")
+PADDING_MODES = ("zeros", "border", "reflection")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def shape_of(tensor: torch.Tensor) -> str:
+    return f"({', '.join(str(size) for size in tensor.shape)})"
+
+
+def check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_dtype(name: str, tensor: torch.Tensor) -> None:
+    if tensor.dtype not in DTYPES:
+        expected = ", ".join(str(dtype) for dtype in DTYPES)
+        raise TypeError(f"{name} must have one of the dtypes {expected}, got {tensor.dtype}")
+
+
+def check_input(input: Any) -> None:
+    check_tensor("input", input)
+    check_dtype("input", input)
+    if input.ndim != 4:
+        raise ValueError(f"input must have shape (N, C, H, W), got {shape_of(input)}")
+    if input.shape[2] == 0 or input.shape[3] == 0:
+        raise ValueError(f"input must have H > 0 and W > 0, got shape {shape_of(input)}")
+
+
+def check_affine_theta(theta: Any, input: torch.Tensor) -> None:
+    check_tensor("theta", theta)
+    check_dtype("theta", theta)
+    if theta.ndim not in (2, 3, 4) or theta.shape[-2:] != (2, 3):
+        raise ValueError(
+            "theta of an affine transform must have shape (2, 3), (N, 2, 3) or (N, K, 2, 3), "
+            f"got {shape_of(theta)}"
+        )
+    if theta.ndim > 2 and theta.shape[0] != input.shape[0]:
+        raise ValueError(
+            f"theta must have the batch size of input, N = {input.shape[0]}, "
+            f"got {theta.shape[0]} in theta of shape {shape_of(theta)}"
+        )
+    if theta.device != input.device:
+        raise ValueError(
+            f"theta must be on the device of input, {input.device}, got {theta.device}"
+        )
+
+
+def check_output_size(output_size: Any, input: torch.Tensor) -> tuple[int, int]:
+    """The output's (height, width)."""
+    if output_size is None:
+        return input.shape[2], input.shape[3]
+    sizes = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
+    if isinstance(output_size, str) or len(sizes) != 2:
+        raise ValueError(f"output_size must be an int or (H_out, W_out), got {output_size!r}")
+    return _check_size(sizes[0], output_size), _check_size(sizes[1], output_size)
+
+
+def _check_size(size: Any, output_size: Any) -> int:
+    try:
+        if isinstance(size, bool):
+            raise TypeError
+        size = size if isinstance(size, (int, torch.SymInt)) else operator.index(size)
+    except TypeError:
+        raise TypeError(
+            f"output_size must be an int or a pair of ints, got {output_size!r}"
+        ) from None
+    if size <= 0:
+        raise ValueError(f"output_size must be positive, got {output_size!r}")
+    return size
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    expected = ", ".join(repr(choice) for choice in choices)
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be one of {expected}, got {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {expected}, got {value!r}")
+
+
+def check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")

@@ -1,0 +1,1 @@
+"""The Triton kernels. This package imports triton only."""

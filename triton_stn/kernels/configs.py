@@ -1,0 +1,113 @@
+"""Block shapes, warps and channel splits of every kernel, chosen by shape and dtype, never timed.
+
+No choice here has been measured on a GPU yet: each line says what it was reasoned from.
+"""
+
+from dataclasses import dataclass
+
+WARPS = 4
+# A warp covers 4 x 8 pixels: 5 to 9 cache lines a load at any angle, where a 1 x 32 row touches 32
+# at 90° (simulated), and 8 floats still fill a 32-byte sector at the store.
+PATCH_H, PATCH_W = 16, 8
+# Enough programs for every multiprocessor of the largest GPUs (132 to 160) to hold about 16 warps.
+ENOUGH_PROGRAMS = 1024
+# Channels of a pixel that one program reads in channels-last: 64 floats are 16 lanes of 16 bytes.
+RUN = 64
+# A split repeats the set-up, which costs as much as about 4 channels.
+MIN_CHANNELS_A_SPLIT = 8
+MAX_GRID = 65535  # of the launch grid's axes y and z
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is cut into programs. ``constants`` are its constexpr arguments."""
+
+    grid: tuple[int, int, int]
+    constants: dict[str, int]
+    slots: int  # partial sums a theta
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def forward(images: int, channels: int, height: int, width: int, channels_last: bool) -> Config:
+    """``images`` is N·K and the canvas is the output's."""
+    # With few channels the set-up is the kernel: several tiles a program share theta's part of it.
+    tiles = {1: 4, 2: 4, 3: 2, 4: 2}.get(channels, 1)
+    config = _cut(images, channels, height, width, channels_last, tiles, 1)
+    unrolled = channels if channels <= 4 and not channels_last else 0
+    config.constants.update(CHANNELS=unrolled)
+    return config
+
+
+def gather(
+    images: int, channels: int, height: int, width: int, channels_last: bool, one_theta: bool
+) -> Config:
+    """``images`` is N and the canvas is the input's."""
+    # Channels a pass share the window's weights; more than 4 cost more registers than they save.
+    channels_a_pass = 1 if channels_last else min(channels, 4)
+    # Several tiles a program share one reduction of the six sums, about 120 instructions a thread.
+    tiles = 4 if one_theta else 1
+    config = _cut(images, channels, height, width, channels_last, tiles, channels_a_pass)
+    config.constants.update(PASS=channels_a_pass, ONE_THETA=one_theta)
+    if one_theta:
+        return config
+    per_split = cdiv(channels, config.constants["SPLITS"])
+    passes = cdiv(per_split, channels_a_pass * config.constants["BLOCK_C"])
+    return Config(config.grid, config.constants, config.slots * passes)
+
+
+def scatter(images: int, channels: int, height: int, width: int, channels_last: bool) -> Config:
+    """``images`` is N·K and the canvas is the output's."""
+    config = _cut(images, channels, height, width, channels_last, 1, 1)
+    del config.constants["TILES"]
+    return config
+
+
+def _cut(
+    images: int,
+    channels: int,
+    height: int,
+    width: int,
+    channels_last: bool,
+    tiles: int,
+    channels_a_pass: int,
+) -> Config:
+    if channels_last:
+        block_h, block_w, block_c = 4, 4, min(next_power_of_2(channels), RUN)
+    else:
+        block_h, block_w, block_c = PATCH_H, PATCH_W, 1
+    while cdiv(width, block_w) > MAX_GRID:
+        block_w *= 2
+    while cdiv(height, block_h * tiles) > MAX_GRID:
+        tiles *= 2
+    columns = cdiv(width, block_w)
+    while tiles > 1 and (
+        block_h * tiles >= 2 * height
+        or images * columns * cdiv(height, block_h * tiles) < ENOUGH_PROGRAMS
+    ):
+        tiles //= 2
+    rows = cdiv(height, block_h * tiles)
+    step = channels_a_pass * block_c
+    least = max(step, MIN_CHANNELS_A_SPLIT)
+    splits = 1
+    while 2 * splits * least <= channels and images * columns * rows * splits < ENOUGH_PROGRAMS:
+        splits *= 2
+    per_split = cdiv(channels, splits)
+    return Config(
+        grid=(images * splits, columns, rows),
+        constants=dict(
+            BLOCK_H=block_h,
+            BLOCK_W=block_w,
+            BLOCK_C=block_c,
+            SPLITS=splits,
+            TILES=tiles,
+            MASK_CHANNELS=per_split % step != 0 or channels % step != 0,
+        ),
+        slots=columns * rows * splits,
+    )

@@ -1,0 +1,190 @@
+"""Forward: a program owns a tile of output pixels of one theta and loops over channels.
+
+    Y[n, k, c, i, j] = sum over the taps (v, u) of X[n, c, v, u] · wx · wy
+
+Coordinates, weights and masks are computed once a tile and serve every channel.
+Launch grid: (N·K·SPLITS, tiles along W, tiles along H); a split owns a range of channels.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.coordinates import (
+    affine,
+    centred,
+    channel_range,
+    load_map,
+    nearest,
+    nonfinite,
+    taps,
+    tile,
+)
+
+
+@triton.jit
+def tap_sum(p0, p1, stride_xw, m00, m01, m10, m11, w00, w01, w10, w11, DTYPE: tl.constexpr):
+    """The weighted sum of the four taps; p0 and p1 point at the left taps of the two rows."""
+    v00 = tl.load(p0, mask=m00, other=0.0).to(DTYPE)
+    v01 = tl.load(p0 + stride_xw, mask=m01, other=0.0).to(DTYPE)
+    v10 = tl.load(p1, mask=m10, other=0.0).to(DTYPE)
+    v11 = tl.load(p1 + stride_xw, mask=m11, other=0.0).to(DTYPE)
+    return tl.fma(v11, w11, tl.fma(v10, w10, tl.fma(v01, w01, v00 * w00)))
+
+
+@triton.jit
+def forward(
+    X_ptr,  # (N, C, H, W), any strides
+    Theta_ptr,  # (N, K, 2, 3), the last two dimensions contiguous
+    Y_ptr,  # (N·K, C, H_out, W_out)
+    K,
+    C,
+    H_out,
+    W_out,
+    stride_xn,
+    stride_xc,
+    stride_xh,
+    stride_xw,
+    stride_tn,
+    stride_tk,
+    stride_yn,
+    stride_yc,
+    stride_yh,
+    stride_yw,
+    ratio_xx,
+    ratio_xy,
+    ratio_yx,
+    ratio_yy,
+    half_w,
+    half_h,
+    last_w,
+    last_h,
+    centre_w,
+    centre_h,
+    edge,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    CHANNELS: tl.constexpr,  # C where it is small and whole, so that the loop unrolls; else 0
+    MASK_CHANNELS: tl.constexpr,  # BLOCK_C does not divide a split's channels
+    SPLITS: tl.constexpr,
+    TILES: tl.constexpr,  # tiles a program walks, downwards
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # 1: NCHW; else channels-last
+    DTYPE: tl.constexpr,  # of coordinates, weights and sums
+    INDEX: tl.constexpr,  # of offsets inside one image
+):
+    nk = tl.program_id(0) // SPLITS
+    n = nk // K
+    Theta_ptr += n.to(tl.int64) * stride_tn + (nk - n * K).to(tl.int64) * stride_tk
+    map = load_map(
+        Theta_ptr, ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h, DTYPE
+    )
+    first, count = channel_range(C, SPLITS)
+    X_ptr += n.to(tl.int64) * stride_xn + first * stride_xc
+    Y_ptr += nk.to(tl.int64) * stride_yn + first * stride_yc
+    for t in tl.static_range(TILES):
+        forward_tile(
+            X_ptr, Y_ptr, map, (tl.program_id(2) * TILES + t) * BLOCK_H,
+            tl.program_id(1) * BLOCK_W, count, H_out, W_out, stride_xc, stride_xh, stride_xw,
+            stride_yc, stride_yh, stride_yw, last_w, last_h, centre_w, centre_h, edge,
+            MODE, PADDING, CHANNELS, MASK_CHANNELS, BLOCK_H, BLOCK_W, BLOCK_C, DTYPE, INDEX,
+        )  # fmt: skip
+
+
+@triton.jit
+def forward_tile(
+    X_ptr,
+    Y_ptr,
+    map,
+    i_first,
+    j_first,
+    count,
+    H_out,
+    W_out,
+    stride_xc,
+    stride_xh,
+    stride_xw,
+    stride_yc,
+    stride_yh,
+    stride_yw,
+    last_w,
+    last_h,
+    centre_w,
+    centre_h,
+    edge,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    a00, a01, b0, a10, a11, b1 = map
+    offs_i, offs_j, offs_c = tile(i_first, j_first, BLOCK_H, BLOCK_W, BLOCK_C)
+    mask = (offs_i < H_out) & (offs_j < W_out)
+    i = centred(offs_i, centre_h, DTYPE)
+    j = centred(offs_j, centre_w, DTYPE)
+    x = affine(a00, a01, b0, j, i)  # [BLOCK_H, BLOCK_W], or [pixels, 1] in channels-last
+    y = affine(a10, a11, b1, j, i)
+    Y_ptrs = Y_ptr + (offs_i.to(INDEX) * stride_yh + offs_j.to(INDEX) * stride_yw)
+    Y_ptrs += offs_c * stride_yc
+    X_ptr += offs_c * stride_xc
+
+    if MODE == "nearest":
+        u, in_x = nearest(x, last_w, edge, PADDING)
+        v, in_y = nearest(y, last_h, edge, PADDING)
+        finite = nonfinite(x) + nonfinite(y) == 0
+        X_ptrs = X_ptr + (v.to(INDEX) * stride_xh + u.to(INDEX) * stride_xw)
+        read = mask & in_x & in_y
+        for c in tl.range(0, count, BLOCK_C, loop_unroll_factor=4):
+            if MASK_CHANNELS:
+                value = tl.load(X_ptrs, mask=read & (offs_c < count - c), other=0.0)
+                written = mask & (offs_c < count - c)
+            else:
+                value = tl.load(X_ptrs, mask=read, other=0.0)
+                written = mask
+            tl.store(Y_ptrs, tl.where(finite, value, float("nan")), mask=written)
+            X_ptrs += BLOCK_C * stride_xc
+            Y_ptrs += BLOCK_C * stride_yc
+    else:
+        u, wx, in_x0, in_x1, _ = taps(x, last_w, edge, PADDING)
+        v, wy, in_y0, in_y1, _ = taps(y, last_h, edge, PADDING)
+        # A tap with zero weight is not read: an inf next door does not leak in as NaN.
+        in_x1 &= wx > 0
+        in_y0 &= mask
+        in_y1 &= mask & (wy > 0)
+        m00 = in_y0 & in_x0
+        m01 = in_y0 & in_x1
+        m10 = in_y1 & in_x0
+        m11 = in_y1 & in_x1
+        w11 = wx * wy
+        w01 = wx * (1 - wy)
+        w10 = (1 - wx) * wy
+        w00 = (1 - wx) * (1 - wy)
+        p0 = X_ptr + (v.to(INDEX) * stride_xh + u.to(INDEX) * stride_xw)
+        p1 = p0 + stride_xh
+        if CHANNELS > 0:
+            for _ in tl.static_range(CHANNELS):
+                out = tap_sum(p0, p1, stride_xw, m00, m01, m10, m11, w00, w01, w10, w11, DTYPE)
+                tl.store(Y_ptrs, out.to(Y_ptr.dtype.element_ty), mask=mask)
+                p0 += stride_xc
+                p1 += stride_xc
+                Y_ptrs += stride_yc
+        else:
+            for c in tl.range(0, count, BLOCK_C, loop_unroll_factor=4):
+                if MASK_CHANNELS:
+                    some = offs_c < count - c
+                    out = tap_sum(
+                        p0, p1, stride_xw, m00 & some, m01 & some, m10 & some, m11 & some,
+                        w00, w01, w10, w11, DTYPE,
+                    )  # fmt: skip
+                    tl.store(Y_ptrs, out.to(Y_ptr.dtype.element_ty), mask=mask & some)
+                else:
+                    out = tap_sum(p0, p1, stride_xw, m00, m01, m10, m11, w00, w01, w10, w11, DTYPE)
+                    tl.store(Y_ptrs, out.to(Y_ptr.dtype.element_ty), mask=mask)
+                p0 += BLOCK_C * stride_xc
+                p1 += BLOCK_C * stride_xc
+                Y_ptrs += BLOCK_C * stride_yc

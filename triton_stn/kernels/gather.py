@@ -1,0 +1,249 @@
+"""Backward by gathering, zeros padding: a program owns a tile of *input* pixels.
+
+Input pixel (u, v) receives from the output pixels p with x(p) in [u-1, u+1), y(p) in [v-1, v+1):
+
+    dX[n, c, v, u] = sum over k, p of dY[n, k, c, p] · wx(p) · wy(p)        wx = 1 - |x(p) - u|
+    t(p)           = sum over c of dY[n, k, c, p] · X[n, c, v, u]
+    S_x           += t(p) · sgn_x · wy(p) · (j', i', 1)    sgn_x = +1 left of the pixel, else -1
+    S_y           += t(p) · sgn_y · wx(p) · (j', i', 1)
+
+and S is the gradient of the pixel map. The preimage of the 2 x 2 cell is a parallelogram whose
+bounding box, the window, has the same size for every pixel of a theta (`windows.py` chooses it).
+Membership is decided on x(p), y(p) as the forward kernel rounds them, so every tap is counted
+exactly once. A tile is NCHW or channels-last as `coordinates.tile` says.
+Launch grid: (N·SPLITS, tiles along W, tiles along H); a split owns a range of channels.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.coordinates import channel_range, load_map, tile
+from triton_stn.kernels.windows import (
+    gather_axis,
+    gather_three,
+    gather_walk,
+    gather_wide,
+    inverse_map,
+    load_pass,
+)
+
+
+@triton.jit
+def store_moments(P_ptr, moments):
+    """Sum six tiles of moments in a fixed order and store the six numbers.
+
+    Along the rows inside a warp; then stacked, so that one exchange between warps serves them all.
+    """
+    m0 = tl.sum(moments[0], 1)
+    m1 = tl.sum(moments[1], 1)
+    m2 = tl.sum(moments[2], 1)
+    m3 = tl.sum(moments[3], 1)
+    m4 = tl.sum(moments[4], 1)
+    m5 = tl.sum(moments[5], 1)
+    zero = tl.zeros(m0.shape, m0.dtype)
+    even = tl.join(tl.join(m0, m4), tl.join(m2, zero))
+    odd = tl.join(tl.join(m1, m5), tl.join(m3, zero))
+    stacked = tl.reshape(tl.join(even, odd), (m0.shape[0], 8))
+    column = tl.arange(0, 8)
+    tl.store(P_ptr + column, tl.sum(stacked, 0), mask=column < 6)
+
+
+@triton.jit
+def zero_moments(mask, DTYPE: tl.constexpr):
+    zero = tl.zeros(mask.shape, DTYPE)
+    return zero, zero, zero, zero, zero, zero
+
+
+@triton.jit
+def gather(
+    X_ptr,  # (N, C, H, W), any strides
+    Theta_ptr,  # (N, K, 2, 3), the last two dimensions contiguous
+    dY_ptr,  # (N, K, C, H_out, W_out), any strides
+    dX_ptr,  # (N, C, H, W)
+    P_ptr,  # (N, K, slots, 6): partial sums of the gradient of the pixel map
+    K,
+    C,
+    H,
+    W,
+    H_out,
+    W_out,
+    slots,
+    stride_xn,
+    stride_xc,
+    stride_xh,
+    stride_xw,
+    stride_tn,
+    stride_tk,
+    stride_gn,
+    stride_gk,
+    stride_gc,
+    stride_gh,
+    stride_gw,
+    stride_dxn,
+    stride_dxc,
+    stride_dxh,
+    stride_dxw,
+    ratio_xx,
+    ratio_xy,
+    ratio_yx,
+    ratio_yy,
+    half_w,
+    half_h,
+    last_w,
+    last_h,
+    centre_w,
+    centre_h,
+    MODE: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,
+    ONE_THETA: tl.constexpr,  # K = 1: moments stay in registers over passes and tiles
+    WINDOW: tl.constexpr,  # "any", or the one kind of window to compile, for the static report
+    PASS: tl.constexpr,  # channels a pass (NCHW)
+    MASK_CHANNELS: tl.constexpr,  # a pass does not divide a split's channels
+    SPLITS: tl.constexpr,
+    TILES: tl.constexpr,  # tiles a program walks, downwards
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # 1: NCHW; else channels-last, the channels a pass
+    DTYPE: tl.constexpr,  # of coordinates, weights and sums
+    INDEX: tl.constexpr,  # of offsets inside one image
+):
+    n = tl.program_id(0) // SPLITS
+    first, count = channel_range(C, SPLITS)
+    X_ptr += n.to(tl.int64) * stride_xn + first * stride_xc
+    dX_ptr += n.to(tl.int64) * stride_dxn + first * stride_dxc
+    dY_ptr += n.to(tl.int64) * stride_gn + first * stride_gc
+    Theta_ptr += n.to(tl.int64) * stride_tn
+    canvas = (H_out, W_out, centre_h, centre_w)
+    STEP: tl.constexpr = PASS * BLOCK_C
+    passes = tl.cdiv(count, STEP)
+    if ONE_THETA:
+        map = load_map(
+            Theta_ptr, ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h, DTYPE
+        )
+        inverse = inverse_map(map, MODE)
+        offs_v, offs_u, _ = tile(0, 0, BLOCK_H, BLOCK_W, BLOCK_C)
+        moments = zero_moments((offs_v >= 0) & (offs_u >= 0), DTYPE)
+
+    for t in range(TILES):
+        v_first = (tl.program_id(2) * TILES + t) * BLOCK_H
+        u_first = tl.program_id(1) * BLOCK_W
+        offs_v, offs_u, offs_c = tile(v_first, u_first, BLOCK_H, BLOCK_W, BLOCK_C)
+        mask = (offs_v < H) & (offs_u < W)
+        v = offs_v.to(DTYPE)
+        u = offs_u.to(DTYPE)
+        offs_x = offs_v.to(INDEX) * stride_xh + offs_u.to(INDEX) * stride_xw
+        offs_dx = offs_v.to(INDEX) * stride_dxh + offs_u.to(INDEX) * stride_dxw
+        X_pass = X_ptr + offs_c * stride_xc
+        dX_pass = dX_ptr + offs_c * stride_dxc + offs_dx
+        G_pass = dY_ptr + offs_c * stride_gc
+        for step in range(passes):
+            channels = (offs_c, count - step * STEP)
+            values = load_pass(
+                X_pass + offs_x, mask, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, DTYPE
+            )
+            acc = ()
+            for _ in tl.static_range(PASS):
+                acc = acc + (tl.zeros(dX_pass.shape, DTYPE),)
+            G_ptr = G_pass
+            Theta_k = Theta_ptr
+            for k in range(K):
+                G = (G_ptr, stride_gc, stride_gh, stride_gw)
+                if not ONE_THETA:
+                    map = load_map(
+                        Theta_k, ratio_xx, ratio_xy, ratio_yx, ratio_yy,
+                        half_w, half_h, last_w, last_h, DTYPE,
+                    )  # fmt: skip
+                    inverse = inverse_map(map, MODE)
+                    moments = zero_moments(mask, DTYPE)
+                acc, moments = gather_theta(
+                    acc, moments, values, (X_pass, stride_xc, stride_xh, stride_xw), G, map,
+                    inverse, u, v, u_first, v_first, H, W, mask, channels, canvas, MODE, PASS,
+                    MASK_CHANNELS, NEEDS_THETA, WINDOW, BLOCK_H, BLOCK_W, BLOCK_C, INDEX,
+                )  # fmt: skip
+                if NEEDS_THETA and not ONE_THETA:
+                    slot = (tl.program_id(2) * TILES + t) * tl.num_programs(1) + tl.program_id(1)
+                    slot = (slot * SPLITS + tl.program_id(0) % SPLITS) * passes + step
+                    row = (n.to(tl.int64) * K + k) * slots + slot
+                    store_moments(P_ptr + row * 6, moments)
+                G_ptr += stride_gk
+                Theta_k += stride_tk
+            for c in tl.static_range(PASS):
+                written = mask
+                if MASK_CHANNELS:
+                    written &= offs_c + c < count - step * STEP
+                tl.store(dX_pass, acc[c].to(dX_ptr.dtype.element_ty), mask=written)
+                # Pointers walk the channels: a product of strides could leave int32.
+                dX_pass += BLOCK_C * stride_dxc
+                X_pass += BLOCK_C * stride_xc
+                G_pass += BLOCK_C * stride_gc
+    if NEEDS_THETA and ONE_THETA:
+        slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+        slot = slot * SPLITS + tl.program_id(0) % SPLITS
+        store_moments(P_ptr + (n.to(tl.int64) * slots + slot) * 6, moments)
+
+
+@triton.jit
+def gather_theta(
+    acc,
+    moments,
+    values,
+    X,
+    G,
+    map,
+    inverse,
+    u,
+    v,
+    u_first,
+    v_first,
+    H,
+    W,
+    mask,
+    channels,
+    canvas,
+    MODE: tl.constexpr,
+    PASS: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """Choose the window of one theta, the same for every thread, and gather through it."""
+    a00, a01, b0, a10, a11, b1 = map
+    finite = a00 * 0 + a01 * 0 + b0 * 0 + a10 * 0 + a11 * 0 + b1 * 0 == 0
+    upright = (a01 == 0) & (a10 == 0) & (tl.abs(a00) >= 1) & (tl.abs(a11) >= 1)
+    on_side = (a00 == 0) & (a11 == 0) & (tl.abs(a01) >= 1) & (tl.abs(a10) >= 1)
+    axis = finite & (upright | on_side)
+    reach_j = inverse[0]
+    reach_i = inverse[1]
+    three = finite & (reach_j <= 1.5) & (reach_i <= 1.5)
+    # 400 candidates: more are shared by the threads of a program. By reasoning, not measured.
+    walk = finite & ((2 * reach_j + 1) * (2 * reach_i + 1) <= 400)
+    if WINDOW == "axis":
+        axis = True
+    if WINDOW == "three":
+        axis = False
+        three = True
+    if axis:
+        acc, moments = gather_axis(
+            acc, moments, values, G, map, u, v, mask, channels, canvas,
+            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
+        )  # fmt: skip
+    elif three:
+        acc, moments = gather_three(
+            acc, moments, values, G, map, inverse, u, v, mask, channels, canvas,
+            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
+        )  # fmt: skip
+    elif walk:
+        acc, moments = gather_walk(
+            acc, moments, values, G, map, inverse, u, v, mask, channels, canvas,
+            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
+        )  # fmt: skip
+    elif finite:
+        acc, moments = gather_wide(
+            acc, moments, X, G, map, inverse, u_first, v_first, H, W, channels, canvas,
+            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, BLOCK_H, BLOCK_W, BLOCK_C, INDEX,
+        )  # fmt: skip
+    return acc, moments

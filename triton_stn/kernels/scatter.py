@@ -1,0 +1,168 @@
+"""Backward from the output's side: a program owns a tile of output pixels of one theta.
+
+dtheta alone needs no scatter: with the four taps of its coordinate each output pixel has
+
+    S_x += sum over c of dY · (dY/dx) · (j', i', 1)        S_y likewise
+
+and grad_input, for the padding modes that fold the plane onto the image's edge, adds dY · wx · wy to
+the four taps with float atomics, whose order is not fixed.
+Launch grid: (N·K·SPLITS, tiles along W, tiles along H); a split owns a range of channels.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.coordinates import (
+    affine,
+    centred,
+    channel_range,
+    load_map,
+    nearest,
+    nonfinite,
+    taps,
+    tile,
+)
+from triton_stn.kernels.gather import store_moments
+
+
+@triton.jit
+def scatter(
+    X_ptr,  # (N, C, H, W), any strides
+    Theta_ptr,  # (N, K, 2, 3), the last two dimensions contiguous
+    dY_ptr,  # (N, K, C, H_out, W_out), any strides
+    dX_ptr,  # (N, C, H, W), zeros, in the dtype of the sums
+    P_ptr,  # (N, K, slots, 6): partial sums of the gradient of the pixel map
+    K,
+    C,
+    H_out,
+    W_out,
+    slots,
+    stride_xn,
+    stride_xc,
+    stride_xh,
+    stride_xw,
+    stride_tn,
+    stride_tk,
+    stride_gn,
+    stride_gk,
+    stride_gc,
+    stride_gh,
+    stride_gw,
+    stride_dxn,
+    stride_dxc,
+    stride_dxh,
+    stride_dxw,
+    ratio_xx,
+    ratio_xy,
+    ratio_yx,
+    ratio_yy,
+    half_w,
+    half_h,
+    last_w,
+    last_h,
+    centre_w,
+    centre_h,
+    edge,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    NEEDS_INPUT: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,  # BLOCK_C does not divide a split's channels
+    SPLITS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # 1: NCHW; else channels-last
+    DTYPE: tl.constexpr,  # of coordinates, weights and sums
+    INDEX: tl.constexpr,  # of offsets inside one image
+):
+    nk = tl.program_id(0) // SPLITS
+    n = nk // K
+    k = nk - n * K
+    a00, a01, b0, a10, a11, b1 = load_map(
+        Theta_ptr + n.to(tl.int64) * stride_tn + k.to(tl.int64) * stride_tk,
+        ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h, DTYPE,
+    )  # fmt: skip
+    offs_i, offs_j, offs_c = tile(
+        tl.program_id(2) * BLOCK_H, tl.program_id(1) * BLOCK_W, BLOCK_H, BLOCK_W, BLOCK_C
+    )
+    i = centred(offs_i, centre_h, DTYPE)
+    j = centred(offs_j, centre_w, DTYPE)
+    x = affine(a00, a01, b0, j, i)
+    y = affine(a10, a11, b1, j, i)
+    # An output that is not finite gives nothing to any gradient.
+    mask = (offs_i < H_out) & (offs_j < W_out) & (nonfinite(x) + nonfinite(y) == 0)
+
+    first, count = channel_range(C, SPLITS)
+    X_ptr += n.to(tl.int64) * stride_xn + first * stride_xc + offs_c * stride_xc
+    dX_ptr += n.to(tl.int64) * stride_dxn + first * stride_dxc + offs_c * stride_dxc
+    G_ptrs = dY_ptr + n.to(tl.int64) * stride_gn + k.to(tl.int64) * stride_gk
+    G_ptrs += first * stride_gc + offs_c * stride_gc
+    G_ptrs += offs_i.to(INDEX) * stride_gh + offs_j.to(INDEX) * stride_gw
+
+    if MODE == "nearest":
+        u, in_x = nearest(x, last_w, edge, PADDING)
+        v, in_y = nearest(y, last_h, edge, PADDING)
+        D_ptrs = dX_ptr + (v.to(INDEX) * stride_dxh + u.to(INDEX) * stride_dxw)
+        written = mask & in_x & in_y
+        for c in range(0, count, BLOCK_C):
+            here = written
+            if MASK_CHANNELS:
+                here &= offs_c < count - c
+            g = tl.load(G_ptrs, mask=here, other=0.0).to(DTYPE)
+            tl.atomic_add(D_ptrs, g, mask=here, sem="relaxed")
+            G_ptrs += BLOCK_C * stride_gc
+            D_ptrs += BLOCK_C * stride_dxc
+    else:
+        u, wx, in_x0, in_x1, slope_x = taps(x, last_w, edge, PADDING)
+        v, wy, in_y0, in_y1, slope_y = taps(y, last_h, edge, PADDING)
+        in_y0 &= mask
+        in_y1 &= mask
+        m00 = in_y0 & in_x0
+        m01 = in_y0 & in_x1
+        m10 = in_y1 & in_x0
+        m11 = in_y1 & in_x1
+        X00 = X_ptr + (v.to(INDEX) * stride_xh + u.to(INDEX) * stride_xw)
+        X10 = X00 + stride_xh
+        D00 = dX_ptr + (v.to(INDEX) * stride_dxh + u.to(INDEX) * stride_dxw)
+        D10 = D00 + stride_dxh
+        # t: sums over the channels of dY times each of the four taps
+        t00 = tl.zeros(G_ptrs.shape, DTYPE)
+        t01 = t00
+        t10 = t00
+        t11 = t00
+        for c in range(0, count, BLOCK_C):
+            some = offs_c < count - c if MASK_CHANNELS else True
+            g = tl.load(G_ptrs, mask=mask & some, other=0.0).to(DTYPE)
+            if NEEDS_INPUT:
+                add_tap(D00, g * ((1 - wx) * (1 - wy)), m00 & some)
+                add_tap(D00 + stride_dxw, g * (wx * (1 - wy)), m01 & some & (wx > 0))
+                add_tap(D10, g * ((1 - wx) * wy), m10 & some & (wy > 0))
+                add_tap(D10 + stride_dxw, g * (wx * wy), m11 & some & (wx > 0) & (wy > 0))
+                D00 += BLOCK_C * stride_dxc
+                D10 += BLOCK_C * stride_dxc
+            if NEEDS_THETA:
+                t00 = tl.fma(g, tl.load(X00, mask=m00 & some, other=0.0).to(DTYPE), t00)
+                t01 = tl.fma(g, tl.load(X00 + stride_xw, mask=m01 & some, other=0.0).to(DTYPE), t01)
+                t10 = tl.fma(g, tl.load(X10, mask=m10 & some, other=0.0).to(DTYPE), t10)
+                t11 = tl.fma(g, tl.load(X10 + stride_xw, mask=m11 & some, other=0.0).to(DTYPE), t11)
+                X00 += BLOCK_C * stride_xc
+                X10 += BLOCK_C * stride_xc
+            G_ptrs += BLOCK_C * stride_gc
+        if NEEDS_THETA:
+            if BLOCK_C > 1:
+                t00 = tl.sum(t00, 1, keep_dims=True)
+                t01 = tl.sum(t01, 1, keep_dims=True)
+                t10 = tl.sum(t10, 1, keep_dims=True)
+                t11 = tl.sum(t11, 1, keep_dims=True)
+            s_x = slope_x * ((t01 - t00) * (1 - wy) + (t11 - t10) * wy)
+            s_y = slope_y * ((t10 - t00) * (1 - wx) + (t11 - t01) * wx)
+            s_x = tl.where(mask, s_x, 0.0)
+            s_y = tl.where(mask, s_y, 0.0)
+            slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+            row = nk.to(tl.int64) * slots + slot * SPLITS + tl.program_id(0) % SPLITS
+            store_moments(P_ptr + row * 6, (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y))
+
+
+@triton.jit
+def add_tap(ptrs, value, mask):
+    tl.atomic_add(ptrs, value, mask=mask, sem="relaxed")
