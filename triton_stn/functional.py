@@ -68,9 +68,6 @@ def spatial_transform(
     elif theta.ndim == 3:
         theta = theta[:, None]
 
-    if backends.uses_triton(input):
-        sample = affine_sample
-    else:
-        sample = pytorch.affine_sample
+    sample = affine_sample if backends.uses_triton(input) else pytorch.affine_sample
     output = sample(input, theta, h_out, w_out, mode, padding_mode, align_corners)
-    return output if has_k else output[:, 0]
+    return output if has_k else output.squeeze(1)

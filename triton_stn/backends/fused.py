@@ -1,7 +1,7 @@
 """The Triton backend: allocate, choose the configuration, launch under the tensor's device.
 
-Each ``plan_*`` function describes its launch as data, so the static kernel report compiles exactly
-what runs.
+Each ``plan_*`` function describes its launch as data, from the tensors' layouts alone: a call that
+repeats a layout finds its plan again, and the static kernel report compiles exactly what runs.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import struct
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from triton_stn.backends.layout import empty_gradients, empty_output, is_channels_last
+from triton_stn.backends.layout import channels_lie_last, empty_gradients, empty_output
 from triton_stn.kernels import configs
 from triton_stn.kernels.forward import forward
 from triton_stn.kernels.gather import gather
@@ -28,25 +29,45 @@ INT32_MAX = 2**31 - 1
 MIN_RUN = 8
 
 
+class Layout(NamedTuple):
+    """What of a tensor decides a launch."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def layout(tensor: torch.Tensor) -> Layout:
+    return Layout(tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch, as data."""
+    """One kernel launch, as data; the tensors come to it in `launch`."""
 
     kernel: triton.JITFunction
     grid: tuple[int, int, int]
-    args: dict[str, Any]
+    numbers: dict[str, int | float]
     constants: dict[str, Any]
+    slots: int = 0  # partial sums a theta
     num_warps: int = configs.WARPS
+    maxnreg: int | None = None  # registers a thread, on NVIDIA
+
+    def options(self, nvidia: bool) -> dict[str, int]:
+        """The compiler's options."""
+        capped = {"maxnreg": self.maxnreg} if nvidia and self.maxnreg else {}
+        return {"num_warps": self.num_warps, **capped}
 
 
-def launch(launch: Launch, device: torch.device) -> None:
+def launch(launch: Launch, device: torch.device, **tensors: torch.Tensor) -> None:
     """Run a launch on ``device``, whichever device is current."""
+    options = launch.options(nvidia=device.type == "cuda" and torch.version.hip is None)
     run = launch.kernel[launch.grid]
     if device.type == "cpu":  # the interpreter
-        run(**launch.args, **launch.constants, num_warps=launch.num_warps)
+        run(**tensors, **launch.numbers, **launch.constants, **options)
         return
     with torch.get_device_module(device).device(device):
-        run(**launch.args, **launch.constants, num_warps=launch.num_warps)
+        run(**tensors, **launch.numbers, **launch.constants, **options)
 
 
 def affine_sample(
@@ -61,8 +82,11 @@ def affine_sample(
     """input (N, C, H, W), theta (N, K, 2, 3) -> (N, K, C, H_out, W_out)."""
     output = empty_output(input, theta.shape[1], h_out, w_out)
     if output.numel() > 0:
-        plan = plan_forward(input, theta, output, mode, padding_mode, align_corners)
-        launch(plan, input.device)
+        theta = as_rows(theta)
+        plan = plan_forward(
+            layout(input), layout(theta), layout(output), mode, padding_mode, align_corners
+        )
+        launch(plan, input.device, X_ptr=input, Theta_ptr=theta, Y_ptr=output)
     return output
 
 
@@ -83,21 +107,29 @@ def affine_sample_backward(
     if mode == "nearest":
         grad_theta.zero_()  # piecewise constant in theta
         needs_theta = False
-    options = (grad_output, input, theta, mode, padding_mode, align_corners)
-    if needs_input and padding_mode == "zeros":
-        backward, partial = plan_gather(grad_input, *options, needs_theta)
-        launch(backward, input.device)
-    elif needs_input or needs_theta:
-        sums = grad_input
-        if needs_input:
-            check_deterministic(padding_mode)
-            sums = torch.zeros_like(input, dtype=sum_dtype(input))
-        backward, partial = plan_scatter(sums, *options, needs_input, needs_theta)
-        launch(backward, input.device)
-        if needs_input:
-            grad_input = sums.to(input.dtype)
+    if not needs_input and not needs_theta:
+        return grad_input, grad_theta
+
+    sums = grad_input
+    gathers = needs_input and padding_mode == "zeros"
+    if needs_input and not gathers:
+        check_deterministic(padding_mode)
+        sums = torch.zeros_like(input, dtype=sum_dtype(input.dtype))
+    theta = as_rows(theta)
+    layouts = (layout(grad_output), layout(input), layout(theta), layout(sums))
+    options = (mode, padding_mode, align_corners, needs_input, needs_theta)
+    plan = (plan_gather if gathers else plan_scatter)(*layouts, *options)
+    n, k = grad_output.shape[:2]
+    partial = input.new_empty((n * k, plan.slots, 6), dtype=sum_dtype(input.dtype))
+    launch(
+        plan, input.device, X_ptr=input, Theta_ptr=theta, dY_ptr=grad_output, dX_ptr=sums,
+        P_ptr=partial,
+    )  # fmt: skip
     if needs_theta:
-        launch(plan_reduce(partial, grad_theta, input, grad_output, align_corners), input.device)
+        plan = plan_reduce(layout(grad_output), layout(input), plan.slots, align_corners)
+        launch(plan, input.device, P_ptr=partial, dTheta_ptr=grad_theta)
+    if sums is not grad_input:
+        grad_input = sums.to(input.dtype)
     return grad_input, grad_theta
 
 
@@ -115,103 +147,112 @@ def check_deterministic(padding_mode: str) -> None:
     warnings.warn(message, stacklevel=2)
 
 
-def plan_forward(input, theta, output, mode, padding_mode, align_corners) -> Launch:
-    n, c = input.shape[:2]
-    k, h_out, w_out = output.shape[1], *output.shape[3:]
-    runs = reads_runs(input, output)
-    config = configs.forward(n * k, c, h_out, w_out, runs)
-    args = dict(X_ptr=input, Theta_ptr=as_rows(theta), Y_ptr=output)
-    args.update(K=k, C=c, H_out=h_out, W_out=w_out)
-    args.update(strides("x", input), stride_yn=output.stride(1) if k > 1 else output.stride(0))
-    args.update(zip(("stride_yc", "stride_yh", "stride_yw"), output.stride()[2:], strict=True))
+@lru_cache(maxsize=4096)
+def plan_forward(
+    input: Layout, theta: Layout, output: Layout, mode: str, padding_mode: str, align_corners: bool
+) -> Launch:
+    n, k, c, h_out, w_out = output.shape
+    run = run_length(input, output)
+    config = configs.forward(n * k, c, h_out, w_out, run)
+    numbers = dict(K=k, C=c, H_out=h_out, W_out=w_out) | strides("x", input) | strides("t", theta)
+    # Image n·K + k lies k-th among the K of image n, whatever N and K are.
+    numbers.update(
+        zip(("stride_yn", "stride_yc", "stride_yh", "stride_yw"), output.strides[1:], strict=True)
+    )
     return Launch(
         kernel=forward,
         grid=config.grid,
-        args=args | theta_strides(args["Theta_ptr"]) | geometry(input, h_out, w_out, align_corners),
+        numbers=numbers | geometry(input, h_out, w_out, align_corners),
         constants=config.constants
         | number_types(input, input, output)
         | dict(MODE=mode, PADDING=padding_mode),
     )
 
 
+@lru_cache(maxsize=4096)
 def plan_gather(
-    grad_input, grad_output, input, theta, mode, padding_mode, align_corners, needs_theta
-) -> tuple[Launch, torch.Tensor]:
-    """The launch, and the partial sums (N·K, slots, 6) that it leaves for `plan_reduce`."""
+    grad_output: Layout,
+    input: Layout,
+    theta: Layout,
+    grad_input: Layout,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    needs_input: bool,
+    needs_theta: bool,
+) -> Launch:
     n, c, h, w = input.shape
     k, h_out, w_out = grad_output.shape[1], *grad_output.shape[3:]
-    runs = reads_runs(input, grad_output, grad_input)
-    config = configs.gather(n, c, h, w, runs, one_theta=k == 1)
-    partial = partial_sums(input, n * k, config, needs_theta)
-    args = dict(X_ptr=input, Theta_ptr=as_rows(theta), dY_ptr=grad_output, dX_ptr=grad_input)
-    args.update(P_ptr=partial, K=k, C=c, H=h, W=w, H_out=h_out, W_out=w_out, slots=config.slots)
-    args.update(strides("x", input) | strides("g", grad_output) | strides("dx", grad_input))
-    numbers = geometry(input, h_out, w_out, align_corners)
+    run = run_length(input, grad_output, grad_input)
+    config = configs.gather(n, c, h, w, run, one_theta=k == 1)
+    numbers = dict(K=k, C=c, H=h, W=w, H_out=h_out, W_out=w_out, slots=config.slots)
+    numbers |= strides("x", input) | strides("t", theta)
+    numbers |= strides("g", grad_output) | strides("dx", grad_input)
+    numbers |= geometry(input, h_out, w_out, align_corners)
     del numbers["edge"]  # where reflection turns
-    plan = Launch(
+    return Launch(
         kernel=gather,
         grid=config.grid,
-        args=args | theta_strides(args["Theta_ptr"]) | numbers,
+        numbers=numbers,
         constants=config.constants
         | number_types(input, input, grad_output, grad_input)
         | dict(MODE=mode, NEEDS_THETA=needs_theta, WINDOW="any"),
+        slots=config.slots if needs_theta else 0,
+        maxnreg=configs.GATHER_REGISTERS,
     )
-    return plan, partial
 
 
+@lru_cache(maxsize=4096)
 def plan_scatter(
-    grad_input,
-    grad_output,
-    input,
-    theta,
-    mode,
-    padding_mode,
-    align_corners,
-    needs_input,
-    needs_theta,
-) -> tuple[Launch, torch.Tensor]:
-    """The launch, and the partial sums (N·K, slots, 6) that it leaves for `plan_reduce`."""
+    grad_output: Layout,
+    input: Layout,
+    theta: Layout,
+    grad_input: Layout,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    needs_input: bool,
+    needs_theta: bool,
+) -> Launch:
     n, c = input.shape[:2]
     k, h_out, w_out = grad_output.shape[1], *grad_output.shape[3:]
-    written = (grad_input,) if needs_input else ()
-    runs = reads_runs(input, grad_output, *written)
-    config = configs.scatter(n * k, c, h_out, w_out, runs)
-    partial = partial_sums(input, n * k, config, needs_theta)
-    args = dict(X_ptr=input, Theta_ptr=as_rows(theta), dY_ptr=grad_output, dX_ptr=grad_input)
-    args.update(P_ptr=partial, K=k, C=c, H_out=h_out, W_out=w_out, slots=config.slots)
-    args.update(strides("x", input) | strides("g", grad_output))
-    args.update(strides("dx", grad_input if needs_input else input))
-    plan = Launch(
+    written = grad_input if needs_input else input
+    run = run_length(input, grad_output, written)
+    config = configs.scatter(n * k, c, h_out, w_out, run)
+    numbers = dict(K=k, C=c, H_out=h_out, W_out=w_out, slots=config.slots)
+    numbers |= strides("x", input) | strides("t", theta)
+    numbers |= strides("g", grad_output) | strides("dx", written)
+    return Launch(
         kernel=scatter,
         grid=config.grid,
-        args=args | theta_strides(args["Theta_ptr"]) | geometry(input, h_out, w_out, align_corners),
+        numbers=numbers | geometry(input, h_out, w_out, align_corners),
         constants=config.constants
-        | number_types(input, input, grad_output, *written)
+        | number_types(input, input, grad_output, written)
         | dict(MODE=mode, PADDING=padding_mode, NEEDS_INPUT=needs_input, NEEDS_THETA=needs_theta),
+        slots=config.slots if needs_theta else 0,
     )
-    return plan, partial
 
 
-def plan_reduce(partial, grad_theta, input, grad_output, align_corners) -> Launch:
-    numbers = geometry(input, *grad_output.shape[3:], align_corners)
+@lru_cache(maxsize=4096)
+def plan_reduce(grad_output: Layout, input: Layout, slots: int, align_corners: bool) -> Launch:
+    n, k, _, h_out, w_out = grad_output.shape
+    scales = geometry(input, h_out, w_out, align_corners)
     names = ("ratio_xx", "ratio_xy", "ratio_yx", "ratio_yy", "half_w", "half_h")
-    rows, slots = partial.shape[:2]
     return Launch(
         kernel=reduce,
-        grid=(rows, 1, 1),
-        args=dict(P_ptr=partial, dTheta_ptr=grad_theta, slots=slots)
-        | {name: numbers[name] for name in names},
-        constants=dict(BLOCK=64, DTYPE=tl_dtype(partial.dtype)),
+        grid=(n * k, 1, 1),
+        numbers=dict(slots=slots) | {name: scales[name] for name in names},
+        constants=dict(BLOCK=64, DTYPE=tl_dtype(input.dtype)),
     )
 
 
-def geometry(input: torch.Tensor, h_out: int, w_out: int, align_corners: bool) -> dict[str, Any]:
+def geometry(input: Layout, h_out: int, w_out: int, align_corners: bool) -> dict[str, Any]:
     """The numbers that take a normalised theta to centred pixels, for either align_corners."""
     h, w = input.shape[2:]
     less = 1 if align_corners else 0
     span_w, span_h = w - less, h - less  # of the image, from -1 to 1
     extent_w, extent_h = max(w_out - less, 1), max(h_out - less, 1)
-    exact = float if sum_dtype(input) == torch.float32 else float64_bits
+    exact = float64_bits if input.dtype == torch.float64 else float
     return dict(
         ratio_xx=exact(span_w / extent_w),
         ratio_xy=exact(span_w / extent_h),
@@ -236,10 +277,12 @@ def float64_bits(value: float) -> int:
     return struct.unpack("q", struct.pack("d", value or 2.0**-500))[0]
 
 
-def strides(name: str, tensor: torch.Tensor) -> dict[str, int]:
-    """stride_xn, stride_xc, ... of (N, C, H, W), or stride_gn, stride_gk, ... of (N, K, C, H, W)."""
-    axes = "nkchw" if tensor.ndim == 5 else "nchw"
-    return {f"stride_{name}{a}": s for a, s in zip(axes, tensor.stride(), strict=True)}
+def strides(name: str, tensor: Layout) -> dict[str, int]:
+    """stride_xn, stride_xc, ... of (N, C, H, W); of (N, K, C, H, W) also stride_gk."""
+    if name == "t":  # theta's last two dimensions lie side by side
+        return dict(stride_tn=tensor.strides[0], stride_tk=tensor.strides[1])
+    axes = "nkchw" if len(tensor.shape) == 5 else "nchw"
+    return {f"stride_{name}{axis}": s for axis, s in zip(axes, tensor.strides, strict=True)}
 
 
 def as_rows(theta: torch.Tensor) -> torch.Tensor:
@@ -247,40 +290,27 @@ def as_rows(theta: torch.Tensor) -> torch.Tensor:
     return theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
 
 
-def theta_strides(theta: torch.Tensor) -> dict[str, int]:
-    return dict(stride_tn=theta.stride(0), stride_tk=theta.stride(1))
+def run_length(input: Layout, *others: Layout) -> int:
+    """Channels that a program reads of one pixel at a time: 1 in NCHW, a line in channels-last."""
+    run = configs.RUN_BYTES // input.dtype.itemsize
+    near = all(run * other.strides[-3] <= INT32_MAX for other in others)
+    last = channels_lie_last(input.shape, input.strides)
+    return run if last and input.shape[1] >= MIN_RUN and near else 1
 
 
-def reads_runs(input: torch.Tensor, *others: torch.Tensor) -> bool:
-    """Whether channels-last runs are worth reading: enough channels, side by side."""
-    return (
-        is_channels_last(input)
-        and input.shape[1] >= MIN_RUN
-        and all(configs.RUN * other.stride(-3) <= INT32_MAX for other in others)
-    )
-
-
-def sum_dtype(input: torch.Tensor) -> torch.dtype:
-    """The dtype of coordinates, weights and sums."""
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of coordinates, weights and sums for an image of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def tl_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def number_types(input: torch.Tensor, *planes: torch.Tensor) -> dict[str, tl.dtype]:
+def number_types(input: Layout, *planes: Layout) -> dict[str, tl.dtype]:
     """DTYPE of coordinates and sums; INDEX of offsets inside one image of each tensor."""
     far = max(
-        (plane.shape[-2] - 1) * plane.stride(-2) + (plane.shape[-1] - 1) * plane.stride(-1)
+        (plane.shape[-2] - 1) * plane.strides[-2] + (plane.shape[-1] - 1) * plane.strides[-1]
         for plane in planes
     )
-    index = tl.int32 if far <= INT32_MAX else tl.int64
-    return dict(DTYPE=tl_dtype(sum_dtype(input)), INDEX=index)
-
-
-def partial_sums(
-    input: torch.Tensor, thetas: int, config: configs.Config, needs_theta: bool
-) -> torch.Tensor:
-    slots = config.slots if needs_theta else 0
-    return torch.empty((thetas, slots, 6), dtype=sum_dtype(input), device=input.device)
+    return dict(DTYPE=tl_dtype(input.dtype), INDEX=tl.int32 if far <= INT32_MAX else tl.int64)

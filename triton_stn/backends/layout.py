@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
+def channels_lie_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the channels of a (N, C, H, W) layout lie side by side, pixel after pixel."""
+    c, w = shape[1], shape[3]
+    return c > 1 and strides[1] == 1 and (w == 1 or strides[3] >= c)
+
+
 def is_channels_last(tensor: torch.Tensor) -> bool:
-    """Whether the channels of a (N, C, H, W) tensor lie side by side, pixel after pixel."""
-    _, c, _, w = tensor.shape
-    return c > 1 and tensor.stride(1) == 1 and (w == 1 or tensor.stride(3) >= c)
+    return channels_lie_last(tensor.shape, tensor.stride())
 
 
 def memory_format(tensor: torch.Tensor) -> torch.memory_format:

@@ -11,10 +11,13 @@ WARPS = 4
 PATCH_H, PATCH_W = 16, 8
 # Enough programs for every multiprocessor of the largest GPUs (132 to 160) to hold about 16 warps.
 ENOUGH_PROGRAMS = 1024
-# Channels of a pixel that one program reads in channels-last: 64 floats are 16 lanes of 16 bytes.
-RUN = 64
+# What a channels-last program reads of one pixel at a time: a whole line, 8 lanes of 16 bytes.
+RUN_BYTES = 128
 # A split repeats the set-up, which costs as much as about 4 channels.
 MIN_CHANNELS_A_SPLIT = 8
+# Left alone, ptxas settles on 96 registers and spills one or two; 168 still leaves 3 programs a
+# multiprocessor, as 136 would, and spills none (static report).
+GATHER_REGISTERS = 168
 MAX_GRID = 65535  # of the launch grid's axes y and z
 
 
@@ -35,36 +38,37 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def forward(images: int, channels: int, height: int, width: int, channels_last: bool) -> Config:
-    """``images`` is N·K and the canvas is the output's."""
+def forward(images: int, channels: int, height: int, width: int, run: int) -> Config:
+    """``images`` is N·K and the canvas is the output's; ``run`` is 1, or in channels-last the
+    channels of a line."""
     # With few channels the set-up is the kernel: several tiles a program share theta's part of it.
     tiles = {1: 4, 2: 4, 3: 2, 4: 2}.get(channels, 1)
-    config = _cut(images, channels, height, width, channels_last, tiles, 1)
-    unrolled = channels if channels <= 4 and not channels_last else 0
+    config = _cut(images, channels, height, width, run, tiles, 1)
+    unrolled = channels if channels <= 4 and run == 1 else 0
     config.constants.update(CHANNELS=unrolled)
     return config
 
 
 def gather(
-    images: int, channels: int, height: int, width: int, channels_last: bool, one_theta: bool
+    images: int, channels: int, height: int, width: int, run: int, one_theta: bool
 ) -> Config:
     """``images`` is N and the canvas is the input's."""
     # Channels a pass share the window's weights; more than 4 cost more registers than they save.
-    channels_a_pass = 1 if channels_last else min(channels, 4)
+    channels_a_pass = 1 if run > 1 else min(channels, 4)
     # Several tiles a program share one reduction of the six sums, about 120 instructions a thread.
-    tiles = 4 if one_theta else 1
-    config = _cut(images, channels, height, width, channels_last, tiles, channels_a_pass)
-    config.constants.update(PASS=channels_a_pass, ONE_THETA=one_theta)
+    tiles = 16 if one_theta and channels <= 4 else 1
+    config = _cut(images, channels, height, width, run, tiles, channels_a_pass)
+    step = channels_a_pass * config.constants["BLOCK_C"]
+    config.constants.update(PASS=channels_a_pass, ONE_PASS=channels == step, ONE_THETA=one_theta)
     if one_theta:
         return config
     per_split = cdiv(channels, config.constants["SPLITS"])
-    passes = cdiv(per_split, channels_a_pass * config.constants["BLOCK_C"])
-    return Config(config.grid, config.constants, config.slots * passes)
+    return Config(config.grid, config.constants, config.slots * cdiv(per_split, step))
 
 
-def scatter(images: int, channels: int, height: int, width: int, channels_last: bool) -> Config:
+def scatter(images: int, channels: int, height: int, width: int, run: int) -> Config:
     """``images`` is N·K and the canvas is the output's."""
-    config = _cut(images, channels, height, width, channels_last, 1, 1)
+    config = _cut(images, channels, height, width, run, 1, 1)
     del config.constants["TILES"]
     return config
 
@@ -74,12 +78,14 @@ def _cut(
     channels: int,
     height: int,
     width: int,
-    channels_last: bool,
+    run: int,
     tiles: int,
     channels_a_pass: int,
 ) -> Config:
-    if channels_last:
-        block_h, block_w, block_c = 4, 4, min(next_power_of_2(channels), RUN)
+    if run > 1:
+        # Where runs are not aligned a thread reads one channel, so half the pixels keep it busy.
+        aligned = channels % (run // 8) == 0
+        block_h, block_w, block_c = 4 if aligned else 2, 4, min(next_power_of_2(channels), run)
     else:
         block_h, block_w, block_c = PATCH_H, PATCH_W, 1
     while cdiv(width, block_w) > MAX_GRID:

@@ -22,19 +22,13 @@ def scalar(value, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def load_map(
-    Theta_ptr,  # the six numbers of one theta, contiguous
-    ratio_xx,
-    ratio_xy,
-    ratio_yx,
-    ratio_yy,
-    half_w,
-    half_h,
-    last_w,
-    last_h,
-    DTYPE: tl.constexpr,
-):
-    """Normalised theta -> (a00, a01, b0, a10, a11, b1) in pixels."""
+def load_map(Theta_ptr, scales, DTYPE: tl.constexpr):
+    """Normalised theta, six numbers side by side -> (a00, a01, b0, a10, a11, b1) in pixels.
+
+    ``scales`` are the host's numbers (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h,
+    last_w, last_h): span of the input over extent of the output, half a span, size less one.
+    """
+    ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h = scales
     a00 = tl.load(Theta_ptr).to(DTYPE) * scalar(ratio_xx, DTYPE)
     a01 = tl.load(Theta_ptr + 1).to(DTYPE) * scalar(ratio_xy, DTYPE)
     b0 = tl.load(Theta_ptr + 2).to(DTYPE) * half_w + last_w * 0.5

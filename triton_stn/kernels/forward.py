@@ -76,9 +76,8 @@ def forward(
     nk = tl.program_id(0) // SPLITS
     n = nk // K
     Theta_ptr += n.to(tl.int64) * stride_tn + (nk - n * K).to(tl.int64) * stride_tk
-    map = load_map(
-        Theta_ptr, ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h, DTYPE
-    )
+    scales = (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h)
+    map = load_map(Theta_ptr, scales, DTYPE)
     first, count = channel_range(C, SPLITS)
     X_ptr += n.to(tl.int64) * stride_xn + first * stride_xc
     Y_ptr += nk.to(tl.int64) * stride_yn + first * stride_yc
@@ -139,14 +138,10 @@ def forward_tile(
         finite = nonfinite(x) + nonfinite(y) == 0
         X_ptrs = X_ptr + (v.to(INDEX) * stride_xh + u.to(INDEX) * stride_xw)
         read = mask & in_x & in_y
-        for c in tl.range(0, count, BLOCK_C, loop_unroll_factor=4):
-            if MASK_CHANNELS:
-                value = tl.load(X_ptrs, mask=read & (offs_c < count - c), other=0.0)
-                written = mask & (offs_c < count - c)
-            else:
-                value = tl.load(X_ptrs, mask=read, other=0.0)
-                written = mask
-            tl.store(Y_ptrs, tl.where(finite, value, float("nan")), mask=written)
+        for c in range(0, CHANNELS if CHANNELS > 0 else count, BLOCK_C):
+            some = offs_c < count - c if MASK_CHANNELS else True
+            value = tl.load(X_ptrs, mask=read & some, other=0.0)
+            tl.store(Y_ptrs, tl.where(finite, value, float("nan")), mask=mask & some)
             X_ptrs += BLOCK_C * stride_xc
             Y_ptrs += BLOCK_C * stride_yc
     else:
@@ -174,7 +169,8 @@ def forward_tile(
                 p1 += stride_xc
                 Y_ptrs += stride_yc
         else:
-            for c in tl.range(0, count, BLOCK_C, loop_unroll_factor=4):
+            # A run is already several loads a thread; one channel is not.
+            for c in tl.range(0, count, BLOCK_C, loop_unroll_factor=4 if BLOCK_C == 1 else 1):
                 if MASK_CHANNELS:
                     some = offs_c < count - c
                     out = tap_sum(

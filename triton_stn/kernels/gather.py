@@ -8,7 +8,7 @@ Input pixel (u, v) receives from the output pixels p with x(p) in [u-1, u+1), y(
     S_y           += t(p) · sgn_y · wx(p) · (j', i', 1)
 
 and S is the gradient of the pixel map. The preimage of the 2 x 2 cell is a parallelogram whose
-bounding box, the window, has the same size for every pixel of a theta (`windows.py` chooses it).
+bounding box, the window, has the same size for every pixel of a theta.
 Membership is decided on x(p), y(p) as the forward kernel rounds them, so every tap is counted
 exactly once. A tile is NCHW or channels-last as `coordinates.tile` says.
 Launch grid: (N·SPLITS, tiles along W, tiles along H); a split owns a range of channels.
@@ -17,22 +17,18 @@ Launch grid: (N·SPLITS, tiles along W, tiles along H); a split owns a range of 
 import triton
 import triton.language as tl
 
+from triton_stn.kernels.candidates import inverse_map, is_tame, load_pass
 from triton_stn.kernels.coordinates import channel_range, load_map, tile
-from triton_stn.kernels.windows import (
-    gather_axis,
-    gather_three,
-    gather_walk,
-    gather_wide,
-    inverse_map,
-    load_pass,
-)
+from triton_stn.kernels.narrow import axis_kind, gather_axis, gather_three
+from triton_stn.kernels.wide import gather_walk, gather_wide
 
 
 @triton.jit
-def store_moments(P_ptr, moments):
+def store_moments(P_ptr, moments, swap):
     """Sum six tiles of moments in a fixed order and store the six numbers.
 
     Along the rows inside a warp; then stacked, so that one exchange between warps serves them all.
+    ``swap`` exchanges the moments along j and i.
     """
     m0 = tl.sum(moments[0], 1)
     m1 = tl.sum(moments[1], 1)
@@ -45,12 +41,20 @@ def store_moments(P_ptr, moments):
     odd = tl.join(tl.join(m1, m5), tl.join(m3, zero))
     stacked = tl.reshape(tl.join(even, odd), (m0.shape[0], 8))
     column = tl.arange(0, 8)
-    tl.store(P_ptr + column, tl.sum(stacked, 0), mask=column < 6)
+    swapped = tl.where(column % 3 < 2, column // 3 * 3 + 1 - column % 3, column)
+    place = tl.where(swap, swapped, column)
+    tl.store(P_ptr + place, tl.sum(stacked, 0), mask=column < 6)
 
 
 @triton.jit
-def zero_moments(mask, DTYPE: tl.constexpr):
-    zero = tl.zeros(mask.shape, DTYPE)
+def zero_moments(
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr
+):
+    """Six zeros a pixel of a tile."""
+    if BLOCK_C == 1:
+        zero = tl.zeros([BLOCK_H, BLOCK_W], DTYPE)
+    else:
+        zero = tl.zeros([BLOCK_H * BLOCK_W, 1], DTYPE)
     return zero, zero, zero, zero, zero, zero
 
 
@@ -98,6 +102,7 @@ def gather(
     ONE_THETA: tl.constexpr,  # K = 1: moments stay in registers over passes and tiles
     WINDOW: tl.constexpr,  # "any", or the one kind of window to compile, for the static report
     PASS: tl.constexpr,  # channels a pass (NCHW)
+    ONE_PASS: tl.constexpr,  # a pass takes all channels
     MASK_CHANNELS: tl.constexpr,  # a pass does not divide a split's channels
     SPLITS: tl.constexpr,
     TILES: tl.constexpr,  # tiles a program walks, downwards
@@ -115,14 +120,12 @@ def gather(
     Theta_ptr += n.to(tl.int64) * stride_tn
     canvas = (H_out, W_out, centre_h, centre_w)
     STEP: tl.constexpr = PASS * BLOCK_C
-    passes = tl.cdiv(count, STEP)
+    scales = (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h)
+    passes = 1 if ONE_PASS else tl.cdiv(count, STEP)
     if ONE_THETA:
-        map = load_map(
-            Theta_ptr, ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h, DTYPE
-        )
+        map = load_map(Theta_ptr, scales, DTYPE)
         inverse = inverse_map(map, MODE)
-        offs_v, offs_u, _ = tile(0, 0, BLOCK_H, BLOCK_W, BLOCK_C)
-        moments = zero_moments((offs_v >= 0) & (offs_u >= 0), DTYPE)
+        moments = zero_moments(BLOCK_H, BLOCK_W, BLOCK_C, DTYPE)
 
     for t in range(TILES):
         v_first = (tl.program_id(2) * TILES + t) * BLOCK_H
@@ -147,24 +150,22 @@ def gather(
             G_ptr = G_pass
             Theta_k = Theta_ptr
             for k in range(K):
+                X = (X_pass, stride_xc, stride_xh, stride_xw)
                 G = (G_ptr, stride_gc, stride_gh, stride_gw)
                 if not ONE_THETA:
-                    map = load_map(
-                        Theta_k, ratio_xx, ratio_xy, ratio_yx, ratio_yy,
-                        half_w, half_h, last_w, last_h, DTYPE,
-                    )  # fmt: skip
+                    map = load_map(Theta_k, scales, DTYPE)
                     inverse = inverse_map(map, MODE)
-                    moments = zero_moments(mask, DTYPE)
+                    moments = zero_moments(BLOCK_H, BLOCK_W, BLOCK_C, DTYPE)
                 acc, moments = gather_theta(
-                    acc, moments, values, (X_pass, stride_xc, stride_xh, stride_xw), G, map,
-                    inverse, u, v, u_first, v_first, H, W, mask, channels, canvas, MODE, PASS,
-                    MASK_CHANNELS, NEEDS_THETA, WINDOW, BLOCK_H, BLOCK_W, BLOCK_C, INDEX,
+                    acc, moments, values, X, G, Theta_k, scales, map, inverse, u, v, u_first,
+                    v_first, H, W, mask, channels, canvas, MODE, PASS, MASK_CHANNELS,
+                    NEEDS_THETA, WINDOW, BLOCK_H, BLOCK_W, BLOCK_C, INDEX,
                 )  # fmt: skip
                 if NEEDS_THETA and not ONE_THETA:
                     slot = (tl.program_id(2) * TILES + t) * tl.num_programs(1) + tl.program_id(1)
                     slot = (slot * SPLITS + tl.program_id(0) % SPLITS) * passes + step
                     row = (n.to(tl.int64) * K + k) * slots + slot
-                    store_moments(P_ptr + row * 6, moments)
+                    store_moments(P_ptr + row * 6, moments, axis_kind(map)[1])
                 G_ptr += stride_gk
                 Theta_k += stride_tk
             for c in tl.static_range(PASS):
@@ -179,7 +180,7 @@ def gather(
     if NEEDS_THETA and ONE_THETA:
         slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
         slot = slot * SPLITS + tl.program_id(0) % SPLITS
-        store_moments(P_ptr + (n.to(tl.int64) * slots + slot) * 6, moments)
+        store_moments(P_ptr + (n.to(tl.int64) * slots + slot) * 6, moments, axis_kind(map)[1])
 
 
 @triton.jit
@@ -189,6 +190,8 @@ def gather_theta(
     values,
     X,
     G,
+    Theta_ptr,
+    scales,
     map,
     inverse,
     u,
@@ -213,23 +216,27 @@ def gather_theta(
     """Choose the window of one theta, the same for every thread, and gather through it."""
     a00, a01, b0, a10, a11, b1 = map
     finite = a00 * 0 + a01 * 0 + b0 * 0 + a10 * 0 + a11 * 0 + b1 * 0 == 0
-    upright = (a01 == 0) & (a10 == 0) & (tl.abs(a00) >= 1) & (tl.abs(a11) >= 1)
-    on_side = (a00 == 0) & (a11 == 0) & (tl.abs(a01) >= 1) & (tl.abs(a10) >= 1)
-    axis = finite & (upright | on_side)
+    upright, on_side = axis_kind(map)
     reach_j = inverse[0]
     reach_i = inverse[1]
-    three = finite & (reach_j <= 1.5) & (reach_i <= 1.5)
+    three = finite & (reach_j <= 1.5) & (reach_i <= 1.5) & is_tame(map, inverse)
     # 400 candidates: more are shared by the threads of a program. By reasoning, not measured.
     walk = finite & ((2 * reach_j + 1) * (2 * reach_i + 1) <= 400)
     if WINDOW == "axis":
-        axis = True
+        upright = True
     if WINDOW == "three":
-        axis = False
+        upright = False
+        on_side = False
         three = True
-    if axis:
+    if upright:
         acc, moments = gather_axis(
             acc, moments, values, G, map, u, v, mask, channels, canvas,
-            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
+            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, False,
+        )  # fmt: skip
+    elif on_side:
+        acc, moments = gather_axis(
+            acc, moments, values, G, map, u, v, mask, channels, canvas,
+            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, True,
         )  # fmt: skip
     elif three:
         acc, moments = gather_three(
@@ -242,6 +249,9 @@ def gather_theta(
             MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
         )  # fmt: skip
     elif finite:
+        # Loaded anew, so that none of its numbers holds a register in the narrow windows.
+        map = load_map(Theta_ptr, scales, a00.dtype)
+        inverse = inverse_map(map, MODE)
         acc, moments = gather_wide(
             acc, moments, X, G, map, inverse, u_first, v_first, H, W, channels, canvas,
             MODE, PASS, MASK_CHANNELS, NEEDS_THETA, BLOCK_H, BLOCK_W, BLOCK_C, INDEX,

@@ -4,8 +4,8 @@ dtheta alone needs no scatter: with the four taps of its coordinate each output 
 
     S_x += sum over c of dY · (dY/dx) · (j', i', 1)        S_y likewise
 
-and grad_input, for the padding modes that fold the plane onto the image's edge, adds dY · wx · wy to
-the four taps with float atomics, whose order is not fixed.
+and grad_input, for the padding modes that fold the plane onto the image's edge, adds dY · wx · wy
+to the four taps with float atomics, whose order is not fixed.
 Launch grid: (N·K·SPLITS, tiles along W, tiles along H); a split owns a range of channels.
 """
 
@@ -78,10 +78,9 @@ def scatter(
     nk = tl.program_id(0) // SPLITS
     n = nk // K
     k = nk - n * K
-    a00, a01, b0, a10, a11, b1 = load_map(
-        Theta_ptr + n.to(tl.int64) * stride_tn + k.to(tl.int64) * stride_tk,
-        ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h, DTYPE,
-    )  # fmt: skip
+    scales = (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h)
+    Theta_ptr += n.to(tl.int64) * stride_tn + k.to(tl.int64) * stride_tk
+    a00, a01, b0, a10, a11, b1 = load_map(Theta_ptr, scales, DTYPE)
     offs_i, offs_j, offs_c = tile(
         tl.program_id(2) * BLOCK_H, tl.program_id(1) * BLOCK_W, BLOCK_H, BLOCK_W, BLOCK_C
     )
@@ -160,7 +159,7 @@ def scatter(
             s_y = tl.where(mask, s_y, 0.0)
             slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
             row = nk.to(tl.int64) * slots + slot * SPLITS + tl.program_id(0) % SPLITS
-            store_moments(P_ptr + row * 6, (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y))
+            store_moments(P_ptr + row * 6, (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y), False)
 
 
 @triton.jit

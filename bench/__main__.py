@@ -1,0 +1,156 @@
+"""``python -m bench``: measure, write the table, print the summary. ``--help`` has the options."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from bench import baselines, plots, table
+from bench.baselines import Provider
+from bench.cases import Task, suite
+from bench.measure import Forwards, Machine, run_task, this_machine
+
+# `python -m bench NAME ...` runs `bench.NAME.main([...])`.
+SUBCOMMANDS = ("compare", "report")
+RESULTS = Path(__file__).parent / "results"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 1 when a row of triton_stn is wrong or failed, or a kernel spills."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in SUBCOMMANDS:
+        return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
+    options = _parse(argv)
+    machine = this_machine()
+    if machine.type == "cpu":
+        print("No GPU found: timing the pure-PyTorch path on the CPU; the kernels' report follows.")
+        _warn_when_busy()
+    out = options.out or RESULTS / re.sub(r"[^a-z0-9]+", "-", machine.device.lower()).strip("-")
+    out.mkdir(parents=True, exist_ok=True)
+    csv = out / "results.csv"
+
+    tasks = suite(options.suite, machine.type)
+    try:
+        status = run(tasks, baselines.PROVIDERS, machine, csv, options.filter, options.resume)
+    except KeyboardInterrupt:
+        print(f"\nInterrupted; {csv} has what was measured. Go on with the same command, --resume.")
+        return 130
+    if not csv.exists():
+        print(f"Nothing matches --filter {options.filter!r}.")
+        return 2
+    _write_report(csv)
+    return status if machine.type == "cuda" else max(status, _static_report())
+
+
+def _warn_when_busy() -> None:
+    """Other work on the same cores makes every parallel region wait for a time slice."""
+    cores = os.cpu_count() or 1
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > cores / 2:
+        print(f"The CPU is busy (load {load:.1f} on {cores} cores): do not trust these times.")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Check triton_stn, eager and compiled PyTorch against float64, then time them.",
+        epilog=f"Further commands, each with its own --help: {', '.join(SUBCOMMANDS)}.",
+    )
+    parser.add_argument("--suite", choices=("quick", "full"), default="quick")
+    parser.add_argument(
+        "--filter",
+        default="",
+        metavar="TEXT",
+        help="only rows whose case/pass/provider/theta/dtype/layout contains every word of TEXT",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: bench/results/<device>/")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the rows that DIR has, measure the others"
+    )
+    return parser.parse_args(argv)
+
+
+def run(
+    tasks: Sequence[Task],
+    providers: Sequence[Provider],
+    machine: Machine,
+    csv: Path,
+    words: str = "",
+    resume: bool = False,
+) -> int:
+    """Measure into ``csv``, a task at a time; 1 when a row of triton_stn is wrong or failed."""
+    done = _begin(csv, resume, machine.device)
+    known = set(table.keys(done))
+    forwards = Forwards()
+    wanted = [(task, _wanted(task, providers, words)) for task in tasks]
+    wanted = [(task, chosen) for task, chosen in wanted if chosen]
+    progress = tqdm(wanted, unit="task", smoothing=0.1, dynamic_ncols=True)
+    for task, chosen in progress:
+        missing = [p for p in chosen if task.key(p.name) not in known]
+        if not missing:
+            continue
+        progress.set_description(f"{task.case.name} {task.pass_name} {task.theta_kind}")
+        rows = run_task(task, missing, machine, forwards, _eager_ms(done, task))
+        table.append(csv, rows)
+    if not csv.exists():
+        return 0
+    ours = table.read(csv).query("provider == 'triton_stn'")
+    return int(ours.status.isin(("wrong", "error")).any())
+
+
+def _begin(csv: Path, resume: bool, device: str) -> pd.DataFrame:
+    """The rows to keep. The file is left holding whole rows alone, or nothing."""
+    empty = pd.DataFrame(columns=table.COLUMNS)
+    done = table.read(csv) if resume and csv.exists() else empty
+    # Times of two devices in one table would give speedups that nobody measured.
+    done = done[done.device == device]
+    csv.unlink(missing_ok=True)
+    if len(done):
+        table.append(csv, done.to_dict("records"))
+    return done
+
+
+def _wanted(task: Task, providers: Sequence[Provider], words: str) -> list[Provider]:
+    names = {provider.name: "/".join(task.key(provider.name)[:6]) for provider in providers}
+    return [p for p in providers if all(word in names[p.name] for word in words.split())]
+
+
+def _eager_ms(done: pd.DataFrame, task: Task) -> float | None:
+    """The time of eager on the task in an earlier, interrupted run."""
+    eager = task.key(baselines.YARDSTICK)
+    match = [key == eager for key in table.keys(done)]
+    times = done[match].ms_p50.dropna() if any(match) else ()
+    return float(times.iloc[0]) if len(times) else None
+
+
+def _write_report(csv: Path) -> None:
+    frame = table.read(csv)
+    markdown = csv.with_suffix(".md")
+    markdown.write_text(table.report(frame), encoding="utf-8")
+    pictures = plots.draw(frame, csv.parent)
+    print(f"\n{table.to_markdown(table.summary(frame))}\n")
+    for path in (csv, markdown, *pictures):
+        print(f"wrote {path}")
+
+
+def _static_report() -> int:
+    """What can be known about the kernels without a GPU; 1 on a spill."""
+    try:
+        from bench import static
+    except ImportError as exception:
+        print(f"No static kernel report: {exception}")
+        return 0
+    print()
+    return static.report(None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""What is measured: the one table of cases, the maps θ, and the bytes a pass has to move."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload: N images (C, H, W), K maps an image, output (H_out, W_out).
+
+    ``n_cpu`` is the batch used on a CPU, where the full one would take minutes; the results
+    always carry the N that ran.
+    """
+
+    name: str
+    n: int
+    k: int
+    c: int
+    h: int
+    w: int
+    h_out: int
+    w_out: int
+    n_cpu: int
+
+
+#                        N   K    C     H     W  H_out W_out n_cpu
+CASES = (
+    Case("tutorial_28", 64, 1, 1, 28, 28, 28, 28, 64),
+    Case("digits_42", 256, 1, 1, 42, 42, 42, 42, 64),
+    Case("digits_60", 256, 1, 1, 60, 60, 60, 60, 64),
+    Case("svhn_64", 128, 1, 3, 64, 64, 64, 64, 32),
+    Case("svhn_128", 128, 1, 3, 128, 128, 128, 128, 8),
+    Case("large_512", 16, 1, 3, 512, 512, 512, 512, 2),
+    Case("features_56", 64, 1, 64, 56, 56, 56, 56, 8),
+    Case("features_28", 32, 1, 256, 28, 28, 28, 28, 8),
+    Case("birds_448", 32, 1, 3, 448, 448, 224, 224, 4),
+    Case("birds_448_k4", 32, 4, 3, 448, 448, 224, 224, 2),
+    Case("photo_4096", 1, 1, 3, 4096, 4096, 4096, 4096, 1),
+)
+
+# At identity, and at this zoom in wherever H_out = H / 2, coordinates fall on integers.
+THETA_KINDS = ("identity", "rotation_30", "zoom_in_2", "zoom_out_2")
+DTYPES = ("float32", "float16", "bfloat16")
+LAYOUTS = ("contiguous", "channels_last")
+PASSES = ("forward", "backward_input", "backward_theta", "backward", "forward_backward")
+
+# The full suite follows time over angle and zoom on one case: large enough to be bound by memory.
+SWEEP_CASE = "large_512"
+SWEEP = (
+    *(f"rotation_{degrees}" for degrees in (0, 10, 20, 45, 60, 75, 90)),
+    *(f"zoom_in_{factor}" for factor in (1.5, 4, 16)),
+    *(f"zoom_out_{factor}" for factor in (1.5, 4, 16)),
+)
+
+
+def theta_of(kind: str, k: int = 1) -> torch.Tensor:
+    """θ (K, 2, 3), float32, normalised, output to input.
+
+    ``kind`` is "identity", "rotation_<degrees>", "zoom_in_<factor>" (the input appears larger) or
+    "zoom_out_<factor>". The K maps of one image differ by their place along x, as the crops of
+    parallel transformers do.
+    """
+    angle, scale = angle_and_scale(kind)
+    # The rounding makes a quarter turn exact: math.cos(math.pi / 2) is 6e-17.
+    cos, sin = (round(f(math.radians(angle)), 15) * scale for f in (math.cos, math.sin))
+    theta = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).repeat(k, 1, 1)
+    if k > 1:
+        theta[:, 0, 2] = torch.linspace(-0.5, 0.5, k)
+    return theta
+
+
+def angle_and_scale(kind: str) -> tuple[float, float]:
+    """The angle in degrees and the scale of θ that ``kind`` names; zooming in by 2 is 0.5."""
+    if kind == "identity":
+        return 0.0, 1.0
+    match = re.fullmatch(r"(rotation|zoom_in|zoom_out)_(\d+(?:\.\d+)?)", kind)
+    if match is None:
+        raise ValueError(f"theta kind must be identity, rotation_A or zoom_in|out_F, got {kind!r}")
+    value = float(match[2])
+    if match[1] == "rotation":
+        return value, 1.0
+    return 0.0, 1 / value if match[1] == "zoom_in" else value
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to time: the rows of the table that differ by the provider alone."""
+
+    case: Case
+    pass_name: str
+    theta_kind: str
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    padding_mode: str = "zeros"
+    align_corners: bool = False
+
+    def key(self, provider: str) -> tuple[str, ...]:
+        """What tells its row from every other, in the order of ``table.KEY``."""
+        what = (self.case.name, self.pass_name, provider, self.theta_kind, self.dtype, self.layout)
+        return (*what, self.padding_mode, str(self.align_corners))
+
+
+def suite(name: str, device_type: str) -> list[Task]:
+    """The tasks of ``--suite quick|full`` on "cuda" or "cpu", in the order they run.
+
+    quick: float32, contiguous; on a CPU also two passes instead of five, the batches of
+    ``n_cpu``, and the photo under one θ (a call on it takes seconds there).
+    full: every dtype, layout and pass, and the sweep over angle and zoom.
+    """
+    cases = CASES
+    if device_type == "cpu":
+        cases = tuple(replace(case, n=case.n_cpu) for case in CASES)
+    if name == "full":
+        tasks = [task for case in cases for task in _cross(case, DTYPES, LAYOUTS)]
+        (swept,) = (case for case in cases if case.name == SWEEP_CASE)
+        return tasks + _cross(swept, ("float32",), ("contiguous",), SWEEP)
+    tasks = [task for case in cases for task in _cross(case, ("float32",), ("contiguous",))]
+    if device_type == "cpu":
+        tasks = [task for task in tasks if task.pass_name in ("forward", "forward_backward")]
+        photo = CASES[-1].name
+        tasks = [t for t in tasks if t.case.name != photo or t.theta_kind == "rotation_30"]
+    return tasks
+
+
+def _cross(
+    case: Case,
+    dtypes: Sequence[str],
+    layouts: Sequence[str],
+    theta_kinds: Sequence[str] = THETA_KINDS,
+) -> list[Task]:
+    return [
+        Task(case, pass_name, theta_kind, dtype, layout)
+        for dtype in dtypes
+        for layout in layouts
+        # With one channel both layouts are the same memory.
+        if case.c > 1 or layout == "contiguous"
+        for theta_kind in theta_kinds
+        for pass_name in PASSES
+    ]
+
+
+def min_bytes(task: Task) -> int:
+    """The least device-memory traffic of the pass: every element that matters, moved once.
+
+    Only what is in view counts as read: input pixels to which some output gives a weight, output
+    pixels that see the input at all. What is returned is written whole, in view or not. θ's and
+    grad_theta's bytes are left out: at most 1% of the smallest case.
+    """
+    case = task.case
+    touched, seen = in_view(
+        (case.h, case.w),
+        (case.h_out, case.w_out),
+        task.theta_kind,
+        case.k,
+        task.padding_mode,
+        task.align_corners,
+    )
+    read_input = case.n * case.c * touched
+    write_input = case.n * case.c * case.h * case.w
+    read_output = case.n * case.c * seen
+    write_output = case.n * case.k * case.c * case.h_out * case.w_out
+    forward = read_input + write_output
+    backward = read_output + read_input + write_input
+    elements = {
+        "forward": forward,
+        "backward_input": read_output + write_input,
+        "backward_theta": read_output + read_input,
+        "backward": backward,
+        "forward_backward": forward + backward,
+    }[task.pass_name]
+    return elements * getattr(torch, task.dtype).itemsize
+
+
+@lru_cache(maxsize=256)
+def in_view(
+    size: tuple[int, int],
+    output_size: tuple[int, int],
+    theta_kind: str,
+    k: int = 1,
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+) -> tuple[int, int]:
+    """How many input pixels of one image are read, and how many of its K outputs see any.
+
+    Counted by sampling a plane of ones and spreading ones back.
+    """
+    plane = torch.ones(1, 1, *size, requires_grad=True)
+    grid = F.affine_grid(theta_of(theta_kind, k), (k, 1, *output_size), align_corners)
+    image = plane.expand(k, -1, -1, -1)
+    sampled = F.grid_sample(
+        image, grid, padding_mode=padding_mode, align_corners=align_corners
+    )  # (K, 1, H_out, W_out)
+    (weight,) = torch.autograd.grad(sampled.sum(), plane)
+    # float32 coordinates err by up to 1e-3 pixel at 4096: less than that is a weight of zero.
+    return int((weight > 1e-3).sum()), int((sampled > 1e-3).sum())

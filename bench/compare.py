@@ -1,0 +1,96 @@
+"""``python -m bench compare OLD.csv NEW.csv``: what got faster, slower or broken."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bench import table
+
+THRESHOLD = 5.0  # percent: below it neither a reader nor a user would notice
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 on a regression, 2 when the tables can not be compared."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench compare",
+        description="Show the rows whose time changed beyond the spread of both runs "
+        "(p20 to p80) and beyond the threshold. Exit status 1 when one got slower or broke.",
+    )
+    parser.add_argument("old", type=Path, metavar="OLD.csv")
+    parser.add_argument("new", type=Path, metavar="NEW.csv")
+    parser.add_argument("--provider", default="triton_stn", help="default: %(default)s")
+    parser.add_argument(
+        "--threshold", type=float, default=THRESHOLD, metavar="PERCENT", help="default: %(default)s"
+    )
+    options = parser.parse_args(argv)
+    try:
+        old, new = table.read(options.old), table.read(options.new)
+        both = pair(old, new)
+    except (OSError, ValueError) as exception:
+        print(exception, file=sys.stderr)
+        return 2
+
+    # The machine itself may have changed: what should not have, shows it.
+    for provider, rows in both.groupby("provider", sort=False):
+        ratios = (rows.ms_p50_new / rows.ms_p50_old).dropna()
+        if len(ratios):
+            mean = table.geometric_mean(ratios)
+            print(f"{provider}: {len(ratios)} rows, new / old time {mean:.3f} (geometric mean)")
+    mine = both[both.provider == options.provider]
+    if mine.empty:
+        print(f"The tables share no row of {options.provider}.", file=sys.stderr)
+        return 2
+    changed = changes(mine, options.threshold)
+    if changed.empty:
+        print(f"{options.provider}: no change beyond the spread in {len(mine)} rows.")
+    else:
+        print(f"\n{table.to_markdown(changed)}")
+    return int(changed.change.isin(("slower", "broken")).any())
+
+
+def pair(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """The rows that both tables have, side by side.
+
+    Raises:
+        ValueError: the tables come from different devices, or shapes differ under one key.
+    """
+    devices = sorted(set(old.device) | set(new.device))
+    if len(devices) > 1:
+        raise ValueError(f"times of different devices do not compare: {', '.join(devices)}")
+    both = old.merge(new, on=list(table.KEY), suffixes=("_old", "_new"))
+    shape = ["n", "k", "c", "h", "w", "h_out", "w_out"]
+    for name in shape:
+        if (both[f"{name}_old"] != both[f"{name}_new"]).any():
+            raise ValueError(f"the tables hold cases of the same name with another {name}")
+    return both
+
+
+def changes(both: pd.DataFrame, threshold: float = THRESHOLD) -> pd.DataFrame:
+    """The rows that changed, the worst first: faster, slower, broken or repaired."""
+    ratio = both.ms_p50_new / both.ms_p50_old
+    factor = 1 + threshold / 100
+    ok_old, ok_new = both.status_old == "ok", both.status_new == "ok"
+    change = np.select(
+        [
+            ok_old & ~ok_new & (both.status_new != "skipped"),
+            (both.ms_p20_new > both.ms_p80_old) & (ratio > factor),
+            (both.ms_p80_new < both.ms_p20_old) & (ratio < 1 / factor),
+            ok_new & ~ok_old & (both.status_old != "skipped"),
+        ],
+        ["broken", "slower", "faster", "repaired"],
+        "",
+    )
+    lines = both[["case", "pass", "theta_kind", "dtype", "layout"]].assign(
+        old_ms=both.ms_p50_old,
+        new_ms=both.ms_p50_new,
+        ratio=ratio,
+        change=change,
+        status=both.status_new,
+    )
+    return lines[change != ""].sort_values("ratio", ascending=False, na_position="first")

@@ -1,0 +1,158 @@
+"""Right or wrong: every result against float64 PyTorch, judged by float32 PyTorch's own error.
+
+Two choices make the comparison sharp.
+
+* The images and gradients are multiples of 2^-6 and 2^-16 with eight significant bits, so they are
+  the same numbers in every dtype and one float64 reference serves all.
+* Bilinear sampling has kinks where a source coordinate is an integer: there dθ is a subgradient
+  that rounding alone decides, and float32 PyTorch differs from its own float64 by half. dθ is
+  therefore checked under θ moved by a fraction of a pixel, with a gradient of zero at every output
+  that still falls within 0.01 pixel of a kink. The value and grad_input have no kinks and are
+  checked under the very θ that is timed.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+from bench import baselines
+from bench.cases import Case, Task, theta_of
+from bench.passes import RESULTS, Forward, prepare
+
+# In pixels along x and y. The kinds' coordinates have fractions 0, 1/4, 1/2 or 3/4 (a rotation:
+# any); moved by this much they stay 0.1 away from integers.
+NUDGE = (0.37, 0.63)
+KINK_MARGIN = 0.01  # pixels; float32 coordinates err by 1e-3 at 4096
+# As of a mean loss. Without it float16 sums of grad_theta overflow in eager PyTorch.
+GRAD_SCALE = 2.0**-10
+
+Errors = dict[str, tuple[float, torch.dtype]]  # by result
+
+
+class Reference:
+    """The float64 results of one case under one θ, and the float32 yardstick."""
+
+    def __init__(self, task: Task, device: str) -> None:
+        self.case, self.device = task.case, device
+        self.options = ((task.case.h_out, task.case.w_out), task.padding_mode, task.align_corners)
+        self.input, self.grad = make_data(task.case, device)
+        theta = theta_of(task.theta_kind, task.case.k)
+        nudged = theta.clone()
+        nudged[:, :, 2] += 2 * torch.tensor(NUDGE) / torch.tensor([task.case.w, task.case.h])
+        self.theta, self.nudged = (self._batch(t.to(device)) for t in (theta, nudged))
+        self.smooth_grad = self.grad * self._away_from_kinks()
+
+        y, grad_input, _ = self._run(baselines.eager, "forward_backward", torch.float64)
+        (grad_theta,) = self._run(baselines.eager, "backward_theta", torch.float64, smooth=True)
+        self.expected = {"y": y, "grad_input": grad_input, "grad_theta": grad_theta}
+        self.largest = {name: float(x.abs().amax()) for name, x in self.expected.items()}
+        self._eager_errors: dict[tuple, Errors] = {}
+
+    def arguments(
+        self, dtype: torch.dtype, layout: str = "contiguous", smooth: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """input, θ and grad as a provider gets them; ``smooth``: the pair that checks dθ."""
+        theta, grad = (self.nudged, self.smooth_grad) if smooth else (self.theta, self.grad)
+        memory_format = getattr(torch, f"{layout}_format" if layout == "contiguous" else layout)
+        input = self.input.to(dtype).contiguous(memory_format=memory_format)
+        images = grad.to(dtype).flatten(0, -4).contiguous(memory_format=memory_format)
+        grad = images.unflatten(0, grad.shape[:2]) if grad.ndim == 5 else images
+        return input, theta, grad
+
+    def errors(
+        self, forward: Forward, pass_name: str, dtype: torch.dtype, layout: str = "contiguous"
+    ) -> Errors:
+        """The largest error of each result of the pass, and the dtype that the result has.
+
+        NaN where the result has one: it is never below a tolerance.
+        """
+        if forward is not baselines.eager:
+            return self._errors(forward, pass_name, dtype, layout)
+        key = (pass_name, dtype, layout)  # eager is provider and yardstick: once is enough
+        if key not in self._eager_errors:
+            self._eager_errors[key] = self._errors(forward, pass_name, dtype, layout)
+        return self._eager_errors[key]
+
+    def allowed(self, result: str, result_dtype: torch.dtype, like: torch.dtype) -> float:
+        """Twice eager PyTorch's own error in ``like``, one rounding, and 1e-5 of the largest."""
+        own = max(
+            self.errors(baselines.eager, "forward_backward", dtype)[result][0]
+            for dtype in (torch.float32, like)
+        )
+        return 2 * own + (torch.finfo(result_dtype).eps + 1e-5) * self.largest[result]
+
+    def _errors(self, forward: Forward, pass_name: str, dtype: torch.dtype, layout: str) -> Errors:
+        names = RESULTS[pass_name]
+        found = dict(zip(names, self._run(forward, pass_name, dtype, layout), strict=True))
+        if "grad_theta" in names:
+            on_kinks = found["grad_theta"].isfinite().all()
+            smooth = self._run(forward, pass_name, dtype, layout, smooth=True)[-1]
+            # On the kinks it need only be a number; see above.
+            found["grad_theta"] = torch.where(on_kinks, smooth, torch.nan)
+        return {
+            name: (float((self.expected[name] - x).abs_().amax()), x.dtype)
+            for name, x in found.items()
+        }
+
+    def _run(
+        self,
+        forward: Forward,
+        pass_name: str,
+        dtype: torch.dtype,
+        layout: str = "contiguous",
+        smooth: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
+        input, theta, grad = self.arguments(dtype, layout, smooth)
+        if dtype == torch.float64:
+            theta = theta.double()
+        results = prepare(pass_name, forward, input, theta, grad, *self.options)()
+        return tuple(x.detach() for x in results)
+
+    def _batch(self, theta: torch.Tensor) -> torch.Tensor:
+        """θ (K, 2, 3) for each image: (N, 2, 3), or (N, K, 2, 3) when K > 1."""
+        theta = theta if self.case.k > 1 else theta[0]
+        return theta.expand(self.case.n, *theta.shape).contiguous()
+
+    def _away_from_kinks(self) -> torch.Tensor:
+        """Which outputs of one image are differentiable in θ: ([K,] 1, H_out, W_out)."""
+        case, (size, padding_mode, align_corners) = self.case, self.options
+        theta = self.nudged[0].double().reshape(-1, 2, 3)
+        grid = F.affine_grid(theta, (case.k, 1, *size), align_corners)
+        extent = torch.tensor([case.w, case.h], dtype=grid.dtype, device=grid.device)
+        source = (grid * (extent - 1 if align_corners else extent) + extent - 1) / 2
+        # Reflection turns at half-integers.
+        step = 0.5 if padding_mode == "reflection" else 1.0
+        distance = (source - (source / step).round() * step).abs().amin(-1)
+        smooth = (distance > KINK_MARGIN).unsqueeze(1)
+        return smooth if case.k > 1 else smooth[0]
+
+
+@lru_cache(maxsize=1)
+def make_data(case: Case, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """White noise in [-2, 2): input (N, C, H, W) and grad shaped as y, float32."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def noise(*shape: int) -> torch.Tensor:
+        bits = torch.randint(-128, 128, shape, generator=generator, device=device)
+        return bits.float() / 64
+
+    several = (case.k,) if case.k > 1 else ()
+    grad = noise(case.n, *several, case.c, case.h_out, case.w_out) * GRAD_SCALE
+    return noise(case.n, case.c, case.h, case.w), grad
+
+
+@lru_cache(maxsize=1)
+def _references(case: Case, device: str) -> dict[tuple, Reference]:
+    return {}
+
+
+def reference(task: Task, device: str) -> Reference:
+    """The reference of the task, shared by passes, providers, dtypes and layouts of its case."""
+    known = _references(task.case, device)
+    key = (task.theta_kind, task.padding_mode, task.align_corners)
+    if key not in known:
+        known[key] = Reference(task, device)
+    return known[key]

@@ -1,0 +1,55 @@
+"""The five passes: what each computes, and how one call of it is made ready for timing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+Forward = Callable[..., torch.Tensor]
+Call = Callable[[], tuple[torch.Tensor, ...]]
+
+# The results of a pass, in the order in which its call returns them.
+RESULTS = {
+    "forward": ("y",),
+    "backward_input": ("grad_input",),
+    "backward_theta": ("grad_theta",),
+    "backward": ("grad_input", "grad_theta"),
+    "forward_backward": ("y", "grad_input", "grad_theta"),
+}
+
+
+def prepare(
+    pass_name: str,
+    forward: Forward,
+    input: torch.Tensor,
+    theta: torch.Tensor,
+    grad: torch.Tensor,
+    *options: object,
+) -> Call:
+    """A function without arguments that runs the pass once and returns its ``RESULTS``.
+
+    Args:
+        forward: a provider's ``forward(input, theta, *options) -> y``.
+        input: (N, C, H, W).
+        theta: (N, 2, 3) or (N, K, 2, 3).
+        grad: the gradient that arrives at y, prepared, so that no loss is timed.
+
+    A backward pass runs its forward here, outside the timing, and asks for the gradients it is
+    named after, no others.
+    """
+    results = RESULTS[pass_name]
+    input = input.detach().requires_grad_("grad_input" in results)
+    theta = theta.detach().requires_grad_("grad_theta" in results)
+    wanted = [x for x in (input, theta) if x.requires_grad]
+    if pass_name == "forward":
+        return lambda: (forward(input, theta, *options),)
+    if pass_name == "forward_backward":
+
+        def both() -> tuple[torch.Tensor, ...]:
+            y = forward(input, theta, *options)
+            return (y, *torch.autograd.grad(y, wanted, grad))
+
+        return both
+    y = forward(input, theta, *options)
+    return lambda: torch.autograd.grad(y, wanted, grad, retain_graph=True)

@@ -1,0 +1,110 @@
+"""``python -m bench report``: write the README's results from the CSV, so that they agree."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bench import table
+from bench.cases import PASSES
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- bench report: begin -->", "<!-- bench report: end -->"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 when ``--check`` finds a difference, 2 when there is nothing to do."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench report",
+        description=f"Replace what stands between '{BEGIN}' and '{END}' in the README.",
+    )
+    parser.add_argument(
+        "csv", type=Path, nargs="?", metavar="CSV", help="default: the latest GPU run, else the CPU"
+    )
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if it would")
+    options = parser.parse_args(argv)
+    try:
+        csv = options.csv or latest(ROOT / "bench" / "results")
+        old = options.readme.read_text(encoding="utf-8")
+        figure = os.path.relpath(csv.parent / "speedup.png", options.readme.parent)
+        new = replace(old, block(table.read(csv), Path(figure).as_posix()))
+    except (OSError, ValueError) as exception:
+        print(exception, file=sys.stderr)
+        return 2
+    if options.check:
+        print(f"{options.readme} {'agrees' if new == old else 'does not agree'} with {csv}")
+        return int(new != old)
+    options.readme.write_text(new, encoding="utf-8")
+    print(f"wrote the results of {csv} into {options.readme}")
+    return 0
+
+
+def latest(results: Path) -> Path:
+    """The CSV of the latest run on a GPU, or on a CPU where there is none.
+
+    Raises:
+        ValueError: there is no CSV.
+    """
+    found = []
+    for csv in results.glob("*/results.csv"):
+        frame = table.read(csv)
+        if len(frame):
+            found.append((frame.device.iloc[-1] != "cpu", frame.utc.max(), csv))
+    if not found:
+        raise ValueError(f"no results.csv under {results}: run `python -m bench` first")
+    return max(found)[-1]
+
+
+def replace(text: str, content: str) -> str:
+    """``text`` with ``content`` between its two markers.
+
+    Raises:
+        ValueError: the markers are not there, once each and in order.
+    """
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the README has no '{BEGIN}' followed by '{END}'")
+    return f"{head}{BEGIN}\n\n{content}\n{END}{tail}"
+
+
+def block(frame: pd.DataFrame, figure: str) -> str:
+    """The README's results: speedup by case and pass in float32, the summary, the figure."""
+    last = frame.iloc[-1]
+    plain = frame[(frame["dtype"] == "float32") & (frame.layout == "contiguous")]
+    parts = [
+        f"Measured on {last.device}, torch {last.torch}, triton {last.triton}, "
+        f"{frame.utc.min()[:10]} to {frame.utc.max()[:10]}. Times as fast as eager PyTorch, "
+        "float32, contiguous: geometric mean over the maps θ, the worst of them in brackets.",
+        table.to_markdown(by_case(plain)),
+        "All rows:",
+        table.to_markdown(table.summary(frame)),
+        f"![Speedup over eager PyTorch against size]({figure})",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def by_case(frame: pd.DataFrame) -> pd.DataFrame:
+    """One line a case, one column a pass: "mean (worst)" of triton_stn's speedup."""
+    rows = frame[(frame.provider == "triton_stn") & frame.speedup_vs_eager.notna()]
+    lines = []
+    for case, of_case in rows.groupby("case", sort=False):
+        first = of_case.iloc[0]
+        line = {
+            "case": case,
+            "N,K,C,H,W → out": f"{first.n},{first.k},{first.c},{first.h},{first.w} → "
+            f"{first.h_out},{first.w_out}",
+        }
+        for pass_name in PASSES:
+            speedups = of_case[of_case["pass"] == pass_name].speedup_vs_eager
+            if len(speedups):
+                mean = table.geometric_mean(speedups)
+                line[pass_name] = f"{mean:.2f} ({speedups.min():.2f})"
+        lines.append(line)
+    return pd.DataFrame(lines)

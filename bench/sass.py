@@ -1,0 +1,140 @@
+"""Reading machine code: resources, instruction counts, memory widths, warp footprints."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+
+from triton_stn.backends import fused
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+UNROLLED = 4  # iterations of forward's channel loop, in NCHW
+WARP = 32
+
+
+def footprint(ttgir: str) -> str:
+    """Threads of a warp along each axis of the sampling layout, "rows x columns"."""
+    layouts = re.findall(
+        r"#ttg.blocked<{sizePerThread = \[([\d, ]+)\], threadsPerWarp = \[([\d, ]+)\]", ttgir
+    )
+    tiles = [
+        (size.replace(" ", "").split(","), threads.replace(" ", "").split(","))
+        for size, threads in layouts
+        if "," in threads
+    ]
+    if not tiles:
+        return ""
+    size, threads = tiles[0]
+    wide = "" if size == ["1", "1"] else f" of {size[0]}x{size[1]}"
+    return "x".join(threads) + wide
+
+
+def nvidia_resources(cubin: bytes, launch: fused.Launch, window: str) -> dict:
+    """Registers, spills, widths and instruction counts of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _run("-res-usage", file.name)
+        code = _run("-sass", file.name)
+    instructions = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.M)
+    texts = [text for _, text in instructions]
+    stack = int(re.search(r"STACK:(\d+)", usage).group(1))
+    local = any("STL" in text or "LDL" in text for text in texts)
+    return {
+        "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
+        "spilled": stack if local else 0,
+        "load": _widest(texts, "LDG"),
+        "store": _widest(texts, "STG"),
+        **_counts(instructions, launch, window),
+    }
+
+
+def amd_resources(assembly: str) -> dict:
+    """Registers, spills and widths of a compiled kernel."""
+
+    def number(name: str) -> int:
+        return int(re.search(rf"\.{name}:\s+(\d+)", assembly).group(1))
+
+    widths = {"byte": 1, "ubyte": 1, "short": 2, "ushort": 2, "dword": 4}
+    widths |= {f"dwordx{n}": 4 * n for n in (2, 3, 4)}
+
+    def widest(kind: str) -> int:
+        found = re.findall(rf"(?:global|buffer|flat)_{kind}_(\w+)", assembly)
+        return max((widths.get(name.split("_")[0], 0) for name in found), default=0)
+
+    return {
+        "registers": number("vgpr_count"),
+        "spilled": 4 * number("vgpr_spill_count"),
+        "load": widest("load"),
+        "store": widest("store"),
+    }
+
+
+def _run(flag: str, path: str) -> str:
+    return subprocess.run(
+        [CUOBJDUMP, flag, path], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def _widest(texts: list[str], operation: str) -> int:
+    """Bytes of the widest memory instruction."""
+    widest = 0
+    for text in texts:
+        match = re.search(rf"\b{operation}\.E(\S*)", text)
+        if match:
+            suffix = match.group(1)
+            size = next(
+                (s for s in ("128", "64", "16", "8") if re.search(rf"[.US]{s}\b", suffix)), "32"
+            )
+            widest = max(widest, int(size) // 8)
+    return widest
+
+
+def _counts(
+    instructions: list[tuple[str, str]], launch: fused.Launch, window: str
+) -> dict[str, float]:
+    """Instructions a thread executes, a pixel of its tile or a pixel·channel of the main loop.
+
+    Only of kernels without a branch between paths: forward, and gather with one window compiled.
+    """
+    constants = launch.constants
+    if launch.kernel.__name__ not in ("forward", "gather") or "BLOCK_C" not in constants:
+        return {}
+    if launch.kernel.__name__ == "gather" and not window:
+        return {}
+    end = next(i for i, (address, text) in enumerate(instructions) if _target(text) == address)
+    body = [i for i, (_, text) in enumerate(instructions[:end]) if not text.startswith("NOP")]
+    place = {address: i for i, (address, _) in enumerate(instructions)}
+    loops = [
+        (place[_target(text)], i)
+        for i, (_, text) in enumerate(instructions[:end])
+        if _target(text) in place and place[_target(text)] < i
+    ]
+    pixels = constants["BLOCK_H"] * constants["BLOCK_W"] / (WARP * launch.num_warps)
+    longest = max((stop - start + 1 for start, stop in loops), default=0)
+    if constants.get("CHANNELS"):  # no loop: the tiles are unrolled
+        return {"per_pixel": round(len(body) / (pixels * constants["TILES"]), 1)}
+    if constants.get("ONE_PASS"):
+        outside = len(body) - longest
+        per_tile = longest + outside / constants["TILES"] if longest else outside
+        return {"per_pixel": round(per_tile / pixels, 1)}
+    inner = [
+        stop - start + 1
+        for start, stop in loops
+        if not any(start <= a and b <= stop and (a, b) != (start, stop) for a, b in loops)
+    ]
+    if launch.kernel.__name__ == "forward":
+        channels = UNROLLED if constants["BLOCK_C"] == 1 else constants["BLOCK_C"]
+    else:
+        channels = constants["PASS"] * constants["BLOCK_C"]
+    return {"per_pixel_channel": round(max(inner, default=0) / (pixels * channels), 1)}
+
+
+def _target(text: str) -> str:
+    """The address that a branch jumps to, as the listing writes addresses; else ""."""
+    match = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
+    return match.group(1).zfill(4) if match else ""

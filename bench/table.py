@@ -1,0 +1,145 @@
+"""The results: a CSV that grows row by row, its Markdown, and the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+COLUMNS = (
+    *("case", "pass", "provider", "n", "k", "c", "h", "w", "h_out", "w_out"),
+    *("dtype", "layout", "padding_mode", "align_corners", "theta_kind"),
+    *("ms_p50", "ms_p20", "ms_p80", "speedup_vs_eager", "min_bytes", "gb_per_s"),
+    *("pct_copy_bandwidth", "peak_memory_mib", "max_abs_error"),
+    *("status", "device", "torch", "triton", "commit", "utc"),
+    # Ours, after the agreed ones: the copy that the percentage is of (GB/s), and why a row is
+    # not ok.
+    *("copy_gb_per_s", "note"),
+)
+# What tells a row from every other, whenever and at whichever commit it was measured.
+KEY = (
+    *("case", "pass", "provider", "theta_kind", "dtype", "layout"),
+    *("padding_mode", "align_corners"),
+)
+STATUSES = ("ok", "wrong", "oom", "error", "skipped")
+COUNTS = ("n", "k", "c", "h", "w", "h_out", "w_out", "min_bytes")
+TEXT = ("device", "torch", "triton", "commit", "utc", "note")
+
+
+def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Add rows to the CSV at once, so that an interrupted run loses nothing."""
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.6g")
+
+
+def read(path: Path) -> pd.DataFrame:
+    """The rows of a CSV; of rows with the same key the last, and none that was cut off.
+
+    Raises:
+        ValueError: the file lacks a column of the table.
+    """
+    frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), on_bad_lines="warn")
+    missing = [column for column in COLUMNS if column not in frame]
+    if missing:
+        raise ValueError(f"{path} is no results table: it has no column {', '.join(missing)}")
+    frame[list(TEXT)] = frame[list(TEXT)].fillna("")
+    frame = frame[frame.status.isin(STATUSES) & (frame.utc != "")]
+    frame[list(COUNTS)] = frame[list(COUNTS)].astype("int64")
+    frame["align_corners"] = frame.align_corners.astype(str) == "True"
+    return frame.drop_duplicates(list(KEY), keep="last").reset_index(drop=True)
+
+
+def keys(frame: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The key of every row, as ``Task.key`` writes it."""
+    return list(frame[list(KEY)].astype(str).itertuples(index=False, name=None))
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The mean for ratios: 2x and 0.5x cancel."""
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Speedup over eager by pass and provider: geometric mean, wins, losses, the worst row."""
+    lines = []
+    for (pass_name, provider), rows in frame.groupby(["pass", "provider"], sort=False):
+        ran = rows[rows.status != "skipped"]
+        ratios = ran[ran.speedup_vs_eager.notna()]
+        if provider == "eager" or ran.empty:
+            continue
+        line = {"pass": pass_name, "provider": provider, "rows": len(ran)}
+        if len(ratios):
+            worst = ratios.loc[ratios.speedup_vs_eager.idxmin()]
+            line |= {
+                "geometric mean": geometric_mean(ratios.speedup_vs_eager),
+                "wins": int((ratios.speedup_vs_eager >= 1).sum()),
+                "losses": int((ratios.speedup_vs_eager < 1).sum()),
+                "worst": worst.speedup_vs_eager,
+                "worst row": " ".join(worst[["case", "theta_kind", "dtype", "layout"]]),
+            }
+        lines.append(line | {"not ok": int((ran.status != "ok").sum())})
+    return pd.DataFrame(lines)
+
+
+def to_markdown(frame: pd.DataFrame, **options: Any) -> str:
+    """A Markdown table, with three significant digits and empty cells for what is missing."""
+    options = {"index": False, "floatfmt": ".3g", "missingval": "", **options}
+    # The cast keeps counts whole numbers beside empty cells.
+    return frame.astype(object).where(frame.notna(), None).to_markdown(**options)
+
+
+def report(frame: pd.DataFrame) -> str:
+    """The whole Markdown file: where it was measured, the summary, what is not ok, every row."""
+    last = frame.iloc[-1]
+    commits = ", ".join(sorted({commit for commit in frame.commit if commit})) or "unknown"
+    parts = [
+        f"# Results on {last.device}",
+        f"torch {last.torch}, triton {last.triton}, commit {commits}, "
+        f"{frame.utc.min()} to {frame.utc.max()}; "
+        f"a device-to-device copy moves {last.copy_gb_per_s:.4g} GB/s (read + write).",
+        "Speedups are over eager PyTorch, in one run. Errors are the largest absolute difference "
+        "from float64 PyTorch; only what is right has a time.",
+        "## Summary",
+        to_markdown(summary(frame)),
+        *_not_ok(frame),
+        "## Rows",
+        to_markdown(_compact(frame[frame.status != "skipped"])),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _not_ok(frame: pd.DataFrame) -> list[str]:
+    bad = frame[frame.status != "ok"]
+    if bad.empty:
+        return []
+    counts = bad.groupby(["provider", "status", "note"], sort=False).size()
+    return ["## Not timed", to_markdown(counts.rename("rows").reset_index())]
+
+
+def _compact(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns that a reader looks at, the shape in one of them."""
+    shape = frame[["n", "k", "c", "h", "w"]].astype(str).agg("x".join, axis=1)
+    out = frame[["h_out", "w_out"]].astype(str).agg("x".join, axis=1)
+    return pd.DataFrame(
+        {
+            "case": frame.case,
+            "NxKxCxHxW → out": shape + " → " + out,
+            "θ": frame.theta_kind,
+            "dtype": frame["dtype"],
+            "layout": frame.layout,
+            "pass": frame["pass"],
+            "provider": frame.provider,
+            "ms": frame.ms_p50,
+            "p20": frame.ms_p20,
+            "p80": frame.ms_p80,
+            "x eager": frame.speedup_vs_eager,
+            "GB/s": frame.gb_per_s,
+            "% of copy": frame.pct_copy_bandwidth,
+            "peak MiB": frame.peak_memory_mib,
+            "error": frame.max_abs_error,
+            "status": frame.status,
+        }
+    )

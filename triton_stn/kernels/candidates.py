@@ -1,0 +1,204 @@
+"""One candidate of the gathering backward: what an output pixel gives to an input pixel.
+
+A window function (`narrow.py`, `wide.py`) adds, for every pixel of a tile and every channel of a
+pass, what the output pixels of one theta's window give. All of them pass these tuples on:
+
+    G = (dY at the pass's first channel, stride_gc, stride_gh, stride_gw)
+    canvas = (H_out, W_out, (H_out-1)/2, (W_out-1)/2)
+    channels = (offsets inside the run, channels left from the pass's first one)
+    inverse = see `inverse_map`
+"""
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.coordinates import affine, round_half_even
+
+
+@triton.jit
+def load_pass(
+    X_ptrs,
+    mask,
+    channels,
+    stride_xc,
+    PASS: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """X at the given pixels for each channel of a pass; nothing where dtheta is not wanted."""
+    values = ()
+    if NEEDS_THETA:
+        for c in tl.static_range(PASS):
+            read = mask
+            if MASK_CHANNELS:
+                read &= channels[0] + c < channels[1]
+            values = values + (tl.load(X_ptrs, mask=read, other=0.0).to(DTYPE),)
+            X_ptrs += stride_xc
+    return values
+
+
+@triton.jit
+def hat(x, u, MODE: tl.constexpr):
+    """Weight of pixel u at coordinate x, x's distance from u, and whether x lies in u's cell.
+
+    The weight is meant inside the cell only. Its derivative is -1 with the distance's sign.
+    """
+    distance = x - u
+    if MODE == "nearest":
+        inside = round_half_even(x) == u
+        weight = tl.where(inside, 1.0, 0.0).to(x.dtype)
+    else:
+        inside = (distance >= -1) & (distance < 1)
+        weight = 1 - tl.abs(distance)
+    return weight, distance, inside
+
+
+@triton.jit
+def with_sign(value, distance):
+    """value, negated where distance is negative: one logical operation on the sign bits."""
+    if value.dtype == tl.float64:
+        sign = distance.to(tl.int64, bitcast=True) & -(2**63)
+        value = (value.to(tl.int64, bitcast=True) ^ sign).to(tl.float64, bitcast=True)
+    else:
+        sign = distance.to(tl.int32, bitcast=True) & -(2**31)
+        value = (value.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+    return value
+
+
+@triton.jit
+def accumulate(
+    acc,
+    values,  # the pass's X at the tile's pixels
+    G_ptrs,  # dY at one candidate a pixel
+    stride_gc,
+    weight,
+    inside,
+    channels,
+    PASS: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,
+):
+    """Add one candidate to grad_input, for every channel of the pass; returns (acc, t)."""
+    out = ()
+    t = tl.zeros(acc[0].shape, acc[0].dtype)
+    for c in tl.static_range(PASS):
+        mask = inside
+        if MASK_CHANNELS:
+            mask &= channels[0] + c < channels[1]
+        g = tl.load(G_ptrs, mask=mask, other=0.0).to(weight.dtype)
+        # A tap with zero weight adds nothing, even of an inf; its derivative still counts in t.
+        out = out + (tl.fma(tl.where(weight > 0, g, 0.0), weight, acc[c]),)
+        if NEEDS_THETA:
+            t = tl.fma(g, values[c], t)
+        G_ptrs += stride_gc
+    if NEEDS_THETA and t.shape != weight.shape:
+        t = tl.sum(t, 1, keep_dims=True)  # channels-last: one t a pixel
+    return out, t
+
+
+@triton.jit
+def gather_candidate(
+    acc,
+    values,
+    G_ptrs,  # dY at (i, j), the pass's first channel
+    stride_gc,
+    map,
+    i,  # the candidate's indices, centred
+    j,
+    u,
+    v,
+    mask,  # the candidate lies in the output
+    channels,
+    MODE: tl.constexpr,
+    PASS: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,
+    TAME: tl.constexpr,  # no coordinate is large enough to overflow a product of two
+):
+    """Add output pixel (i, j), one for each input pixel (u, v), where it reads that pixel.
+
+    Returns (acc, x, y): x and y are what the candidate gives to -S_x and -S_y.
+    """
+    a00, a01, b0, a10, a11, b1 = map
+    wx, distance_x, in_x = hat(affine(a00, a01, b0, j, i), u, MODE)
+    wy, distance_y, in_y = hat(affine(a10, a11, b1, j, i), v, MODE)
+    inside = mask & in_x & in_y
+    weight = wx * wy
+    if not TAME:
+        weight = tl.where(inside, weight, 0.0)
+        wx = tl.where(inside, wx, 0.0)
+        wy = tl.where(inside, wy, 0.0)
+    acc, t = accumulate(
+        acc, values, G_ptrs, stride_gc, weight, inside, channels, PASS, MASK_CHANNELS, NEEDS_THETA
+    )
+    t = tl.where(inside, t, 0.0)  # an inf of X times the 0 of a masked dY is NaN
+    return acc, with_sign(t * wy, distance_x), with_sign(t * wx, distance_y)
+
+
+@triton.jit
+def add_moments(moments, x, y, i, j):
+    """moments - (x·j, x·i, x, y·j, y·i, y)"""
+    m0, m1, m2, m3, m4, m5 = moments
+    m0 = tl.fma(-j, x, m0)
+    m1 = tl.fma(-i, x, m1)
+    m3 = tl.fma(-j, y, m3)
+    m4 = tl.fma(-i, y, m4)
+    return m0, m1, m2 - x, m3, m4, m5 - y
+
+
+@triton.jit
+def pointers(G, i, j, canvas, INDEX: tl.constexpr):
+    """dY at centred indices (i, j)."""
+    H_out, W_out, centre_h, centre_w = canvas
+    G_ptr, stride_gc, stride_gh, stride_gw = G
+    row = (i + centre_h).to(INDEX) * stride_gh
+    return G_ptr + (row + (j + centre_w).to(INDEX) * stride_gw)
+
+
+@triton.jit
+def inverse_map(map, MODE: tl.constexpr):
+    """The inverse of a pixel map and how far from it a window reaches.
+
+    Returns (reach_j, reach_i, k00, k01, k10, k11, n00, n01, n10, n11, det, size): k is the inverse
+    matrix, n the matrix over its largest entry, size, and det the determinant of n. The reach is
+    widened by 1/64, more than rounding moves a candidate in images of up to 65,536 pixels a side;
+    where the map is singular it is not finite.
+    """
+    a00, a01, b0, a10, a11, b1 = map
+    size = tl.maximum(tl.maximum(tl.abs(a00), tl.abs(a01)), tl.maximum(tl.abs(a10), tl.abs(a11)))
+    size = tl.maximum(size, 1e-30)
+    scale = 1 / size  # so that det neither overflows nor vanishes
+    n00 = a00 * scale
+    n01 = a01 * scale
+    n10 = a10 * scale
+    n11 = a11 * scale
+    # Kahan's difference of products: a nearly singular map keeps an accurate determinant.
+    product = n01 * n10
+    det = tl.fma(n00, n11, -product) + tl.fma(-n01, n10, product)
+    factor = scale / det
+    k00 = n11 * factor
+    k01 = -n01 * factor
+    k10 = -n10 * factor
+    k11 = n00 * factor
+    slack: tl.constexpr = 0.5078125 if MODE == "nearest" else 1.015625
+    reach_j = slack * (tl.abs(k00) + tl.abs(k01)) + 0.015625
+    reach_i = slack * (tl.abs(k10) + tl.abs(k11)) + 0.015625
+    return reach_j, reach_i, k00, k01, k10, k11, n00, n01, n10, n11, det, size
+
+
+@triton.jit
+def window_corner(map, inverse, u, v, canvas):
+    """Centred indices (i, j) of the first candidate of pixel (u, v)."""
+    b0 = map[2]
+    b1 = map[5]
+    H_out, W_out, centre_h, centre_w = canvas
+    i = tl.ceil(tl.fma(inverse[4], u - b0, inverse[5] * (v - b1)) + (centre_h - inverse[1]))
+    j = tl.ceil(tl.fma(inverse[2], u - b0, inverse[3] * (v - b1)) + (centre_w - inverse[0]))
+    return i - centre_h, j - centre_w
+
+
+@triton.jit
+def is_tame(map, inverse):
+    """Whether products of two coordinates stay finite, even of those put outside the output."""
+    return (inverse[11] <= 1024) & (tl.abs(map[2]) <= 1e15) & (tl.abs(map[5]) <= 1e15)

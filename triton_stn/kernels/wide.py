@@ -1,0 +1,171 @@
+"""The wide windows of the gathering backward: of a theta that magnifies, or is singular.
+
+`gather_walk`: each thread walks the window of its own pixel. `gather_wide`: the threads of a
+program share the window of one pixel after another.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.candidates import (
+    add_moments,
+    gather_candidate,
+    load_pass,
+    pointers,
+    window_corner,
+)
+from triton_stn.kernels.coordinates import tile
+
+
+@triton.jit
+def gather_walk(
+    acc,
+    moments,
+    values,
+    G,
+    map,
+    inverse,
+    u,
+    v,
+    mask,
+    channels,
+    canvas,
+    MODE: tl.constexpr,
+    PASS: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """A larger window: each thread walks its own."""
+    H_out, W_out, centre_h, centre_w = canvas
+    G_ptr, stride_gc, stride_gh, stride_gw = G
+    i, j_first = window_corner(map, inverse, u, v, canvas)
+    G_row = pointers(G, i, j_first, canvas, INDEX)
+    for _ in range((2 * inverse[1] + 1).to(tl.int32)):
+        G_ptrs = G_row
+        j = j_first
+        for _ in range((2 * inverse[0] + 1).to(tl.int32)):
+            inside = mask & (tl.abs(i) <= centre_h) & (tl.abs(j) <= centre_w)
+            acc, x, y = gather_candidate(
+                acc, values, G_ptrs, stride_gc, map, i, j, u, v, inside, channels,
+                MODE, PASS, MASK_CHANNELS, NEEDS_THETA, False,
+            )  # fmt: skip
+            if NEEDS_THETA:
+                moments = add_moments(moments, x, y, i, j)
+            G_ptrs += stride_gw
+            j += 1
+        G_row += stride_gh
+        i += 1
+    return acc, moments
+
+
+@triton.jit
+def meets(map, inverse, u, v, canvas, slack):
+    """Whether the cell of a pixel meets the image of the output, by separating axes."""
+    a00, a01, b0, a10, a11, b1 = map
+    H_out, W_out, centre_h, centre_w = canvas
+    reach_j, reach_i, k00, k01, k10, k11, n00, n01, n10, n11, det, size = inverse
+    du = u - b0
+    dv = v - b1
+    x = tl.abs(du) <= slack * (1 + tl.abs(a00) * centre_w + tl.abs(a01) * centre_h)
+    y = tl.abs(dv) <= slack * (1 + tl.abs(a10) * centre_w + tl.abs(a11) * centre_h)
+    across_j = slack * (tl.abs(n00) + tl.abs(n10) + tl.abs(det) * size * centre_h)
+    across_i = slack * (tl.abs(n01) + tl.abs(n11) + tl.abs(det) * size * centre_w)
+    along_j = tl.abs(n00 * dv - n10 * du) <= across_j
+    along_i = tl.abs(n01 * dv - n11 * du) <= across_i
+    return x & y & along_j & along_i
+
+
+@triton.jit
+def gather_wide(
+    acc,
+    moments,
+    X,  # (X at the pass's first channel, stride_xc, stride_xh, stride_xw)
+    G,
+    map,
+    inverse,
+    u_first,
+    v_first,
+    H,
+    W,
+    channels,
+    canvas,
+    MODE: tl.constexpr,
+    PASS: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """A singular theta, or one that magnifies a lot: the threads of a program share one window.
+
+    Pixel by pixel of the tile, where the pixel's cell meets the image of the output: rows of
+    output pixels are spread over the tile's rows, and the stretch of each row that can lie in the
+    cell is walked by the tile's columns. Whatever theta is, an output pixel is looked at by few
+    input pixels beyond the four that it reads, and every sum keeps its order: no atomics.
+    """
+    a00, a01, b0, a10, a11, b1 = map
+    H_out, W_out, centre_h, centre_w = canvas
+    X_ptr, stride_xc, stride_xh, stride_xw = X
+    G_ptr, stride_gc, stride_gh, stride_gw = G
+    dtype: tl.constexpr = a00.dtype
+    slack = 1.015625
+    flat = 1e-30  # a smaller slope leaves a row's stretch unbounded
+    own = tile(0, 0, BLOCK_H, BLOCK_W, BLOCK_C)
+    rows = own[0]
+    columns = own[1]
+    if BLOCK_C > 1:  # channels-last has one axis of pixels: it spreads over rows
+        rows = tl.arange(0, BLOCK_H * BLOCK_W)[:, None]
+        columns = rows * 0
+    ROWS: tl.constexpr = BLOCK_H if BLOCK_C == 1 else BLOCK_H * BLOCK_W
+    COLUMNS: tl.constexpr = BLOCK_W if BLOCK_C == 1 else 1
+    everywhere = (rows >= 0) & (columns >= 0)
+    reach_x = tl.where(tl.abs(a00) > flat, slack / tl.abs(a00), 1e30) + 0.015625
+    reach_y = tl.where(tl.abs(a10) > flat, slack / tl.abs(a10), 1e30) + 0.015625
+    width = tl.minimum(2 * tl.minimum(reach_x, reach_y) + 3, W_out.to(dtype)).to(tl.int32)
+    bounded = inverse[1] < 1e6
+    for pixel in range(BLOCK_H * BLOCK_W):
+        offs_u = u_first + pixel % BLOCK_W
+        offs_v = v_first + pixel // BLOCK_W
+        u = offs_u.to(dtype)
+        v = offs_v.to(dtype)
+        if (offs_u < W) & (offs_v < H) & meets(map, inverse, u, v, canvas, slack):
+            values = load_pass(
+                X_ptr + (offs_v.to(INDEX) * stride_xh + offs_u.to(INDEX) * stride_xw),
+                offs_u < W, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, dtype,
+            )  # fmt: skip
+            middle = tl.fma(inverse[4], u - b0, inverse[5] * (v - b1)) + centre_h
+            i_first = tl.maximum(middle - inverse[1], 0.0)
+            i_end = tl.minimum(middle + inverse[1] + 1, H_out.to(dtype))
+            i_first = tl.where(bounded, i_first, 0.0).to(tl.int32)
+            i_end = tl.where(bounded, i_end, H_out.to(dtype)).to(tl.int32)
+            sums = ()
+            for c in tl.static_range(PASS):
+                sums = sums + (tl.zeros(acc[c].shape, dtype),)
+            for i_block in range(i_first, i_end, ROWS):
+                i = (i_block + rows).to(dtype) - centre_h
+                x_row = tl.fma(a01, i, b0)
+                y_row = tl.fma(a11, i, b1)
+                low_x = tl.where(tl.abs(a00) > flat, (u - x_row) / a00 - reach_x, -1e30)
+                low_y = tl.where(tl.abs(a10) > flat, (v - y_row) / a10 - reach_y, -1e30)
+                j_first = tl.maximum(tl.floor(tl.maximum(low_x, low_y) + centre_w), 0.0) - centre_w
+                for j_block in range(0, width, COLUMNS):
+                    j = j_first + (j_block + columns).to(dtype)
+                    inside = everywhere & (tl.abs(i) <= centre_h) & (tl.abs(j) <= centre_w)
+                    sums, x, y = gather_candidate(
+                        sums, values, pointers(G, i, j, canvas, INDEX), stride_gc, map, i, j, u, v,
+                        inside, channels, MODE, PASS, MASK_CHANNELS, NEEDS_THETA, False,
+                    )  # fmt: skip
+                    if NEEDS_THETA:
+                        moments = add_moments(moments, x, y, i, j)
+            here = (own[0] == pixel // BLOCK_W) & (own[1] == pixel % BLOCK_W)
+            out = ()
+            for c in tl.static_range(PASS):
+                total = tl.sum(sums[c], 0, keep_dims=True)
+                if BLOCK_C == 1:
+                    total = tl.sum(total, 1, keep_dims=True)
+                out = out + (acc[c] + tl.where(here, total, 0.0),)
+            acc = out
+    return acc, moments
