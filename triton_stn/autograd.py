@@ -1,4 +1,4 @@
-"""The registered operators and the torch.autograd.Function over them.
+"""The registered operators, their fake kernels and their derivatives.
 
 ``triton_stn::affine_sample`` and ``triton_stn::affine_sample_backward`` run the Triton backend on
 whatever device the tensors are on; their fake kernels let torch.compile trace through them.
@@ -62,9 +62,8 @@ class AffineSample(torch.autograd.Function):
     def forward(ctx, input, theta, h_out, w_out, mode, padding_mode, align_corners):
         ctx.save_for_backward(input, theta)
         ctx.options = (mode, padding_mode, align_corners)
-        return torch.ops.triton_stn.affine_sample(
-            input, theta, h_out, w_out, mode, padding_mode, align_corners
-        )
+        with torch._C._AutoDispatchBelowAutograd():  # past this Function, to the kernel
+            return affine_sample(input, theta, h_out, w_out, mode, padding_mode, align_corners)
 
     @staticmethod
     @once_differentiable
@@ -81,4 +80,9 @@ class AffineSample(torch.autograd.Function):
         )
 
 
-affine_sample = AffineSample.apply
+@torch.library.impl(_library, "affine_sample", "Autograd")
+def _affine_sample_autograd(input, theta, h_out, w_out, mode, padding_mode, align_corners):
+    return AffineSample.apply(input, theta, h_out, w_out, mode, padding_mode, align_corners)
+
+
+affine_sample = torch.ops.triton_stn.affine_sample

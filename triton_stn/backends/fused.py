@@ -155,10 +155,9 @@ def plan_forward(
     run = run_length(input, output)
     config = configs.forward(n * k, c, h_out, w_out, run)
     numbers = dict(K=k, C=c, H_out=h_out, W_out=w_out) | strides("x", input) | strides("t", theta)
-    # Image n·K + k lies k-th among the K of image n, whatever N and K are.
-    numbers.update(
-        zip(("stride_yn", "stride_yc", "stride_yh", "stride_yw"), output.strides[1:], strict=True)
-    )
+    # From one of the N·K output images to the next; an axis of one has no stride to speak of.
+    numbers.update(stride_yn=output.strides[1] if k > 1 else output.strides[0])
+    numbers.update(zip(("stride_yc", "stride_yh", "stride_yw"), output.strides[2:], strict=True))
     return Launch(
         kernel=forward,
         grid=config.grid,

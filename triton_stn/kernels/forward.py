@@ -140,8 +140,9 @@ def forward_tile(
         read = mask & in_x & in_y
         for c in range(0, CHANNELS if CHANNELS > 0 else count, BLOCK_C):
             some = offs_c < count - c if MASK_CHANNELS else True
-            value = tl.load(X_ptrs, mask=read & some, other=0.0)
-            tl.store(Y_ptrs, tl.where(finite, value, float("nan")), mask=mask & some)
+            value = tl.load(X_ptrs, mask=read & some, other=0.0).to(DTYPE)
+            value = tl.where(finite, value, float("nan"))
+            tl.store(Y_ptrs, value.to(Y_ptr.dtype.element_ty), mask=mask & some)
             X_ptrs += BLOCK_C * stride_xc
             Y_ptrs += BLOCK_C * stride_yc
     else:
