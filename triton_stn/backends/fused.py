@@ -101,7 +101,8 @@ def affine_sample_backward(
     needs_theta: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of input and theta; one that is not needed comes back without elements."""
-    grad_input, grad_theta = empty_gradients(input, theta, needs_input, needs_theta)
+    gathers = padding_mode == "zeros" or grad_output.numel() == 0
+    grad_input, grad_theta = empty_gradients(input, theta, needs_input and gathers, needs_theta)
     if grad_output.numel() == 0:
         return grad_input.zero_(), grad_theta.zero_()
     if mode == "nearest":
@@ -111,14 +112,13 @@ def affine_sample_backward(
         return grad_input, grad_theta
 
     sums = grad_input
-    gathers = needs_input and padding_mode == "zeros"
     if needs_input and not gathers:
         check_deterministic(padding_mode)
         sums = torch.zeros_like(input, dtype=sum_dtype(input.dtype))
     theta = as_rows(theta)
     layouts = (layout(grad_output), layout(input), layout(theta), layout(sums))
     options = (mode, padding_mode, align_corners, needs_input, needs_theta)
-    plan = (plan_gather if gathers else plan_scatter)(*layouts, *options)
+    plan = (plan_gather if needs_input and gathers else plan_scatter)(*layouts, *options)
     n, k = grad_output.shape[:2]
     partial = input.new_empty((n * k, plan.slots, 6), dtype=sum_dtype(input.dtype))
     launch(
@@ -128,9 +128,7 @@ def affine_sample_backward(
     if needs_theta:
         plan = plan_reduce(layout(grad_output), layout(input), plan.slots, align_corners)
         launch(plan, input.device, P_ptr=partial, dTheta_ptr=grad_theta)
-    if sums is not grad_input:
-        grad_input = sums.to(input.dtype)
-    return grad_input, grad_theta
+    return sums.to(input.dtype), grad_theta
 
 
 def check_deterministic(padding_mode: str) -> None:

@@ -154,9 +154,9 @@ def _reflect(x, span, low):
     """Reflect into [low, low + span]."""
     if span == 0:
         return x * 0.0
-    distance = (x - low).abs()
+    distance = x - low
     flips = (distance.detach() / span).floor()
-    rest = distance - flips * span
+    rest = distance - flips * span  # in [0, span)
     return torch.where(flips % 2 == 0, rest, span - rest) + low
 
 

@@ -90,8 +90,8 @@ def _cut(
         block_h, block_w, block_c = PATCH_H, PATCH_W, 1
     while cdiv(width, block_w) > MAX_GRID:
         block_w *= 2
-    while cdiv(height, block_h * tiles) > MAX_GRID:
-        tiles *= 2
+    while cdiv(height, block_h) > MAX_GRID:
+        block_h *= 2
     columns = cdiv(width, block_w)
     while tiles > 1 and (
         block_h * tiles >= 2 * height

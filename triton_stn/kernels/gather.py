@@ -17,7 +17,7 @@ Launch grid: (N·SPLITS, tiles along W, tiles along H); a split owns a range of 
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.candidates import inverse_map, is_tame, load_pass
+from triton_stn.kernels.candidates import inverse_map, is_tame
 from triton_stn.kernels.coordinates import channel_range, load_map, tile
 from triton_stn.kernels.narrow import axis_kind, gather_axis, gather_three
 from triton_stn.kernels.wide import gather_walk, gather_wide
@@ -141,9 +141,6 @@ def gather(
         G_pass = dY_ptr + offs_c * stride_gc
         for step in range(passes):
             channels = (offs_c, count - step * STEP)
-            values = load_pass(
-                X_pass + offs_x, mask, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, DTYPE
-            )
             acc = ()
             for _ in tl.static_range(PASS):
                 acc = acc + (tl.zeros(dX_pass.shape, DTYPE),)
@@ -157,8 +154,8 @@ def gather(
                     inverse = inverse_map(map, MODE)
                     moments = zero_moments(BLOCK_H, BLOCK_W, BLOCK_C, DTYPE)
                 acc, moments = gather_theta(
-                    acc, moments, values, X, G, Theta_k, scales, map, inverse, u, v, u_first,
-                    v_first, H, W, mask, channels, canvas, MODE, PASS, MASK_CHANNELS,
+                    acc, moments, X_pass + offs_x, X, G, Theta_k, scales, map, inverse, u, v,
+                    u_first, v_first, H, W, mask, channels, canvas, MODE, PASS, MASK_CHANNELS,
                     NEEDS_THETA, WINDOW, BLOCK_H, BLOCK_W, BLOCK_C, INDEX,
                 )  # fmt: skip
                 if NEEDS_THETA and not ONE_THETA:
@@ -187,7 +184,7 @@ def gather(
 def gather_theta(
     acc,
     moments,
-    values,
+    X_ptrs,
     X,
     G,
     Theta_ptr,
@@ -230,22 +227,22 @@ def gather_theta(
         three = True
     if upright:
         acc, moments = gather_axis(
-            acc, moments, values, G, map, u, v, mask, channels, canvas,
+            acc, moments, X_ptrs, X[1], G, map, u, v, mask, channels, canvas,
             MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, False,
         )  # fmt: skip
     elif on_side:
         acc, moments = gather_axis(
-            acc, moments, values, G, map, u, v, mask, channels, canvas,
+            acc, moments, X_ptrs, X[1], G, map, u, v, mask, channels, canvas,
             MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, True,
         )  # fmt: skip
     elif three:
         acc, moments = gather_three(
-            acc, moments, values, G, map, inverse, u, v, mask, channels, canvas,
+            acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
             MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
         )  # fmt: skip
     elif walk:
         acc, moments = gather_walk(
-            acc, moments, values, G, map, inverse, u, v, mask, channels, canvas,
+            acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
             MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
         )  # fmt: skip
     elif finite:

@@ -9,9 +9,10 @@ import triton.language as tl
 
 from triton_stn.kernels.candidates import (
     accumulate,
-    add_moments,
-    gather_candidate,
+    derivatives,
     hat,
+    load_pass,
+    locate,
     pointers,
     window_corner,
 )
@@ -67,7 +68,8 @@ def axis_moments(t00, t01, t10, t11, fp0, fp1, fq0, fq1, p, q):
 def gather_axis(
     acc,
     moments,
-    values,
+    X_ptrs,  # X at the tile's pixels, the pass's first channel
+    stride_xc,
     G,
     map,
     u,
@@ -105,6 +107,9 @@ def gather_axis(
     wx1, sx1, in_p1 = axis_candidate(p + 1, a, b0, u, centre_p, MODE)
     wy0, sy0, in_q0 = axis_candidate(q, b, b1, v, centre_q, MODE)
     wy1, sy1, in_q1 = axis_candidate(q + 1, b, b1, v, centre_q, MODE)
+    # X is read only where some tap is: no inf of X meets the 0 of a masked dY.
+    read = mask & (in_p0 | in_p1) & (in_q0 | in_q1)
+    values = load_pass(X_ptrs, read, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, u.dtype)
     in_00 = in_p0 & (in_q0 & mask)
     in_01 = in_p1 & (in_q0 & mask)
     in_10 = in_p0 & (in_q1 & mask)
@@ -128,11 +133,6 @@ def gather_axis(
         PASS, MASK_CHANNELS, NEEDS_THETA,
     )  # fmt: skip
     if NEEDS_THETA:
-        # Only the taps that exist: an inf of X times a masked 0 would be NaN.
-        t00 = tl.where(in_00, t00, 0.0)
-        t01 = tl.where(in_01, t01, 0.0)
-        t10 = tl.where(in_10, t10, 0.0)
-        t11 = tl.where(in_11, t11, 0.0)
         x_p, x_q, x_1 = axis_moments(t00, t01, t10, t11, sx0, sx1, wy0, wy1, p, q)
         y_p, y_q, y_1 = axis_moments(t00, t01, t10, t11, wx0, wx1, sy0, sy1, p, q)
         m = moments
@@ -150,7 +150,8 @@ def outside(index, centre):
 def gather_three(
     acc,
     moments,
-    values,
+    X_ptrs,  # X at the tile's pixels, the pass's first channel
+    stride_xc,
     G,
     map,
     inverse,
@@ -170,17 +171,40 @@ def gather_three(
     G_ptr, stride_gc, stride_gh, stride_gw = G
     i, j = window_corner(map, inverse, u, v, canvas)
     G_row = pointers(G, i, j, canvas, INDEX)
+    m0, m1, m2, m3, m4, m5 = moments
+    zero = tl.zeros(m0.shape, m0.dtype)
+    places = ()
     for di in tl.static_range(3):
-        i_centred = outside(i + di, centre_h)
-        G_ptrs = G_row
         for dj in tl.static_range(3):
-            j_centred = outside(j + dj, centre_w)
-            acc, x, y = gather_candidate(
-                acc, values, G_ptrs, stride_gc, map, i_centred, j_centred, u, v, mask, channels,
-                MODE, PASS, MASK_CHANNELS, NEEDS_THETA, True,
+            place = locate(
+                map, outside(i + di, centre_h), outside(j + dj, centre_w), u, v, mask, MODE, True
+            )
+            places = places + (place,)
+    # X is read only where some candidate is inside: no inf of X meets the 0 of a masked dY.
+    values = load_pass(X_ptrs, mask, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, u.dtype)
+    for di in tl.static_range(3):
+        G_ptrs = G_row
+        x_row = zero
+        y_row = zero
+        for dj in tl.static_range(3):
+            wx, wy, distance_x, distance_y, inside = places[3 * di + dj]
+            acc, t = accumulate(
+                acc, values, G_ptrs, stride_gc, wx * wy, inside, channels,
+                PASS, MASK_CHANNELS, NEEDS_THETA,
             )  # fmt: skip
             if NEEDS_THETA:
-                moments = add_moments(moments, x, y, i_centred, j_centred)
+                x, y = derivatives(tl.where(inside, t, 0.0), wx, wy, distance_x, distance_y)
+                j_centred = outside(j + dj, centre_w)
+                m0 = tl.fma(-j_centred, x, m0)
+                m3 = tl.fma(-j_centred, y, m3)
+                x_row += x
+                y_row += y
             G_ptrs += stride_gw
         G_row += stride_gh
-    return acc, moments
+        if NEEDS_THETA:
+            i_centred = outside(i + di, centre_h)
+            m1 = tl.fma(-i_centred, x_row, m1)
+            m4 = tl.fma(-i_centred, y_row, m4)
+            m2 -= x_row
+            m5 -= y_row
+    return acc, (m0, m1, m2, m3, m4, m5)

@@ -21,7 +21,8 @@ from triton_stn.kernels.coordinates import tile
 def gather_walk(
     acc,
     moments,
-    values,
+    X_ptrs,
+    stride_xc,
     G,
     map,
     inverse,
@@ -39,6 +40,7 @@ def gather_walk(
     """A larger window: each thread walks its own."""
     H_out, W_out, centre_h, centre_w = canvas
     G_ptr, stride_gc, stride_gh, stride_gw = G
+    values = load_pass(X_ptrs, mask, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, u.dtype)
     i, j_first = window_corner(map, inverse, u, v, canvas)
     G_row = pointers(G, i, j_first, canvas, INDEX)
     for _ in range((2 * inverse[1] + 1).to(tl.int32)):
@@ -48,7 +50,7 @@ def gather_walk(
             inside = mask & (tl.abs(i) <= centre_h) & (tl.abs(j) <= centre_w)
             acc, x, y = gather_candidate(
                 acc, values, G_ptrs, stride_gc, map, i, j, u, v, inside, channels,
-                MODE, PASS, MASK_CHANNELS, NEEDS_THETA, False,
+                MODE, PASS, MASK_CHANNELS, NEEDS_THETA,
             )  # fmt: skip
             if NEEDS_THETA:
                 moments = add_moments(moments, x, y, i, j)
@@ -156,7 +158,7 @@ def gather_wide(
                     inside = everywhere & (tl.abs(i) <= centre_h) & (tl.abs(j) <= centre_w)
                     sums, x, y = gather_candidate(
                         sums, values, pointers(G, i, j, canvas, INDEX), stride_gc, map, i, j, u, v,
-                        inside, channels, MODE, PASS, MASK_CHANNELS, NEEDS_THETA, False,
+                        inside, channels, MODE, PASS, MASK_CHANNELS, NEEDS_THETA,
                     )  # fmt: skip
                     if NEEDS_THETA:
                         moments = add_moments(moments, x, y, i, j)
