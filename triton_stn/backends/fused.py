@@ -195,7 +195,7 @@ def plan_gather(
         | number_types(input, input, grad_output, grad_input)
         | dict(MODE=mode, NEEDS_THETA=needs_theta, WINDOW="any"),
         slots=config.slots if needs_theta else 0,
-        maxnreg=configs.GATHER_REGISTERS,
+        maxnreg=configs.GATHER_REGISTERS if run == 1 else configs.GATHER_RUN_REGISTERS,
     )
 
 

@@ -18,6 +18,8 @@ MIN_CHANNELS_A_SPLIT = 8
 # Left alone, ptxas settles on 96 registers and spills one or two; 168 still leaves 3 programs a
 # multiprocessor, as 136 would, and spills none (static report).
 GATHER_REGISTERS = 168
+# A run's thread holds four or eight channels of each candidate; under 255 some case spills.
+GATHER_RUN_REGISTERS = 255
 MAX_GRID = 65535  # of the launch grid's axes y and z
 
 
