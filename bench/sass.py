@@ -16,21 +16,20 @@ UNROLLED = 4  # iterations of forward's channel loop, in NCHW
 WARP = 32
 
 
-def footprint(ttgir: str) -> str:
-    """Threads of a warp along each axis of the sampling layout, "rows x columns"."""
+def footprint(ttgir: str, constants: dict) -> str:
+    """What a warp covers: "rows x columns" of pixels, and lanes x channels in channels-last.
+
+    From the threadsPerWarp of the sampling layout, whose first axis counts a tile's pixels.
+    """
     layouts = re.findall(
-        r"#ttg.blocked<{sizePerThread = \[([\d, ]+)\], threadsPerWarp = \[([\d, ]+)\]", ttgir
+        r"#ttg.blocked<{sizePerThread = \[(\d+), (\d+)\], threadsPerWarp = \[(\d+), (\d+)\]", ttgir
     )
-    tiles = [
-        (size.replace(" ", "").split(","), threads.replace(" ", "").split(","))
-        for size, threads in layouts
-        if "," in threads
-    ]
-    if not tiles:
+    if not layouts or "BLOCK_W" not in constants:
         return ""
-    size, threads = tiles[0]
-    wide = "" if size == ["1", "1"] else f" of {size[0]}x{size[1]}"
-    return "x".join(threads) + wide
+    _, channels, pixels, lanes = map(int, layouts[0])
+    columns = min(pixels, constants["BLOCK_W"])
+    runs = f", {lanes}x{channels} channels" if lanes * channels > 1 else ""
+    return f"{pixels // columns}x{columns}{runs}"
 
 
 def nvidia_resources(cubin: bytes, launch: fused.Launch, window: str) -> dict:

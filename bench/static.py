@@ -175,7 +175,7 @@ def compile_one(index: int, target: str) -> dict:
     options = spec.launch.options(nvidia=target.startswith("sm"))
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     row = {"kernel": spec.launch.kernel.__name__, "case": spec.label, "window": spec.window}
-    row |= {"target": target, "warp": sass.footprint(compiled.asm["ttgir"])}
+    row |= {"target": target, "warp": sass.footprint(compiled.asm["ttgir"], spec.launch.constants)}
     row |= {"shared": compiled.metadata.shared}
     if target.startswith("gfx"):
         return row | sass.amd_resources(compiled.asm["amdgcn"])

@@ -48,23 +48,21 @@ def channel_range(C, SPLITS: tl.constexpr):
 
 @triton.jit
 def tile(
-    first_row, first_column, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr
+    first_row,
+    first_column,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
-    """(rows, columns, channels) of a tile of pixels, as tensors that broadcast together.
+    """(rows, columns, channels) of a tile: [BLOCK_H·BLOCK_W, 1] twice and [1, BLOCK_C].
 
-    NCHW (BLOCK_C = 1): [BLOCK_H, 1], [1, BLOCK_W] and 0: threads lie side by side in the plane.
-    Channels-last: [BLOCK_H·BLOCK_W, 1] twice and [1, BLOCK_C]: threads lie along the channels.
+    In NCHW (BLOCK_C = 1) a warp's 32 threads lie over 32 / BLOCK_W rows of BLOCK_W pixels, a patch.
+    The pixels are one axis, so that no version of the compiler lays the threads out otherwise. In
+    channels-last, threads lie along the channels first.
     """
-    if BLOCK_C == 1:
-        rows = first_row + tl.arange(0, BLOCK_H)[:, None]
-        columns = first_column + tl.arange(0, BLOCK_W)[None, :]
-        channels = 0
-    else:
-        pixels = tl.arange(0, BLOCK_H * BLOCK_W)[:, None]
-        rows = first_row + pixels // BLOCK_W
-        columns = first_column + pixels % BLOCK_W
-        channels = tl.arange(0, BLOCK_C)[None, :]
-    return rows, columns, channels
+    pixels = tl.arange(0, BLOCK_H * BLOCK_W)[:, None]
+    channels = tl.arange(0, BLOCK_C)[None, :]
+    return first_row + pixels // BLOCK_W, first_column + pixels % BLOCK_W, channels
 
 
 @triton.jit

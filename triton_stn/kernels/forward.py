@@ -126,7 +126,7 @@ def forward_tile(
     mask = (offs_i < H_out) & (offs_j < W_out)
     i = centred(offs_i, centre_h, DTYPE)
     j = centred(offs_j, centre_w, DTYPE)
-    x = affine(a00, a01, b0, j, i)  # [BLOCK_H, BLOCK_W], or [pixels, 1] in channels-last
+    x = affine(a00, a01, b0, j, i)  # [pixels, 1]
     y = affine(a10, a11, b1, j, i)
     Y_ptrs = Y_ptr + (offs_i.to(INDEX) * stride_yh + offs_j.to(INDEX) * stride_yw)
     Y_ptrs += offs_c * stride_yc

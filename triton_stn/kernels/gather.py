@@ -27,15 +27,15 @@ from triton_stn.kernels.wide import gather_walk, gather_wide
 def store_moments(P_ptr, moments, swap):
     """Sum six tiles of moments in a fixed order and store the six numbers.
 
-    Along the rows inside a warp; then stacked, so that one exchange between warps serves them all.
+    Eight pixels inside a warp first; then stacked, so that one exchange between warps serves all.
     ``swap`` exchanges the moments along j and i.
     """
-    m0 = tl.sum(moments[0], 1)
-    m1 = tl.sum(moments[1], 1)
-    m2 = tl.sum(moments[2], 1)
-    m3 = tl.sum(moments[3], 1)
-    m4 = tl.sum(moments[4], 1)
-    m5 = tl.sum(moments[5], 1)
+    m0 = sum_of_eights(moments[0])
+    m1 = sum_of_eights(moments[1])
+    m2 = sum_of_eights(moments[2])
+    m3 = sum_of_eights(moments[3])
+    m4 = sum_of_eights(moments[4])
+    m5 = sum_of_eights(moments[5])
     zero = tl.zeros(m0.shape, m0.dtype)
     even = tl.join(tl.join(m0, m4), tl.join(m2, zero))
     odd = tl.join(tl.join(m1, m5), tl.join(m3, zero))
@@ -47,14 +47,15 @@ def store_moments(P_ptr, moments, swap):
 
 
 @triton.jit
-def zero_moments(
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr
-):
+def sum_of_eights(x):
+    """[pixels, 1] -> [pixels / 8]"""
+    return tl.sum(tl.reshape(x, (x.shape[0] // 8, 8)), 1)
+
+
+@triton.jit
+def zero_moments(BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, DTYPE: tl.constexpr):
     """Six zeros a pixel of a tile."""
-    if BLOCK_C == 1:
-        zero = tl.zeros([BLOCK_H, BLOCK_W], DTYPE)
-    else:
-        zero = tl.zeros([BLOCK_H * BLOCK_W, 1], DTYPE)
+    zero = tl.zeros([BLOCK_H * BLOCK_W, 1], DTYPE)
     return zero, zero, zero, zero, zero, zero
 
 
@@ -125,7 +126,7 @@ def gather(
     if ONE_THETA:
         map = load_map(Theta_ptr, scales, DTYPE)
         inverse = inverse_map(map, MODE)
-        moments = zero_moments(BLOCK_H, BLOCK_W, BLOCK_C, DTYPE)
+        moments = zero_moments(BLOCK_H, BLOCK_W, DTYPE)
 
     for t in range(TILES):
         v_first = (tl.program_id(2) * TILES + t) * BLOCK_H
@@ -152,7 +153,7 @@ def gather(
                 if not ONE_THETA:
                     map = load_map(Theta_k, scales, DTYPE)
                     inverse = inverse_map(map, MODE)
-                    moments = zero_moments(BLOCK_H, BLOCK_W, BLOCK_C, DTYPE)
+                    moments = zero_moments(BLOCK_H, BLOCK_W, DTYPE)
                 acc, moments = gather_theta(
                     acc, moments, X_pass + offs_x, X, G, Theta_k, scales, map, inverse, u, v,
                     u_first, v_first, H, W, mask, channels, canvas, MODE, PASS, MASK_CHANNELS,

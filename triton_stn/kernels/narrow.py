@@ -86,9 +86,9 @@ def gather_axis(
 ):
     """A theta without rotation, or turned by 90°, that does not magnify: a 2 x 2 window.
 
-    Index p drives x and index q drives y: (p, q) is (j, i) upright, (i, j) on its side, so in NCHW
-    the weights are a row vector and a column vector either way. The moments are along p and q:
-    whoever stores them swaps them for a theta on its side.
+    Index p drives x and index q drives y: (p, q) is (j, i) upright, (i, j) on its side, so weights
+    and conditions are products of one along x and one along y either way. The moments are along p
+    and q: whoever stores them swaps them for a theta on its side.
     """
     a00, a01, b0, a10, a11, b1 = map
     H_out, W_out, centre_h, centre_w = canvas

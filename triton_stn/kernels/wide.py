@@ -115,15 +115,8 @@ def gather_wide(
     dtype: tl.constexpr = a00.dtype
     slack = 1.015625
     flat = 1e-30  # a smaller slope leaves a row's stretch unbounded
-    own = tile(0, 0, BLOCK_H, BLOCK_W, BLOCK_C)
-    rows = own[0]
-    columns = own[1]
-    if BLOCK_C > 1:  # channels-last has one axis of pixels: it spreads over rows
-        rows = tl.arange(0, BLOCK_H * BLOCK_W)[:, None]
-        columns = rows * 0
-    ROWS: tl.constexpr = BLOCK_H if BLOCK_C == 1 else BLOCK_H * BLOCK_W
-    COLUMNS: tl.constexpr = BLOCK_W if BLOCK_C == 1 else 1
-    everywhere = (rows >= 0) & (columns >= 0)
+    # The tile's pixels stand for candidates: BLOCK_H rows of BLOCK_W columns at a time.
+    rows, columns, _ = tile(0, 0, BLOCK_H, BLOCK_W, BLOCK_C)
     reach_x = tl.where(tl.abs(a00) > flat, slack / tl.abs(a00), 1e30) + 0.015625
     reach_y = tl.where(tl.abs(a10) > flat, slack / tl.abs(a10), 1e30) + 0.015625
     width = tl.minimum(2 * tl.minimum(reach_x, reach_y) + 3, W_out.to(dtype)).to(tl.int32)
@@ -146,28 +139,25 @@ def gather_wide(
             sums = ()
             for c in tl.static_range(PASS):
                 sums = sums + (tl.zeros(acc[c].shape, dtype),)
-            for i_block in range(i_first, i_end, ROWS):
+            for i_block in range(i_first, i_end, BLOCK_H):
                 i = (i_block + rows).to(dtype) - centre_h
                 x_row = tl.fma(a01, i, b0)
                 y_row = tl.fma(a11, i, b1)
                 low_x = tl.where(tl.abs(a00) > flat, (u - x_row) / a00 - reach_x, -1e30)
                 low_y = tl.where(tl.abs(a10) > flat, (v - y_row) / a10 - reach_y, -1e30)
                 j_first = tl.maximum(tl.floor(tl.maximum(low_x, low_y) + centre_w), 0.0) - centre_w
-                for j_block in range(0, width, COLUMNS):
+                for j_block in range(0, width, BLOCK_W):
                     j = j_first + (j_block + columns).to(dtype)
-                    inside = everywhere & (tl.abs(i) <= centre_h) & (tl.abs(j) <= centre_w)
+                    inside = (tl.abs(i) <= centre_h) & (tl.abs(j) <= centre_w)
                     sums, x, y = gather_candidate(
                         sums, values, pointers(G, i, j, canvas, INDEX), stride_gc, map, i, j, u, v,
                         inside, channels, MODE, PASS, MASK_CHANNELS, NEEDS_THETA,
                     )  # fmt: skip
                     if NEEDS_THETA:
                         moments = add_moments(moments, x, y, i, j)
-            here = (own[0] == pixel // BLOCK_W) & (own[1] == pixel % BLOCK_W)
+            here = (rows == pixel // BLOCK_W) & (columns == pixel % BLOCK_W)
             out = ()
             for c in tl.static_range(PASS):
-                total = tl.sum(sums[c], 0, keep_dims=True)
-                if BLOCK_C == 1:
-                    total = tl.sum(total, 1, keep_dims=True)
-                out = out + (acc[c] + tl.where(here, total, 0.0),)
+                out = out + (acc[c] + tl.where(here, tl.sum(sums[c], 0, keep_dims=True), 0.0),)
             acc = out
     return acc, moments
