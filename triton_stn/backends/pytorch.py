@@ -90,8 +90,7 @@ def _sample_planes(input, theta, size, mode, padding_mode, align_corners):
         x = x.contiguous()
     if n == 1:  # channels, or blocks of rows, serve as the batch
         groups = _channel_groups(c)
-        threads = torch.get_num_threads()
-        blocks = next(b for b in range(threads, 0, -1) if rows % b == 0) if c == 1 else 1
+        blocks = _row_blocks(rows) if c == 1 else 1
         x = x.view(groups, c // groups, h, w).expand(groups * blocks, -1, -1, -1)
         grid = grid.view(blocks, rows // blocks, size[1], 2).expand(groups * blocks, -1, -1, -1)
     y = F.grid_sample(x, grid, mode, padding_mode, align_corners).view(n, c, rows, size[1])
@@ -129,7 +128,8 @@ def _finish(y, hole, k):
     """Restore the NaNs; (N, C, K·H_out, W_out) -> (N, K, C, H_out, W_out)."""
     if hole is not None:
         y = y.masked_fill(hole[:, None], torch.nan)
-    return y.unflatten(2, (k, -1)).transpose(1, 2)
+    n, c, rows, w_out = y.shape
+    return y.view(n, c, k, rows // k, w_out).transpose(1, 2)
 
 
 def _axis_taps(coordinate, size, mode, padding_mode, align_corners):
@@ -191,7 +191,16 @@ def _gradients(
 
 def _channel_groups(c: int) -> int:
     """Into how many equal groups of channels to cut one image, to occupy the threads."""
+    if torch.compiler.is_compiling():  # which does not trace the number of threads
+        return 1
     return next((g for g in range(1, c) if c % g == 0 and g >= torch.get_num_threads()), c)
+
+
+def _row_blocks(rows: int) -> int:
+    """Into how many equal blocks of rows to cut one output, to occupy the threads."""
+    if torch.compiler.is_compiling():
+        return 1
+    return next(b for b in range(torch.get_num_threads(), 0, -1) if rows % b == 0)
 
 
 def affine_grid(theta: torch.Tensor, h_out: int, w_out: int, align_corners: bool) -> torch.Tensor:
@@ -202,7 +211,7 @@ def affine_grid(theta: torch.Tensor, h_out: int, w_out: int, align_corners: bool
     # x and y are kept in planes of their own: the CPU sampler reads both layouts equally well,
     # and a plane is written by one broadcast multiply-add.
     theta = theta.transpose(1, 2).contiguous()  # (N, 2, K, 3)
-    row = theta[..., 1, None] * y + theta[..., 2, None]  # (N, 2, K, H_out)
+    row = torch.addcmul(theta[..., 2, None], theta[..., 1, None], y)  # (N, 2, K, H_out)
     planes = torch.addcmul(row[..., None], theta[..., 0, None, None], x)
     return planes.view(n, 2, k * h_out, w_out).permute(0, 2, 3, 1)
 
@@ -223,10 +232,9 @@ def _theta_gradient(grad_grid, theta, size, align_corners):
 
 
 def _centred(size: int, align_corners: bool, like: torch.Tensor) -> torch.Tensor:
-    """Normalised coordinates of ``size`` pixels: j' = j - (size-1)/2 over half the extent."""
-    extent = max(size - 1, 1) if align_corners else size
-    pixels = torch.arange(size, dtype=like.dtype, device=like.device) - (size - 1) / 2
-    return pixels * (2 / extent)
+    """Normalised coordinates of ``size`` pixels, from -1 to 1 or from half a pixel inside."""
+    last = (size - 1) / (max(size - 1, 1) if align_corners else size)
+    return torch.linspace(-last, last, size, dtype=like.dtype, device=like.device)
 
 
 def _in_float(input: torch.Tensor) -> torch.Tensor:
@@ -238,12 +246,12 @@ def _safe_grid(theta, x, size, padding_mode, align_corners):
     """(grid, hole): coordinates that F.grid_sample takes, and where they are not finite.
 
     ``hole`` (N, K·H_out, W_out) is None where all is known to be well. To know costs a look at
-    θ's values, so on the CPU alone; an affine map has its extremes at the corners.
+    θ's values, so on the CPU alone; a coordinate is at most the sum of three of them.
     """
     theta = theta.to(x.dtype)
     grid = affine_grid(theta, *size, align_corners)
     can_look = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if can_look and bool((theta.abs().sum(-1) < _SAFE_COORDINATE).all()):
+    if can_look and float(theta.detach().abs().amax()) < _SAFE_COORDINATE / 3:
         return grid, None
     finite = grid.isfinite().all(-1)
     grid = torch.where(finite[..., None], grid, 0.0)

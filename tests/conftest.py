@@ -1,0 +1,117 @@
+"""Where the tests run: pure PyTorch and interpreted kernels on a CPU, compiled kernels on a GPU."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+HAS_XPU = not HAS_CUDA and hasattr(torch, "xpu") and torch.xpu.is_available()
+GPU = "cuda" if HAS_CUDA else "xpu" if HAS_XPU else None
+if GPU is None:
+    # Triton reads it when a kernel is decorated, so before triton_stn is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import triton_stn  # noqa: E402
+
+PAD = 64  # elements of guard on either side of a buffer; keeps 16-byte alignment
+SENTINEL = 77.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A backend on a device."""
+
+    backend: str
+    device: str
+
+    @property
+    def interpreted(self) -> bool:
+        return self.backend == "triton" and self.device == "cpu"
+
+    def sample(self, *args, **kwargs) -> torch.Tensor:
+        with triton_stn.use_backend(self.backend):
+            return triton_stn.spatial_transform(*args, **kwargs)
+
+
+PYTORCH = pytest.param(Place("torch", "cpu"), id="torch")
+INTERPRETED = pytest.param(
+    Place("triton", "cpu"),
+    id="interpreted",
+    marks=pytest.mark.skipif(GPU is not None, reason="with a GPU the kernels are compiled"),
+)
+ON_GPU = pytest.param(Place("triton", GPU or "cuda"), id="gpu", marks=pytest.mark.gpu)
+
+
+def pytest_collection_modifyitems(items):
+    if GPU is None:
+        skip = pytest.mark.skip(reason="needs a GPU that Triton supports")
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(skip)
+
+
+@pytest.fixture(params=[PYTORCH, INTERPRETED, ON_GPU])
+def place(request) -> Place:
+    """Each backend that a user can have."""
+    return request.param
+
+
+@pytest.fixture(params=[INTERPRETED, ON_GPU])
+def kernels(request) -> Place:
+    """The Triton kernels alone."""
+    return request.param
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    """Every uninitialised buffer is full of NaN and stands between guards that must survive."""
+    buffers = []
+
+    def fence(meta, device, fill):
+        if not meta.dtype.is_floating_point:
+            return None
+        span = 1 + sum((n - 1) * s for n, s in zip(meta.shape, meta.stride(), strict=True))
+        span = span if meta.numel() else 0
+        flat = torch.full((span + 2 * PAD,), SENTINEL, dtype=meta.dtype, device=device)
+        flat[PAD : PAD + span] = fill
+        buffers.append((flat, span))
+        return flat.as_strided(meta.shape, meta.stride(), PAD)
+
+    def patch(owner, name, fill):
+        real = getattr(owner, name)
+
+        def allocate(*args, **kwargs):
+            device = kwargs.pop("device", None)
+            like = args[0] if args and isinstance(args[0], torch.Tensor) else None
+            if device is None and like is not None:
+                device = like.device
+            fenced = fence(real(*args, **kwargs, device="meta"), device, fill)
+            return real(*args, **kwargs, device=device) if fenced is None else fenced
+
+        monkeypatch.setattr(owner, name, allocate)
+
+    patch(torch, "empty", torch.nan)
+    patch(torch, "empty_like", torch.nan)
+    patch(torch, "zeros", 0.0)
+    patch(torch, "zeros_like", 0.0)
+    patch(torch.Tensor, "new_empty", torch.nan)
+    yield buffers
+    for flat, span in buffers:
+        assert (flat[:PAD] == SENTINEL).all() and (flat[PAD + span :] == SENTINEL).all()
+
+
+@pytest.fixture
+def device(place):
+    """The same, with the backend in force; the value is the device its tensors belong on."""
+    with triton_stn.use_backend(place.backend):
+        yield torch.device(place.device)
+
+
+@pytest.fixture
+def triton_device(kernels):
+    with triton_stn.use_backend(kernels.backend):
+        yield torch.device(kernels.device)

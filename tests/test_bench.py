@@ -1,0 +1,271 @@
+"""The benchmark's own claims: what it times is right, and what it writes is what it measured."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+
+from bench import __main__ as command
+from bench import baselines, measure, oracle, plots, table
+from bench.baselines import Provider
+from bench.cases import DTYPES, LAYOUTS, PASSES, THETA_KINDS, Case, Task
+from bench.measure import Forwards, Machine, run_task
+
+TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
+SEVERAL = Case("several", 2, 3, 2, 12, 10, 7, 9, 2)
+MACHINE = Machine("cpu", "cpu", 10.0, "2.x", "3.x", "abc1234")
+EAGER = Provider("eager", lambda: baselines.eager, half_coordinates=True)
+OURS = Provider("triton_stn", lambda: baselines.ours)
+
+
+@pytest.fixture(autouse=True)
+def short_timings(monkeypatch):
+    monkeypatch.setattr(measure, "CPU_WORK_MS", 1)
+
+
+def run_one(task, *providers, **options):
+    return {
+        row["provider"]: row for row in run_task(task, providers, MACHINE, Forwards(), **options)
+    }
+
+
+def off_by_half_a_pixel(input, theta, size, *options):
+    shift = torch.tensor([0.0, 0.0, 1 / input.shape[-1]], device=theta.device)
+    return baselines.eager(input, theta + torch.stack([shift, shift]), size, *options)
+
+
+def right_value_wrong_gradient(input, theta, *options):
+    y = baselines.eager(input, theta, *options)
+    return y + 0.01 * (baselines.eager(input, theta, *options) - y.detach())
+
+
+def exploding(message, kind=RuntimeError):
+    def forward(*arguments):
+        raise kind(message)
+
+    return forward
+
+
+# --- right before fast ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theta_kind", [*THETA_KINDS, "rotation_90"])
+@pytest.mark.parametrize("case", [TINY, SEVERAL], ids=lambda case: case.name)
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_eager_and_ours_are_right_and_timed(pass_name, case, theta_kind):
+    for row in run_one(Task(case, pass_name, theta_kind), OURS, EAGER).values():
+        assert row["status"] == "ok", row["note"]
+        assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
+        assert row["gb_per_s"] == pytest.approx(row["min_bytes"] / row["ms_p50"] / 1e6)
+        assert row["pct_copy_bandwidth"] == pytest.approx(row["gb_per_s"] * 10)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ours_is_right_in_half_precision_and_eager_is_skipped_on_the_cpu(dtype, layout):
+    task = Task(SEVERAL, "forward_backward", "rotation_30", dtype, layout)
+    rows = run_one(task, OURS, *baselines.PROVIDERS[1:])
+    assert rows["triton_stn"]["status"] == "ok", rows["triton_stn"]["note"]
+    assert rows["triton_stn"]["speedup_vs_eager"] is None
+    assert rows["eager"]["status"] == rows["compiled"]["status"] == "skipped"
+    assert "half precision" in rows["eager"]["note"]
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("theta_kind", THETA_KINDS)
+def test_a_wrong_provider_is_wrong_and_has_no_time(pass_name, theta_kind):
+    wrong = Provider("shifted", lambda: off_by_half_a_pixel)
+    rows = run_one(Task(TINY, pass_name, theta_kind), wrong, EAGER)
+    assert rows["shifted"]["status"] == "wrong"
+    assert "allowed" in rows["shifted"]["note"]
+    assert "ms_p50" not in rows["shifted"] and "speedup_vs_eager" not in rows["shifted"]
+    assert rows["eager"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("pass_name", [name for name in PASSES if name != "forward"])
+def test_a_gradient_off_by_a_hundredth_is_wrong(pass_name):
+    wrong = Provider("gradient", lambda: right_value_wrong_gradient)
+    assert run_one(Task(TINY, "forward", "identity"), wrong)["gradient"]["status"] == "ok"
+    assert run_one(Task(TINY, pass_name, "identity"), wrong)["gradient"]["status"] == "wrong"
+
+
+def test_nan_is_wrong():
+    wrong = Provider("nan", lambda: lambda *a: baselines.eager(*a) * torch.nan)
+    assert run_one(Task(TINY, "forward", "identity"), wrong)["nan"]["status"] == "wrong"
+
+
+def test_the_data_is_the_same_in_every_dtype():
+    for x in oracle.make_data(TINY, "cpu"):
+        for dtype in DTYPES:
+            assert torch.equal(x.to(getattr(torch, dtype)).float(), x)
+
+
+def test_grad_theta_is_checked_off_the_kinks():
+    reference = oracle.reference(Task(TINY, "backward", "identity"), "cpu")
+    source = (reference.nudged - reference.theta)[0, :, 2] * TINY.w / 2
+    assert source.tolist() == pytest.approx(oracle.NUDGE, rel=1e-5)
+    assert torch.equal(reference.smooth_grad, reference.grad)  # nothing near a kink to mask
+    at_kinks = oracle.reference(Task(TINY, "backward", "rotation_30"), "cpu").smooth_grad == 0
+    assert at_kinks.float().mean() < 0.2
+
+
+# --- what goes wrong stays in its row ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("forward", "status"),
+    [
+        (exploding("boom\nat length"), "error"),
+        (exploding("CUDA out of memory", torch.OutOfMemoryError), "oom"),
+        (exploding("DefaultCPUAllocator: can't allocate memory"), "oom"),
+    ],
+)
+def test_an_exception_becomes_a_row_and_the_others_go_on(forward, status):
+    rows = run_one(Task(TINY, "backward", "identity"), Provider("bad", lambda: forward), EAGER)
+    assert rows["bad"]["status"] == status
+    assert "\n" not in rows["bad"]["note"] and rows["bad"]["note"]
+    assert "ms_p50" not in rows["bad"]
+    assert rows["eager"]["status"] == "ok"
+
+
+def test_failing_while_timed_is_an_error_without_a_time():
+    calls = []
+
+    def third_time_fails(*arguments):
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("worn out")
+        return baselines.eager(*arguments)
+
+    row = run_one(Task(TINY, "forward", "identity"), Provider("p", lambda: third_time_fails))["p"]
+    assert row["status"] == "error" and "ms_p50" not in row
+
+
+# --- the table and the run -----------------------------------------------------------------------
+
+
+def test_the_columns_are_the_agreed_ones_in_order(tmp_path):
+    agreed = """
+        case, pass, provider, n, k, c, h, w, h_out, w_out, dtype, layout, padding_mode,
+        align_corners, theta_kind, ms_p50, ms_p20, ms_p80, speedup_vs_eager, min_bytes,
+        gb_per_s, pct_copy_bandwidth, peak_memory_mib, max_abs_error, status, device, torch,
+        triton, commit, utc
+    """
+    agreed = "".join(agreed.split()).split(",")
+    csv = tmp_path / "results.csv"
+    command.run([Task(TINY, "forward", "identity")], (OURS, EAGER), MACHINE, csv)
+    header = csv.read_text().splitlines()[0].split(",")
+    assert header[: len(agreed)] == agreed
+
+
+def test_resume_skips_what_is_done_and_finishes_the_rest(tmp_path):
+    csv = tmp_path / "results.csv"
+    tasks = [Task(TINY, name, kind) for name in PASSES[:2] for kind in THETA_KINDS[:2]]
+    built = []
+
+    def building():
+        built.append(1)
+        return baselines.eager
+
+    counted = (Provider("eager", building),)
+    command.run(tasks[:3], counted, MACHINE, csv)
+    with csv.open("a") as file:
+        file.write("tiny,forward,eag")  # killed in the middle of a line
+    before = table.read(csv)
+    assert len(before) == 3
+
+    command.run(tasks, (OURS, *counted), MACHINE, csv, resume=True)
+    after = table.read(csv)
+    assert len(after) == 8 and len(set(table.keys(after))) == 8
+    pd.testing.assert_frame_equal(after.head(3), before, check_dtype=False)
+    # triton_stn's rows are set against the eager times of the first run.
+    assert (after.query("provider == 'triton_stn'").speedup_vs_eager > 0).all()
+
+    built.clear()
+    command.run(tasks, (OURS, *counted), MACHINE, csv, resume=True)
+    assert not built and len(table.read(csv)) == 8
+    command.run(tasks[:1], counted, MACHINE, csv)
+    assert len(table.read(csv)) == 1  # without --resume a run starts anew
+
+
+def test_an_interrupt_leaves_the_rows_measured_so_far(tmp_path):
+    csv = tmp_path / "results.csv"
+    tasks = [Task(TINY, "forward", kind) for kind in THETA_KINDS]
+
+    def interrupted(input, theta, *options):
+        if (theta[..., 0, 1] != 0).any():  # the second task, the rotation
+            raise KeyboardInterrupt
+        return baselines.eager(input, theta, *options)
+
+    with pytest.raises(KeyboardInterrupt):
+        command.run(tasks, (Provider("p", lambda: interrupted),), MACHINE, csv)
+    assert len(table.read(csv)) == 1
+
+
+def test_rows_of_another_device_are_not_resumed(tmp_path):
+    csv = tmp_path / "results.csv"
+    task = Task(TINY, "forward", "identity")
+    command.run([task], (EAGER,), MACHINE, csv)
+    other = Machine("cpu", "another", 10.0, "2.x", "3.x", "abc1234")
+    command.run([task], (OURS,), other, csv, resume=True)
+    assert table.read(csv)[["provider", "device"]].values.tolist() == [["triton_stn", "another"]]
+
+
+def test_filter_keeps_the_rows_that_contain_every_word(tmp_path):
+    csv = tmp_path / "results.csv"
+    tasks = [Task(TINY, name, kind) for name in PASSES for kind in THETA_KINDS[:2]]
+    command.run(tasks, (OURS, EAGER), MACHINE, csv, "tiny/backward eager rotation")
+    frame = table.read(csv)
+    assert frame["pass"].tolist() == ["backward_input", "backward_theta", "backward"]
+    assert set(frame.provider) == {"eager"} and set(frame.theta_kind) == {"rotation_30"}
+    assert command.run(tasks, (OURS,), MACHINE, csv, "nowhere") == 0 and not csv.exists()
+
+
+def test_exit_status_tells_a_wrong_row_of_ours(tmp_path):
+    csv = tmp_path / "results.csv"
+    wrong = Provider("triton_stn", lambda: off_by_half_a_pixel)
+    tasks = [Task(TINY, "forward", "identity")]
+    assert command.run(tasks, (wrong, EAGER), MACHINE, csv) == 1
+    assert command.run(tasks, (OURS, EAGER), MACHINE, csv) == 0
+
+
+def test_the_command_writes_csv_markdown_and_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "this_machine", lambda: MACHINE)
+    monkeypatch.setattr(command, "_static_report", lambda: print("STATIC REPORT") or 0)
+    assert command.main(["--filter", "tutorial_28 identity", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("No GPU found") and said.rstrip().endswith("STATIC REPORT")
+    for name in ("results.csv", "results.md", "speedup.png", "bandwidth.png"):
+        assert (tmp_path / name).stat().st_size > 0 and name in said
+    assert "geometric mean" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def test_geometric_mean_wins_losses_and_the_worst_row():
+    rows = pd.DataFrame({name: [""] * 5 for name in table.COLUMNS})
+    rows["pass"], rows["provider"], rows["case"] = "forward", "triton_stn", list("abcde")
+    rows["status"] = ["ok", "ok", "ok", "wrong", "skipped"]
+    rows["speedup_vs_eager"] = [8.0, 0.5, 2.0, None, None]
+    (line,) = table.summary(rows).to_dict("records")
+    assert line["geometric mean"] == pytest.approx(2.0)  # (8 · 0.5 · 2)^(1/3)
+    assert (line["rows"], line["wins"], line["losses"], line["not ok"]) == (4, 2, 1, 1)
+    assert line["worst"] == 0.5 and line["worst row"].startswith("b ")
+
+
+def test_pictures_need_nothing_but_rows_that_are_ok(tmp_path):
+    assert plots.draw(pd.DataFrame(columns=table.COLUMNS), tmp_path) == []
+
+
+# --- on a GPU ------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_every_provider_runs_on_the_gpu(pass_name, dtype):
+    machine = measure.this_machine()
+    task = Task(TINY, pass_name, "rotation_30", dtype)
+    for row in run_task(task, baselines.PROVIDERS, machine, Forwards()):
+        assert row["status"] == "ok", row["note"]
+        assert row["ms_p50"] > 0 and row["peak_memory_mib"] >= 0

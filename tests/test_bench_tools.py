@@ -1,0 +1,85 @@
+"""The tables that maintainers compare and the README that is written from one."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import __main__ as command
+from bench import compare, measure, report, table
+from bench.baselines import PROVIDERS
+from bench.cases import Case, Task
+from bench.measure import Machine
+
+TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
+MACHINE = Machine("cpu", "cpu", 10.0, "2.x", "3.x", "abc1234")
+OURS, EAGER = PROVIDERS[:2]
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A CSV with a forward and a backward row of triton_stn, 2 ms each, and eager's."""
+    csv = tmp_path / "old.csv"
+    rows = []
+    for pass_name in ("forward", "backward"):
+        for provider, ms in ((OURS, 2.0), (EAGER, 6.0)):
+            row = measure._new_row(Task(TINY, pass_name, "identity"), provider, MACHINE)
+            measure._set_times(row, (ms, ms * 0.99, ms * 1.01))
+            rows.append(row | {"speedup_vs_eager": 6.0 / ms})
+    table.append(csv, rows)
+    return csv
+
+
+def altered(csv, **columns):
+    """A copy of the CSV whose first row, triton_stn's forward, has other values."""
+    frame = table.read(csv).astype(object)
+    for name, value in columns.items():
+        frame.loc[0, name] = value
+    new = csv.with_name("new.csv")
+    frame.to_csv(new, index=False)
+    return new
+
+
+@pytest.mark.parametrize(
+    ("columns", "status", "said"),
+    [
+        ({}, 0, "no change"),
+        ({"ms_p50": 2.6, "ms_p20": 2.5, "ms_p80": 2.7}, 1, "slower"),
+        ({"ms_p50": 1.6, "ms_p20": 1.5, "ms_p80": 1.7}, 0, "faster"),
+        # Slower in the median, but within the spread; beyond the spread, but by 2%.
+        ({"ms_p50": 2.6, "ms_p20": 1.9, "ms_p80": 2.7}, 0, "no change"),
+        ({"ms_p50": 2.04, "ms_p20": 2.03, "ms_p80": 2.05}, 0, "no change"),
+        ({"ms_p50": None, "ms_p20": None, "ms_p80": None, "status": "wrong"}, 1, "broken"),
+        ({"device": "another"}, 2, "different devices"),
+        ({"h": 9}, 2, "another h"),
+    ],
+)
+def test_compare_exits_1_on_a_regression(measured, capsys, columns, status, said):
+    new = altered(measured, **columns)
+    assert command.main(["compare", str(measured), str(new)]) == status
+    assert said in "".join(capsys.readouterr())
+
+
+def test_compare_says_what_is_no_table(tmp_path, measured, capsys):
+    other = tmp_path / "other.csv"
+    other.write_text("a,b\n1,2\n")
+    assert compare.main([str(measured), str(other)]) == 2
+    assert "no results table" in capsys.readouterr().err
+
+
+def test_report_writes_the_readme_from_the_csv_and_checks_it(tmp_path, measured):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nstale\n{report.END}\nafter\n", encoding="utf-8")
+    arguments = [str(measured), "--readme", str(readme)]
+    assert report.main([*arguments, "--check"]) == 1
+    assert report.main(arguments) == 0
+    assert report.main([*arguments, "--check"]) == 0
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
+    assert "3.00 (3.00)" in text and "(speedup.png)" in text
+
+
+def test_report_without_markers_changes_nothing(tmp_path, measured, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("no place\n")
+    assert report.main([str(measured), "--readme", str(readme)]) == 2
+    assert readme.read_text() == "no place\n" and "bench report" in capsys.readouterr().err

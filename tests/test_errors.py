@@ -1,0 +1,136 @@
+"""Every wrong argument is named, with what came and what was expected, before any launch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import triton_stn
+from triton_stn.backends import fused, pytorch
+
+X = torch.zeros(2, 3, 4, 5)
+T = torch.zeros(2, 2, 3)
+
+WRONG = {
+    # input
+    "input is a list": ((X.tolist(), T), {}, TypeError, ["input", "torch.Tensor", "list"]),
+    "input is None": ((None, T), {}, TypeError, ["input", "torch.Tensor", "NoneType"]),
+    "input is 3-D": ((X[0], T), {}, ValueError, ["input", "(N, C, H, W)", "(3, 4, 5)"]),
+    "input is 5-D": ((X[None], T), {}, ValueError, ["input", "(N, C, H, W)", "(1, 2, 3, 4, 5)"]),
+    "int image": ((X.int(), T), {}, TypeError, ["input", "float32", "int32"]),
+    "uint8 image": ((X.byte(), T), {}, TypeError, ["input", "float32", "uint8"]),
+    "bool image": ((X.bool(), T), {}, TypeError, ["input", "float32", "bool"]),
+    "complex image": ((X.cfloat(), T), {}, TypeError, ["input", "float32", "complex64"]),
+    "H = 0": ((X[:, :, :0], T), {}, ValueError, ["input", "H > 0", "(2, 3, 0, 5)"]),
+    "W = 0": ((X[..., :0], T), {}, ValueError, ["input", "W > 0", "(2, 3, 4, 0)"]),
+    # theta
+    "theta is a list": ((X, T.tolist()), {}, TypeError, ["theta", "torch.Tensor", "list"]),
+    "integer theta": ((X, T.long()), {}, TypeError, ["theta", "float32", "int64"]),
+    "bool theta": ((X, T.bool()), {}, TypeError, ["theta", "float32", "bool"]),
+    "complex theta": ((X, T.cdouble()), {}, TypeError, ["theta", "float32", "complex128"]),
+    "theta (N, 3, 3)": ((X, torch.zeros(2, 3, 3)), {}, ValueError, ["theta", "2, 3", "(2, 3, 3)"]),
+    "theta (N, 2, 2)": ((X, torch.zeros(2, 2, 2)), {}, ValueError, ["theta", "2, 3", "(2, 2, 2)"]),
+    "theta (6,)": ((X, torch.zeros(6)), {}, ValueError, ["theta", "(N, K, 2, 3)", "(6)"]),
+    "theta (N, 6)": ((X, torch.zeros(2, 6)), {}, ValueError, ["theta", "(N, 2, 3)", "(2, 6)"]),
+    "theta 5-D": ((X, T[None, None]), {}, ValueError, ["theta", "(N, K, 2, 3)", "(1, 1, 2, 2, 3)"]),
+    "another batch": ((X, torch.zeros(3, 2, 3)), {}, ValueError, ["theta", "N = 2", "3"]),
+    "a batch of 1": ((X, T[:1]), {}, ValueError, ["theta", "N = 2", "1"]),
+    "another batch with K": ((X, T[:, None][:1]), {}, ValueError, ["theta", "N = 2", "1"]),
+    "two devices": ((X, T.to("meta")), {}, ValueError, ["theta", "device", "cpu", "meta"]),
+    # output_size
+    "size of length 1": ((X, T, (4,)), {}, ValueError, ["output_size", "(H_out, W_out)", "(4,)"]),
+    "size of length 3": ((X, T, [4, 4, 4]), {}, ValueError, ["output_size", "[4, 4, 4]"]),
+    "size is text": ((X, T, "44"), {}, ValueError, ["output_size", "int", "'44'"]),
+    "size is zero": ((X, T, 0), {}, ValueError, ["output_size", "positive", "0"]),
+    "size holds zero": ((X, T, (4, 0)), {}, ValueError, ["output_size", "positive", "(4, 0)"]),
+    "size is negative": ((X, T, (-1, 4)), {}, ValueError, ["output_size", "positive", "(-1, 4)"]),
+    "size is a float": ((X, T, 4.0), {}, TypeError, ["output_size", "int", "4.0"]),
+    "size holds a float": ((X, T, (4, 4.5)), {}, TypeError, ["output_size", "int", "(4, 4.5)"]),
+    "size is a bool": ((X, T, True), {}, TypeError, ["output_size", "int", "True"]),
+    # names
+    "unknown mode": ((X, T), dict(mode="cubic"), ValueError, ["mode", "'bilinear'", "'cubic'"]),
+    "bicubic": ((X, T), dict(mode="bicubic"), ValueError, ["mode", "'nearest'", "'bicubic'"]),
+    "mode is an int": ((X, T), dict(mode=0), TypeError, ["mode", "'bilinear'", "int"]),
+    "unknown padding": (
+        (X, T),
+        dict(padding_mode="wrap"),
+        ValueError,
+        ["padding_mode", "'reflection'", "'wrap'"],
+    ),
+    "padding is None": ((X, T), dict(padding_mode=None), TypeError, ["padding_mode", "NoneType"]),
+    "unknown transform": ((X, T), dict(transform="tps"), ValueError, ["transform", "'affine'"]),
+    "corners as text": ((X, T), dict(align_corners="no"), TypeError, ["align_corners", "bool"]),
+    "corners as int": ((X, T), dict(align_corners=1), TypeError, ["align_corners", "bool", "int"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_launched(monkeypatch):
+    def launch(*_, **__):
+        raise AssertionError("a kernel was launched")
+
+    monkeypatch.setattr(fused, "launch", launch)
+    monkeypatch.setattr(pytorch, "affine_sample", launch)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_argument_is_named(wrong):
+    args, kwargs, error, fragments = WRONG[wrong]
+    with pytest.raises(error) as caught:
+        triton_stn.spatial_transform(*args, **kwargs)
+    message = str(caught.value)
+    assert message.startswith(fragments[0])
+    for fragment in fragments:
+        assert fragment in message
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_what_the_wrong_calls_differ_from_is_right(backend):
+    """It passes every check and reaches a kernel."""
+    with triton_stn.use_backend(backend), pytest.raises(AssertionError, match="was launched"):
+        triton_stn.spatial_transform(X, T, (4, 4))
+
+
+def test_arguments_after_the_size_are_by_name_alone():
+    with pytest.raises(TypeError):
+        triton_stn.spatial_transform(X, T, None, "affine")
+
+
+def test_an_unknown_backend_is_named():
+    with (
+        pytest.raises(ValueError, match=r"backend must be one of .*'auto'.*got 'cuda'"),
+        triton_stn.use_backend("cuda"),
+    ):
+        pass
+
+
+def test_triton_refuses_a_device_it_can_not_run_on():
+    x, theta = X.to("meta"), T.to("meta")
+    with triton_stn.use_backend("triton"), pytest.raises(ValueError, match="meta"):
+        triton_stn.spatial_transform(x, theta)
+
+
+def test_triton_without_its_interpreter_refuses_a_cpu_tensor():
+    script = """if True:
+        import torch, triton_stn
+        with triton_stn.use_backend("triton"):
+            try:
+                triton_stn.spatial_transform(torch.zeros(1, 1, 2, 2), torch.zeros(2, 3))
+            except ValueError as error:
+                print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=Path(__file__).resolve().parent.parent,
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "input on one of" in done.stdout
+    assert "TRITON_INTERPRET=1" in done.stdout and "got input on cpu" in done.stdout

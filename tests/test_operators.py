@@ -1,0 +1,120 @@
+"""The registered operators: torch.compile traces them whole, opcheck finds nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import Place
+from oracle import run
+
+import triton_stn
+
+PADDINGS = ["zeros", "border", "reflection"]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+OPTIONS = ("bilinear", "zeros", False)
+
+
+def noise(*shape, seed=0, device="cpu"):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def theta_of(n, device="cpu"):
+    return (torch.eye(2, 3) + 0.3 * noise(n, 2, 3, seed=7)).to(device)
+
+
+def arguments(place, layout):
+    """input (1, C, 4, 3), theta (1, 2, 2, 3), grad_output (1, 2, C, 3, 4); small and all cases."""
+    c = 8 if layout == torch.channels_last else 2
+    x = noise(1, c, 4, 3, device=place.device).contiguous(memory_format=layout)
+    theta = theta_of(2, place.device).view(1, 2, 2, 3)
+    return x, theta, noise(1, 2, c, 3, 4, seed=1, device=place.device)
+
+
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_traces_forward_and_backward_whole(place: Place, dynamic, padding_mode):
+    torch._dynamo.reset()
+
+    def loss(x, theta):
+        y = triton_stn.spatial_transform(x.relu(), theta, (4, 5), padding_mode=padding_mode)
+        return (y * y).sum()
+
+    with triton_stn.use_backend(place.backend):
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        for h in (5, 6):
+            x = noise(2, 3, h, 6, device=place.device).requires_grad_()
+            theta = theta_of(2, place.device).requires_grad_()
+            expected = torch.autograd.grad(loss(x, theta), (x, theta))
+            got = torch.autograd.grad(compiled(x, theta), (x, theta))
+            torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("requires_grad", "padding_mode"),
+    [
+        ((False, False), "zeros"),
+        ((True, True), "zeros"),
+        ((False, True), "zeros"),
+        ((True, False), "border"),
+    ],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_forward_operator_passes_opcheck(kernels: Place, layout, padding_mode, requires_grad):
+    x, theta, _ = arguments(kernels, layout)
+    x.requires_grad_(requires_grad[0]), theta.requires_grad_(requires_grad[1])
+    operator = torch.ops.triton_stn.affine_sample.default
+    torch.library.opcheck(operator, (x, theta, 3, 4, "bilinear", padding_mode, False))
+
+
+@pytest.mark.parametrize(
+    ("needs", "padding_mode"),
+    [
+        ((True, True), "zeros"),
+        ((True, False), "zeros"),
+        ((False, True), "zeros"),
+        ((True, True), "border"),
+    ],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_backward_operator_passes_opcheck(kernels: Place, layout, padding_mode, needs):
+    x, theta, grad = arguments(kernels, layout)
+    operator = torch.ops.triton_stn.affine_sample_backward.default
+    torch.library.opcheck(operator, (grad, x, theta, "bilinear", padding_mode, True, *needs))
+
+
+def test_the_operator_differentiates_itself(kernels: Place):
+    x, theta, grad = arguments(kernels, torch.contiguous_format)
+    direct = run(lambda x, t, size: operator(x, t, *size), x, theta, (3, 4), grad)
+    public = run(kernels.sample, x, theta, (3, 4), grad)
+    for name in ("y", "grad_input", "grad_theta"):
+        assert torch.equal(getattr(direct, name), getattr(public, name))
+
+
+def operator(x, theta, h_out, w_out):
+    return torch.ops.triton_stn.affine_sample(x, theta, h_out, w_out, *OPTIONS)
+
+
+def test_fake_outputs_have_the_strides_of_real_ones(kernels: Place):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for k in (1, 3):
+            x = noise(2, 9, 4, 3, device=kernels.device).contiguous(memory_format=layout)
+            theta = theta_of(2 * k, kernels.device).view(2, k, 2, 3)
+            real = torch.ops.triton_stn.affine_sample(x, theta, 3, 4, *OPTIONS)
+            fake = torch.ops.triton_stn.affine_sample(
+                x.to("meta"), theta.to("meta"), 3, 4, *OPTIONS
+            )
+            assert real.shape == fake.shape and real.stride() == fake.stride()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("leading", [(), (1,), (1, 2)], ids=["shared", "N", "NK"])
+def test_compiled_output_has_the_numbers_and_strides_of_the_uncompiled(
+    place: Place, leading, layout
+):
+    torch._dynamo.reset()
+    x, theta = arguments(place, layout)[0], noise(*leading, 2, 3, seed=5, device=place.device)
+    with triton_stn.use_backend(place.backend):
+        compiled = torch.compile(triton_stn.spatial_transform, fullgraph=True, backend="aot_eager")
+        got, plain = compiled(x, theta, 5), triton_stn.spatial_transform(x, theta, 5)
+    assert got.stride() == plain.stride()
+    torch.testing.assert_close(got, plain)

@@ -1,0 +1,94 @@
+"""What the compiler makes of the kernels, with no GPU: no spills, a 2-D warp, few instructions."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench import static
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOAT32 = "float32 NCHW bilinear zeros"
+
+
+def report(out: Path, text: str, *targets: str) -> tuple[int, pd.DataFrame, str]:
+    """(exit status, rows, what was printed) of ``python -m bench.static`` on part of the table."""
+    # Interpreted kernels can not be compiled, and the tests may run under the interpreter.
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench.static", "--filter", text, "--out", str(out)]
+    for target in targets:
+        command += ["--target", target]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert out.exists(), done.stderr
+    return done.returncode, pd.read_csv(out, keep_default_na=False, na_values=[""]), done.stdout
+
+
+@pytest.fixture(scope="module")
+def sm_90(tmp_path_factory) -> pd.DataFrame:
+    """float32 NCHW, bilinear, zeros: C = 1 to 4 at 512², C = 64 at 56²; every pass."""
+    out = tmp_path_factory.mktemp("static") / "report.csv"
+    status, rows, printed = report(out, f"{FLOAT32} 5", "sm_90")
+    assert status == 0, printed
+    return rows
+
+
+def one(frame: pd.DataFrame, kernel: str, case: str, window: str = "") -> pd.Series:
+    found = frame[(frame.kernel == kernel) & (frame.case == case)]
+    found = found[found.window.fillna("") == window]
+    assert len(found) == 1, found.to_string()
+    return found.iloc[0]
+
+
+def test_no_register_is_spilled_on_sm_90(sm_90):
+    launched = sm_90[sm_90.window.isna()]
+    assert set(launched.kernel) == {"forward", "gather", "scatter", "reduce"}
+    assert (launched.spilled == 0).all() and (launched.registers > 0).all()
+
+
+def test_a_warp_covers_a_patch_of_4_by_8_pixels_in_nchw(sm_90):
+    assert set(sm_90[sm_90.kernel != "reduce"].warp) == {"4x8"}
+
+
+@pytest.mark.parametrize(("channels", "most"), [(1, 82), (3, 126)])
+def test_forward_stays_under_its_instructions_a_pixel(sm_90, channels, most):
+    row = one(sm_90, "forward", f"C={channels} {FLOAT32} 512x512")
+    assert 0 < row.per_pixel <= most
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "window", "unit", "most"),
+    [
+        (1, "512x512", "axis", "per_pixel", 168),
+        (64, "56x56", "axis", "per_pixel_channel", 49),
+        (64, "56x56", "three", "per_pixel_channel", 96),
+    ],
+)
+def test_gather_stays_under_its_instructions(sm_90, channels, size, window, unit, most):
+    row = one(sm_90, "gather", f"C={channels} {FLOAT32} {size} → input+θ", window)
+    assert 0 < row[unit] <= most
+
+
+def test_other_targets_compile_without_a_spill(tmp_path):
+    text = f"forward C=3 {FLOAT32} 512x512"
+    status, rows, _ = report(tmp_path / "other.csv", text, "gfx942", "sm_80")
+    assert status == 0
+    assert list(rows.target) == ["gfx942", "sm_80"]
+    assert (rows.spilled == 0).all() and (rows.registers > 0).all()
+    # gfx942 runs 64 threads side by side, sm_80 runs 32.
+    assert [math.prod(map(int, warp.split("x"))) for warp in rows.warp] == [64, 32]
+
+
+@pytest.mark.parametrize(("spilled", "window", "status"), [(0, "", 0), (8, "", 1), (8, "axis", 0)])
+def test_a_spill_in_a_launched_kernel_is_exit_status_1(
+    monkeypatch, capsys, spilled, window, status
+):
+    row = {"kernel": "gather", "case": "a case", "window": window, "target": "sm_90"}
+    monkeypatch.setattr(static, "table", lambda *_: pd.DataFrame([row | {"spilled": spilled}]))
+    assert static.main(["--target", "sm_90"]) == status
+    assert ("a case: 8 bytes" in capsys.readouterr().out) == bool(status)
