@@ -149,7 +149,7 @@ def _static_report() -> int:
         print(f"No static kernel report: {exception}")
         return 0
     print()
-    return static.report(None)
+    return static.report(None, ["sm_90"])
 
 
 if __name__ == "__main__":

@@ -47,13 +47,13 @@ class _AffineSample(torch.autograd.Function):
         channels_last = memory_format(input) == torch.channels_last
         rows = channels_last and c >= _ROW_CHANNELS
         sample = _sample_rows if rows else _sample_planes
-        if k == 1 and rows == channels_last and input.dtype in (torch.float32, torch.float64):
-            return sample(input, theta, *options)
-        output = empty_output(input, k, h_out, w_out)
         piece = n
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():  # which knows neither values nor exact strides
+            if k == 1 and rows == channels_last and input.dtype in (torch.float32, torch.float64):
+                return sample(input, theta, *options)
             each = 4 * (c * h * w + (c + 2) * k * h_out * w_out)
             piece = max(_PIECE_BYTES // each, torch.get_num_threads())
+        output = empty_output(input, k, h_out, w_out)
         for i in range(0, n, piece):
             part = slice(i, i + piece)
             output[part] = sample(input[part], theta[part], *options)
@@ -88,7 +88,7 @@ def _sample_planes(input, theta, size, mode, padding_mode, align_corners):
     rows = grid.shape[1]
     if n == 1 or rows * size[1] >= h * w:  # reading planes repays cutting them out
         x = x.contiguous()
-    if n == 1:  # channels, or blocks of rows, serve as the batch
+    if n == 1 and not torch.compiler.is_compiling():  # channels, or rows, serve as the batch
         groups = _channel_groups(c)
         blocks = _row_blocks(rows) if c == 1 else 1
         x = x.view(groups, c // groups, h, w).expand(groups * blocks, -1, -1, -1)
@@ -170,7 +170,7 @@ def _gradients(
     grad = grad_output.to(x.dtype).transpose(1, 2).flatten(2, 3)  # (N, C, K·H_out, W_out)
     if hole is not None:
         grad = grad.masked_fill(hole[:, None], 0.0)
-    if n == 1:
+    if n == 1 and not torch.compiler.is_compiling():
         groups = _channel_groups(c)
         x = x.reshape(groups, c // groups, h, w)
         grad = grad.reshape(groups, c // groups, *grad.shape[2:])
