@@ -12,7 +12,6 @@ import triton
 from triton_stn.backends import fused
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-UNROLLED = 4  # iterations of forward's channel loop, in NCHW
 WARP = 32
 
 
@@ -115,21 +114,16 @@ def _counts(
     ]
     pixels = constants["BLOCK_H"] * constants["BLOCK_W"] / (WARP * launch.num_warps)
     longest = max((stop - start + 1 for start, stop in loops), default=0)
-    if constants.get("CHANNELS"):  # no loop: the tiles are unrolled
-        return {"per_pixel": round(len(body) / (pixels * constants["TILES"]), 1)}
     if constants.get("ONE_PASS"):
-        outside = len(body) - longest
-        per_tile = longest + outside / constants["TILES"] if longest else outside
+        # Tiles are a loop in gather, and unrolled in forward.
+        per_tile = longest + (len(body) - longest) / constants["TILES"]
         return {"per_pixel": round(per_tile / pixels, 1)}
     inner = [
         stop - start + 1
         for start, stop in loops
         if not any(start <= a and b <= stop and (a, b) != (start, stop) for a, b in loops)
     ]
-    if launch.kernel.__name__ == "forward":
-        channels = UNROLLED if constants["BLOCK_C"] == 1 else constants["BLOCK_C"]
-    else:
-        channels = constants["PASS"] * constants["BLOCK_C"]
+    channels = constants["PASS"] * constants["BLOCK_C"]
     return {"per_pixel_channel": round(max(inner, default=0) / (pixels * channels), 1)}
 
 

@@ -304,10 +304,13 @@ def tl_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def number_types(input: Layout, *planes: Layout) -> dict[str, tl.dtype]:
+def number_types(input: Layout, *images: Layout) -> dict[str, tl.dtype]:
     """DTYPE of coordinates and sums; INDEX of offsets inside one image of each tensor."""
     far = max(
-        (plane.shape[-2] - 1) * plane.strides[-2] + (plane.shape[-1] - 1) * plane.strides[-1]
-        for plane in planes
+        sum(
+            (size - 1) * stride
+            for size, stride in zip(image.shape[-3:], image.strides[-3:], strict=True)
+        )
+        for image in images
     )
     return dict(DTYPE=tl_dtype(input.dtype), INDEX=tl.int32 if far <= INT32_MAX else tl.int64)

@@ -45,9 +45,11 @@ def forward(images: int, channels: int, height: int, width: int, run: int) -> Co
     channels of a line."""
     # With few channels the set-up is the kernel: several tiles a program share theta's part of it.
     tiles = {1: 4, 2: 4, 3: 2, 4: 2}.get(channels, 1)
-    config = _cut(images, channels, height, width, run, tiles, 1)
-    unrolled = channels if channels <= 4 and run == 1 else 0
-    config.constants.update(CHANNELS=unrolled)
+    # A pass has all its loads under way at once, 16 a thread.
+    channels_a_pass = 1 if run > 1 else min(channels, 4)
+    config = _cut(images, channels, height, width, run, tiles, channels_a_pass)
+    step = channels_a_pass * config.constants["BLOCK_C"]
+    config.constants.update(PASS=channels_a_pass, ONE_PASS=channels == step)
     return config
 
 
@@ -57,8 +59,8 @@ def gather(
     """``images`` is N and the canvas is the input's."""
     # Channels a pass share the window's weights; more than 4 cost more registers than they save.
     channels_a_pass = 1 if run > 1 else min(channels, 4)
-    # Several tiles a program share one reduction of the six sums, about 120 instructions a thread.
-    tiles = 16 if one_theta and channels <= 4 else 1
+    # Several tiles a program share one set-up and one reduction of the six sums, 250 instructions.
+    tiles = 32 if one_theta and channels <= 4 else 1
     config = _cut(images, channels, height, width, run, tiles, channels_a_pass)
     step = channels_a_pass * config.constants["BLOCK_C"]
     config.constants.update(PASS=channels_a_pass, ONE_PASS=channels == step, ONE_THETA=one_theta)

@@ -22,13 +22,26 @@ from triton_stn.kernels.coordinates import (
 
 
 @triton.jit
-def tap_sum(p0, p1, stride_xw, m00, m01, m10, m11, w00, w01, w10, w11, DTYPE: tl.constexpr):
-    """The weighted sum of the four taps; p0 and p1 point at the left taps of the two rows."""
-    v00 = tl.load(p0, mask=m00, other=0.0).to(DTYPE)
-    v01 = tl.load(p0 + stride_xw, mask=m01, other=0.0).to(DTYPE)
-    v10 = tl.load(p1, mask=m10, other=0.0).to(DTYPE)
-    v11 = tl.load(p1 + stride_xw, mask=m11, other=0.0).to(DTYPE)
-    return tl.fma(v11, w11, tl.fma(v10, w10, tl.fma(v01, w01, v00 * w00)))
+def load_taps(p0, p1, stride_xw, masks, before):
+    """The four taps of one channel; p0 and p1 point at the left ones of the two rows.
+
+    Where a tap is not read it keeps what it was ``before``, so that a loop over channels sets a
+    register to zero once, not at every load.
+    """
+    v00 = tl.load(p0, mask=masks[0], other=before[0])
+    v01 = tl.load(p0 + stride_xw, mask=masks[1], other=before[1])
+    v10 = tl.load(p1, mask=masks[2], other=before[2])
+    v11 = tl.load(p1 + stride_xw, mask=masks[3], other=before[3])
+    return v00, v01, v10, v11
+
+
+@triton.jit
+def weigh(values, weights, DTYPE: tl.constexpr):
+    """The weighted sum of the four taps."""
+    out = values[0].to(DTYPE) * weights[0]
+    out = tl.fma(values[1].to(DTYPE), weights[1], out)
+    out = tl.fma(values[2].to(DTYPE), weights[2], out)
+    return tl.fma(values[3].to(DTYPE), weights[3], out)
 
 
 @triton.jit
@@ -63,8 +76,9 @@ def forward(
     edge,
     MODE: tl.constexpr,
     PADDING: tl.constexpr,
-    CHANNELS: tl.constexpr,  # C where it is small and whole, so that the loop unrolls; else 0
-    MASK_CHANNELS: tl.constexpr,  # BLOCK_C does not divide a split's channels
+    PASS: tl.constexpr,  # channels a pass (NCHW)
+    ONE_PASS: tl.constexpr,  # a pass takes all channels
+    MASK_CHANNELS: tl.constexpr,  # a pass does not divide a split's channels
     SPLITS: tl.constexpr,
     TILES: tl.constexpr,  # tiles a program walks, downwards
     BLOCK_H: tl.constexpr,
@@ -86,7 +100,7 @@ def forward(
             X_ptr, Y_ptr, map, (tl.program_id(2) * TILES + t) * BLOCK_H,
             tl.program_id(1) * BLOCK_W, count, H_out, W_out, stride_xc, stride_xh, stride_xw,
             stride_yc, stride_yh, stride_yw, last_w, last_h, centre_w, centre_h, edge,
-            MODE, PADDING, CHANNELS, MASK_CHANNELS, BLOCK_H, BLOCK_W, BLOCK_C, DTYPE, INDEX,
+            MODE, PADDING, PASS, ONE_PASS, MASK_CHANNELS, BLOCK_H, BLOCK_W, BLOCK_C, DTYPE, INDEX,
         )  # fmt: skip
 
 
@@ -113,7 +127,8 @@ def forward_tile(
     edge,
     MODE: tl.constexpr,
     PADDING: tl.constexpr,
-    CHANNELS: tl.constexpr,
+    PASS: tl.constexpr,
+    ONE_PASS: tl.constexpr,
     MASK_CHANNELS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -130,21 +145,24 @@ def forward_tile(
     y = affine(a10, a11, b1, j, i)
     Y_ptrs = Y_ptr + (offs_i.to(INDEX) * stride_yh + offs_j.to(INDEX) * stride_yw)
     Y_ptrs += offs_c * stride_yc
-    X_ptr += offs_c * stride_xc
 
     if MODE == "nearest":
         u, in_x = nearest(x, last_w, edge, PADDING)
         v, in_y = nearest(y, last_h, edge, PADDING)
         finite = nonfinite(x) + nonfinite(y) == 0
-        X_ptrs = X_ptr + (v.to(INDEX) * stride_xh + u.to(INDEX) * stride_xw)
+        X_ptrs = X_ptr + (v.to(INDEX) * stride_xh + u.to(INDEX) * stride_xw) + offs_c * stride_xc
         read = mask & in_x & in_y
-        for c in range(0, CHANNELS if CHANNELS > 0 else count, BLOCK_C):
-            some = offs_c < count - c if MASK_CHANNELS else True
-            value = tl.load(X_ptrs, mask=read & some, other=0.0).to(DTYPE)
-            value = tl.where(finite, value, float("nan"))
-            tl.store(Y_ptrs, value.to(Y_ptr.dtype.element_ty), mask=mask & some)
-            X_ptrs += BLOCK_C * stride_xc
-            Y_ptrs += BLOCK_C * stride_yc
+        for c in range(0, 1 if ONE_PASS else count, PASS * BLOCK_C):
+            values = ()
+            for s in tl.static_range(PASS):
+                some = offs_c + s * BLOCK_C < count - c if MASK_CHANNELS else True
+                values = values + (tl.load(X_ptrs, mask=read & some, other=0.0),)
+                X_ptrs += BLOCK_C * stride_xc
+            for s in tl.static_range(PASS):
+                some = offs_c + s * BLOCK_C < count - c if MASK_CHANNELS else True
+                value = tl.where(finite, values[s].to(DTYPE), float("nan"))
+                tl.store(Y_ptrs, value.to(Y_ptr.dtype.element_ty), mask=mask & some)
+                Y_ptrs += BLOCK_C * stride_yc
     else:
         u, wx, in_x0, in_x1, _ = taps(x, last_w, edge, PADDING)
         v, wy, in_y0, in_y1, _ = taps(y, last_h, edge, PADDING)
@@ -160,28 +178,26 @@ def forward_tile(
         w01 = wx * (1 - wy)
         w10 = (1 - wx) * wy
         w00 = (1 - wx) * (1 - wy)
-        p0 = X_ptr + (v.to(INDEX) * stride_xh + u.to(INDEX) * stride_xw)
-        p1 = p0 + stride_xh
-        if CHANNELS > 0:
-            for _ in tl.static_range(CHANNELS):
-                out = tap_sum(p0, p1, stride_xw, m00, m01, m10, m11, w00, w01, w10, w11, DTYPE)
-                tl.store(Y_ptrs, out.to(Y_ptr.dtype.element_ty), mask=mask)
-                p0 += stride_xc
-                p1 += stride_xc
-                Y_ptrs += stride_yc
-        else:
-            # A run is already several loads a thread; one channel is not.
-            for c in tl.range(0, count, BLOCK_C, loop_unroll_factor=4 if BLOCK_C == 1 else 1):
-                if MASK_CHANNELS:
-                    some = offs_c < count - c
-                    out = tap_sum(
-                        p0, p1, stride_xw, m00 & some, m01 & some, m10 & some, m11 & some,
-                        w00, w01, w10, w11, DTYPE,
-                    )  # fmt: skip
-                    tl.store(Y_ptrs, out.to(Y_ptr.dtype.element_ty), mask=mask & some)
-                else:
-                    out = tap_sum(p0, p1, stride_xw, m00, m01, m10, m11, w00, w01, w10, w11, DTYPE)
-                    tl.store(Y_ptrs, out.to(Y_ptr.dtype.element_ty), mask=mask)
-                p0 += BLOCK_C * stride_xc
-                p1 += BLOCK_C * stride_xc
+        weights = (w00, w01, w10, w11)
+        offs_x = v.to(INDEX) * stride_xh + u.to(INDEX) * stride_xw + offs_c * stride_xc
+        step_x = tl.full([1, 1], BLOCK_C, INDEX) * stride_xc
+        X_below = X_ptr + stride_xh
+        zero = tl.zeros(offs_x.shape, X_ptr.dtype.element_ty)
+        values = ()
+        for _ in tl.static_range(PASS):
+            values = values + ((zero, zero, zero, zero),)
+        for c in range(0, 1 if ONE_PASS else count, PASS * BLOCK_C):
+            # The loads of a whole pass come before its stores, which the compiler keeps in order.
+            before = values
+            values = ()
+            for s in tl.static_range(PASS):
+                some = offs_c + s * BLOCK_C < count - c if MASK_CHANNELS else True
+                masks = (m00 & some, m01 & some, m10 & some, m11 & some)
+                four = load_taps(X_ptr + offs_x, X_below + offs_x, stride_xw, masks, before[s])
+                values = values + (four,)
+                offs_x += step_x
+            for s in tl.static_range(PASS):
+                some = offs_c + s * BLOCK_C < count - c if MASK_CHANNELS else True
+                out = weigh(values[s], weights, DTYPE)
+                tl.store(Y_ptrs, out.to(Y_ptr.dtype.element_ty), mask=mask & some)
                 Y_ptrs += BLOCK_C * stride_yc
