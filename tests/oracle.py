@@ -101,10 +101,14 @@ def source(theta, h, w, size, align_corners) -> torch.Tensor:
 
 
 def smooth(theta, h, w, size, align_corners, step: float = 0.5) -> torch.Tensor:
-    """1 where no source coordinate is near a multiple of ``step`` (a kink or a tie), else 0."""
+    """1 where no source coordinate is near a multiple of ``step`` (a kink or a tie), else 0.
+
+    An axis of one pixel under align_corners has no kinks: no θ moves its coordinate off 0.
+    """
     pixels = source(theta, h, w, size, align_corners)
-    distance = (pixels / step - (pixels / step).round()).abs().amin(-1) * step
-    return (distance > MARGIN).float()
+    distance = (pixels / step - (pixels / step).round()).abs() * step
+    fixed = torch.tensor([w, h]) == 1 if align_corners else torch.tensor([False, False])
+    return (distance.masked_fill(fixed, torch.inf).amin(-1) > MARGIN).float()
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
