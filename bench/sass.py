@@ -31,8 +31,11 @@ def footprint(ttgir: str, constants: dict) -> str:
     return f"{pixels // columns}x{columns}{runs}"
 
 
-def nvidia_resources(cubin: bytes, launch: fused.Launch, window: str) -> dict:
-    """Registers, spills, widths and instruction counts of a compiled kernel."""
+def nvidia_resources(cubin: bytes, launch: fused.Launch, window: str, itemsize: int) -> dict:
+    """Registers, spills, widths and instruction counts of a compiled kernel.
+
+    ``itemsize`` is that of an image's numbers, in bytes.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -45,9 +48,9 @@ def nvidia_resources(cubin: bytes, launch: fused.Launch, window: str) -> dict:
     return {
         "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
         "spilled": stack if local else 0,
-        "load": _widest(texts, "LDG"),
-        "store": _widest(texts, "STG"),
-        **_counts(instructions, launch, window),
+        "load": max(_bytes(text, "LDG") for text in texts),
+        "store": max(_bytes(text, "STG") for text in texts),
+        **_counts(instructions, launch, window, itemsize),
     }
 
 
@@ -78,22 +81,17 @@ def _run(flag: str, path: str) -> str:
     ).stdout
 
 
-def _widest(texts: list[str], operation: str) -> int:
-    """Bytes of the widest memory instruction."""
-    widest = 0
-    for text in texts:
-        match = re.search(rf"\b{operation}\.E(\S*)", text)
-        if match:
-            suffix = match.group(1)
-            size = next(
-                (s for s in ("128", "64", "16", "8") if re.search(rf"[.US]{s}\b", suffix)), "32"
-            )
-            widest = max(widest, int(size) // 8)
-    return widest
+def _bytes(text: str, operation: str) -> int:
+    """Bytes a thread that an instruction moves if it is the memory ``operation``, else 0."""
+    match = re.search(rf"\b{operation}\.E(\S*)", text)
+    if not match:
+        return 0
+    bits = (b for b in ("128", "64", "16", "8") if re.search(rf"[.US]{b}\b", match.group(1)))
+    return int(next(bits, "32")) // 8
 
 
 def _counts(
-    instructions: list[tuple[str, str]], launch: fused.Launch, window: str
+    instructions: list[tuple[str, str]], launch: fused.Launch, window: str, itemsize: int
 ) -> dict[str, float]:
     """Instructions a thread executes, a pixel of its tile or a pixel·channel of the main loop.
 
@@ -114,17 +112,23 @@ def _counts(
     ]
     pixels = constants["BLOCK_H"] * constants["BLOCK_W"] / (WARP * launch.num_warps)
     longest = max((stop - start + 1 for start, stop in loops), default=0)
-    if constants.get("ONE_PASS"):
+    if constants["ONE_PASS"]:
         # Tiles are a loop in gather, and unrolled in forward.
-        per_tile = longest + (len(body) - longest) / constants["TILES"]
-        return {"per_pixel": round(per_tile / pixels, 1)}
+        count = longest + (len(body) - longest) / constants["TILES"]
+        if constants["BLOCK_C"] == 1:
+            return {"per_pixel": round(count / pixels, 1)}
+        return {"per_pixel_channel": round(count / (pixels * constants["BLOCK_C"]), 1)}
     inner = [
-        stop - start + 1
+        (start, stop)
         for start, stop in loops
         if not any(start <= a and b <= stop and (a, b) != (start, stop) for a, b in loops)
     ]
-    channels = constants["PASS"] * constants["BLOCK_C"]
-    return {"per_pixel_channel": round(max(inner, default=0) / (pixels * channels), 1)}
+    start, stop = max(inner, key=lambda loop: loop[1] - loop[0])
+    numbers = pixels * constants["PASS"] * constants["BLOCK_C"]
+    if launch.kernel.__name__ == "forward":  # the compiler may have unrolled: count what is stored
+        texts = [text for _, text in instructions[start : stop + 1]]
+        numbers = sum(_bytes(text, "STG") for text in texts) / itemsize
+    return {"per_pixel_channel": round((stop - start + 1) / numbers, 1)}
 
 
 def _target(text: str) -> str:

@@ -168,6 +168,11 @@ def _signature(spec: Specialisation) -> tuple[dict, dict, dict]:
     return signature, constants, attributes
 
 
+def _itemsize(spec: Specialisation) -> int:
+    """Bytes of a number of the image, or of the partial sums where there is none."""
+    return spec.tensors.get("X_ptr", spec.tensors.get("P_ptr")).element_size()
+
+
 def compile_one(index: int, target: str) -> dict:
     """The report's row of one specialisation on one target."""
     spec = specialisations()[index]
@@ -179,7 +184,9 @@ def compile_one(index: int, target: str) -> dict:
     row |= {"shared": compiled.metadata.shared}
     if target.startswith("gfx"):
         return row | sass.amd_resources(compiled.asm["amdgcn"])
-    return row | sass.nvidia_resources(compiled.asm["cubin"], spec.launch, spec.window)
+    return row | sass.nvidia_resources(
+        compiled.asm["cubin"], spec.launch, spec.window, _itemsize(spec)
+    )
 
 
 def table(targets: list[str], text: str = "", jobs: int | None = None) -> pd.DataFrame:
