@@ -105,20 +105,19 @@ def _sample_rows(input, theta, size, mode, padding_mode, align_corners, differen
     n, c, h, w = input.shape
     x = _in_float(input)
     grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners)
-    rules = (mode, padding_mode, align_corners)
-    across = _axis_taps(grid[..., 0], w, *rules)
-    down = _axis_taps(grid[..., 1], h, *rules)
-    first = torch.arange(0, n * h, h, device=x.device)[:, None, None]  # row of image n
-    down = [(first + v, weight) for v, weight in down]
-    index = torch.stack([v * w + u for v, _ in down for u, _ in across], -1).flatten(0, 2)
-    weight = torch.stack([wy * wx for _, wy in down for _, wx in across], -1).flatten(0, 2)
+    index, weight = _taps(grid, h, w, mode, padding_mode, align_corners, differentiable)
+    index += torch.arange(0, n * h * w, h * w, device=x.device)[:, None, None, None, None]
+    index = index.view(-1, index.shape[-1] ** 2)
+    weight = weight.reshape(index.shape)
     pixels = x.permute(0, 2, 3, 1).reshape(-1, c)
     if differentiable:
         weight = weight[..., None]
         y = torch.where(weight != 0, pixels[index] * weight, 0.0).sum(1)
     else:
         y = F.embedding_bag(index, pixels, mode="sum", per_sample_weights=weight)
-        y[(weight == 0).all(-1)] = 0.0  # these name pixels that they do not read
+        unread = (weight == 0).all(-1)  # such a point names pixels, and may meet an inf there
+        if torch.compiler.is_compiling() or unread.any():
+            y[unread] = 0.0
     y = y.view(*grid.shape[:3], c).permute(0, 3, 1, 2)
     y = _finish(y, hole, theta.shape[1])
     return y.to(input.dtype) if differentiable else y
@@ -132,32 +131,42 @@ def _finish(y, hole, k):
     return y.view(n, c, k, rows // k, w_out).transpose(1, 2)
 
 
-def _axis_taps(coordinate, size, mode, padding_mode, align_corners):
-    """The pixels that are read along one axis: (index clamped into the image, weight) each."""
-    extent = size - 1 if align_corners else size
-    x = coordinate * (extent / 2) + (size - 1) / 2
+def _taps(grid, h, w, mode, padding_mode, align_corners, differentiable):
+    """The pixels that each point of a grid (..., 2) reads: (index in an image, weight).
+
+    Both (..., taps along y, taps along x). A tap outside the image has weight 0 and the index of a
+    pixel at its edge.
+    """
+    last = grid.new_tensor([w - 1, h - 1])
+    extent = last if align_corners else last + 1
+    x = torch.addcmul(last / 2, grid, extent / 2)  # in pixels
     if padding_mode == "reflection":
         x = _reflect(x, extent, 0.0 if align_corners else -0.5)
     if padding_mode != "zeros":  # PyTorch's derivative is zero at and beyond the edge
-        x = torch.where((x > 0) & (x < size - 1), x, x.detach().clamp(0, size - 1))
+        x = torch.where((x > 0) & (x < last), x, torch.minimum(x.detach().clamp(min=0), last))
     if mode == "nearest":
-        pixel = x.detach().round()
-        taps = [(pixel, torch.ones_like(pixel))]
+        tap = x.detach().round().unsqueeze(-2)
+        weight = torch.ones_like(tap)
     else:
         left = x.detach().floor()
-        taps = [(left, 1 - (x - left)), (left + 1, x - left)]
-    inside = [(pixel, pixel.clamp(0, size - 1), weight) for pixel, weight in taps]
-    return [(near.long(), torch.where(near == pixel, wt, 0.0)) for pixel, near, wt in inside]
+        # Without derivatives, a tap whose weight is 0 is the other one: no inf next door leaks in.
+        right = left + 1 if differentiable else x.ceil()
+        tap = torch.stack((left, right), -2)
+        weight = torch.stack((1 - (x - left), x - left), -2)
+    near = torch.minimum(tap.clamp(min=0), last)
+    weight = torch.where(near == tap, weight, 0.0)
+    column, row = near.long().unbind(-1)
+    index = torch.add(column[..., None, :], row[..., :, None], alpha=w)
+    return index, weight[..., None, :, 0] * weight[..., :, None, 1]
 
 
 def _reflect(x, span, low):
-    """Reflect into [low, low + span]."""
-    if span == 0:
-        return x * 0.0
+    """Reflect into [low, low + span]; an axis whose span is 0 has one place."""
     distance = x - low
-    flips = (distance.detach() / span).floor()
+    flips = (distance.detach() / span.clamp(min=1e-9)).floor()
     rest = distance - flips * span  # in [0, span)
-    return torch.where(flips % 2 == 0, rest, span - rest) + low
+    place = torch.where(flips % 2 == 0, rest, span - rest) + low
+    return torch.where(span > 0, place, x * 0.0)
 
 
 def _gradients(
@@ -251,7 +260,7 @@ def _safe_grid(theta, x, size, padding_mode, align_corners):
     theta = theta.to(x.dtype)
     grid = affine_grid(theta, *size, align_corners)
     can_look = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if can_look and float(theta.detach().abs().amax()) < _SAFE_COORDINATE / 3:
+    if can_look and float(torch.linalg.vector_norm(theta, torch.inf)) < _SAFE_COORDINATE / 3:
         return grid, None
     finite = grid.isfinite().all(-1)
     grid = torch.where(finite[..., None], grid, 0.0)
