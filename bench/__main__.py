@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,7 @@ from bench.cases import Task, suite
 from bench.measure import Forwards, Machine, run_task, this_machine
 
 # `python -m bench NAME ...` runs `bench.NAME.main([...])`.
-SUBCOMMANDS = ("compare", "report")
-RESULTS = Path(__file__).parent / "results"
+SUBCOMMANDS = ("compare", "report", "roofline")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if machine.type == "cpu":
         print("No GPU found: timing the pure-PyTorch path on the CPU; the kernels' report follows.")
         _warn_when_busy()
-    out = options.out or RESULTS / re.sub(r"[^a-z0-9]+", "-", machine.device.lower()).strip("-")
+    out = options.out or table.folder(machine.device)
     out.mkdir(parents=True, exist_ok=True)
     csv = out / "results.csv"
 

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if it would")
     options = parser.parse_args(argv)
     try:
-        csv = options.csv or latest(ROOT / "bench" / "results")
+        csv = options.csv or latest(table.RESULTS)
         old = options.readme.read_text(encoding="utf-8")
         figure = os.path.relpath(csv.parent / "speedup.png", options.readme.parent)
         new = replace(old, block(table.read(csv), Path(figure).as_posix()))

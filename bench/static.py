@@ -68,35 +68,35 @@ def _calls() -> Iterator[Specialisation]:
     both, only_theta = every[:1], every[2:]
     # Few channels unroll, many loop; 17 needs masks; 256 on a small canvas splits.
     for c in (1, 3):
-        yield from _passes((64, c, 512, 512), single, nchw, every, windows=True)
-        yield from _passes((16, c, 512, 512), half, nchw, both)
-    yield from _passes((64, 64, 56, 56), single, nchw, every, windows=True)
-    yield from _passes((64, 64, 56, 56), half, nchw, both, windows=True)
-    yield from _passes((64, 64, 56, 56), single, last, every)
-    yield from _passes((64, 64, 56, 56), half, last, both)
-    yield from _passes((64, 64, 56, 56), torch.float16, last, both)
-    yield from _passes((32, 256, 28, 28), single, nchw, both)
-    yield from _passes((32, 256, 28, 28), half, last, both)
-    yield from _passes((64, 1, 28, 28), single, nchw, both)
+        yield from passes((64, c, 512, 512), single, nchw, every, windows=True)
+        yield from passes((16, c, 512, 512), half, nchw, both)
+    yield from passes((64, 64, 56, 56), single, nchw, every, windows=True)
+    yield from passes((64, 64, 56, 56), half, nchw, both, windows=True)
+    yield from passes((64, 64, 56, 56), single, last, every)
+    yield from passes((64, 64, 56, 56), half, last, both)
+    yield from passes((64, 64, 56, 56), torch.float16, last, both)
+    yield from passes((32, 256, 28, 28), single, nchw, both)
+    yield from passes((32, 256, 28, 28), half, last, both)
+    yield from passes((64, 1, 28, 28), single, nchw, both)
     for memory_format in (nchw, last):
-        yield from _passes((8, 17, 31, 33), single, memory_format, both)
+        yield from passes((8, 17, 31, 33), single, memory_format, both)
     for c in (2, 4):
-        yield from _passes((16, c, 512, 512), single, nchw, both)
-    yield from _passes((16, 3, 512, 512), single, last, both)
-    yield from _passes((8, 3, 64, 64), double, nchw, both)
-    yield from _passes((8, 3, 64, 64), single, nchw, both, k=3)
-    yield from _passes((8, 64, 56, 56), single, last, both, k=3)
-    yield from _passes((1, 1, 65536, 65536), single, nchw, both)  # offsets beyond int32
-    yield from _passes((16, 3, 512, 512), single, nchw, both, "nearest")
-    yield from _passes((64, 64, 56, 56), half, last, both, "nearest")
+        yield from passes((16, c, 512, 512), single, nchw, both)
+    yield from passes((16, 3, 512, 512), single, last, both)
+    yield from passes((8, 3, 64, 64), double, nchw, both)
+    yield from passes((8, 3, 64, 64), single, nchw, both, k=3)
+    yield from passes((8, 64, 56, 56), single, last, both, k=3)
+    yield from passes((1, 1, 65536, 65536), single, nchw, both)  # offsets beyond int32
+    yield from passes((16, 3, 512, 512), single, nchw, both, "nearest")
+    yield from passes((64, 64, 56, 56), half, last, both, "nearest")
     for padding_mode in ("border", "reflection"):
-        yield from _passes((16, 3, 512, 512), single, nchw, both, "bilinear", padding_mode)
-        yield from _passes((64, 64, 56, 56), half, last, both, "bilinear", padding_mode)
-        yield from _passes((16, 3, 512, 512), single, nchw, both, "nearest", padding_mode)
-        yield from _passes((64, 64, 56, 56), single, nchw, only_theta, "bilinear", padding_mode)
+        yield from passes((16, 3, 512, 512), single, nchw, both, "bilinear", padding_mode)
+        yield from passes((64, 64, 56, 56), half, last, both, "bilinear", padding_mode)
+        yield from passes((16, 3, 512, 512), single, nchw, both, "nearest", padding_mode)
+        yield from passes((64, 64, 56, 56), single, nchw, only_theta, "bilinear", padding_mode)
 
 
-def _passes(
+def passes(
     shape: tuple[int, int, int, int],
     dtype: torch.dtype,
     memory_format: torch.memory_format,
@@ -105,15 +105,18 @@ def _passes(
     padding_mode: str = "zeros",
     k: int = 1,
     windows: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> Iterator[Specialisation]:
     """The launches of one call: forward, and a backward for each pair of wanted gradients.
 
+    ``shape`` is the input's, ``size`` the output's (H_out, W_out), by default the same.
     ``windows`` adds the gathering paths one by one, to count their instructions.
     """
     n, c, h, w = shape
+    size = size or (h, w)
     input = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=memory_format)
     theta = torch.empty(n, k, 2, 3, device="meta")
-    output = empty_output(input, k, h, w)
+    output = empty_output(input, k, *size)
     layout = "channels-last" if memory_format == torch.channels_last else "NCHW"
     name = f"C={c} {str(dtype)[6:]} {layout} {mode} {padding_mode}" + (f" K={k}" if k > 1 else "")
     where = f"{name} {h}x{w}"
@@ -174,8 +177,12 @@ def _itemsize(spec: Specialisation) -> int:
 
 
 def compile_one(index: int, target: str) -> dict:
+    """`compile_spec` for a worker process, which kernels can not be sent to."""
+    return compile_spec(specialisations()[index], target)
+
+
+def compile_spec(spec: Specialisation, target: str) -> dict:
     """The report's row of one specialisation on one target."""
-    spec = specialisations()[index]
     source = ASTSource(spec.launch.kernel, *_signature(spec))
     options = spec.launch.options(nvidia=target.startswith("sm"))
     compiled = triton.compile(source, target=TARGETS[target], options=options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,13 @@ KEY = (
 )
 STATUSES = ("ok", "wrong", "oom", "error", "skipped")
 COUNTS = ("n", "k", "c", "h", "w", "h_out", "w_out", "min_bytes")
+RESULTS = Path(__file__).parent / "results"
 TEXT = ("device", "torch", "triton", "commit", "utc", "note")
+
+
+def folder(device: str) -> Path:
+    """Where the results of a device lie: bench/results/<device>/."""
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:

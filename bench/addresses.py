@@ -1,0 +1,256 @@
+"""The addresses that warps touch: L1 lines, L1 cycles and L2 sectors of a pass.
+
+Counted with the true source coordinates of a random sample of programs (thread blocks), each at a
+random place, image and channel, in NCHW: for our kernels, whose warps lie over 4 x 8 pixels, and
+for PyTorch's, whose thread owns an output pixel of the flattened (N, H_out, W_out), so that a
+warp lies over a row. Both loop over channels inside a thread.
+
+L1 is taken to keep what one program reads of one channel, and nothing between programs; stores
+and atomics go to L2 warp by warp. Zeros padding, bilinear, align_corners=False.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench.cases import Case, theta_of
+from triton_stn.kernels import configs
+
+LINE, SECTOR, WARP = 128, 32, 32  # bytes, bytes, threads
+SAMPLE = 256  # programs; two samples differ by a few percent
+EAGER_THREADS = 256  # a block of PyTorch's aten/src/ATen/native/cuda/GridSampler.cu
+# How far the general windows are widened: `inverse_map` in triton_stn/kernels/candidates.py.
+SLACK = 1 / 64
+
+
+@dataclass(frozen=True)
+class Touched:
+    """Sums over all warps of a pass."""
+
+    lines: float = 0.0  # 128-byte lines, over loads, stores and atomics
+    cycles: float = 0.0  # of one L1, which looks up a few lines a cycle and one access at a time
+    sectors: float = 0.0  # 32 bytes, between L1 and L2
+
+    def __add__(self, other: Touched) -> Touched:
+        return Touched(
+            self.lines + other.lines, self.cycles + other.cycles, self.sectors + other.sectors
+        )
+
+    def __mul__(self, times: float) -> Touched:
+        return Touched(self.lines * times, self.cycles * times, self.sectors * times)
+
+
+@dataclass(frozen=True)
+class Programs:
+    """A sample: place (i, j) of each thread, [programs, threads]; image and channel broadcast."""
+
+    image: np.ndarray
+    channel: np.ndarray
+    i: np.ndarray
+    j: np.ndarray
+    inside: np.ndarray  # the thread has a pixel of the canvas
+    weight: float  # programs x channels of the pass that one program of the sample stands for
+
+    def address(self, image: np.ndarray, i: np.ndarray, j: np.ndarray, case: tuple, on) -> list:
+        """Element addresses in (images, C, H, W), -1 where ``on`` is false."""
+        c, h, w = case
+        return np.where(on, ((image * c + self.channel) * h + i) * w + j, -1)
+
+
+def ours(case: Case, theta_kind: str, pass_name: str, tags: int, itemsize: int = 4) -> Touched:
+    """What triton_stn's forward or backward(both) touches; ``tags``: lines looked up a cycle.
+
+    Raises:
+        ValueError: θ takes the wide window, whose threads share pixels.
+    """
+    maps = pixel_maps(case, theta_kind)
+    source, target = (case.c, case.h, case.w), (case.c, case.h_out, case.w_out)
+    count = _Counter(itemsize, tags)
+    if pass_name == "forward":
+        at = _tiles(configs.forward(case.n * case.k, *target, 1), case.n * case.k, *target)
+        reads = _taps(at, maps[at.image % case.k], at.image // case.k, source, target, True)
+        write = at.address(at.image, at.i, at.j, target, at.inside)
+        return (count.loads(reads) + count.writes([write])) * at.weight
+    at = _tiles(configs.gather(case.n, *source, 1, case.k == 1), case.n, *source)
+    k = np.random.default_rng(1).integers(case.k, size=at.image.shape)
+    reads = _candidates(at, maps[k], at.image * case.k + k, window(maps[0]), target)
+    here = at.address(at.image, at.i, at.j, source, at.inside)
+    touched = (count.loads(reads) + count.loads([here])) * case.k + count.writes([here])
+    return touched * at.weight
+
+
+def eager(case: Case, theta_kind: str, pass_name: str, tags: int, itemsize: int = 4) -> Touched:
+    """What PyTorch's sampling kernel alone touches; its grid included, but not the grid's making.
+
+    K maps of an image are K copies of it, as one grid an image demands.
+    """
+    maps = pixel_maps(case, theta_kind)
+    source, target = (case.c, case.h, case.w), (case.c, case.h_out, case.w_out)
+    count = _Counter(itemsize, tags)
+    at = _rows(EAGER_THREADS, case.n * case.k, *target)
+    taps = _taps(at, maps[at.image % case.k], at.image, source, target, False)
+    here = at.address(at.image, at.i, at.j, target, at.inside)
+    pixel = np.where(at.inside, (at.image * case.h_out + at.i) * case.w_out + at.j, -1)
+    grid = [np.where(at.inside, 2 * pixel + xy, -1) for xy in (0, 1)]
+    if pass_name == "forward":
+        channels = count.loads(taps) + count.writes([here])
+        return (channels + count.loads(grid) * (1 / case.c)) * at.weight
+    channels = count.loads(taps) + count.loads([here]) + count.writes(taps)  # the last: atomics
+    return (channels + (count.loads(grid) + count.writes(grid)) * (1 / case.c)) * at.weight
+
+
+def streamed(bytes: float) -> Touched:
+    """What a kernel touches that moves ``bytes`` in order, every thread the next number."""
+    return Touched(bytes / LINE, bytes / LINE, bytes / SECTOR)
+
+
+def pixel_maps(case: Case, theta_kind: str) -> np.ndarray:
+    """(K, 6): a00, a01, b0, a10, a11, b1 from centred output pixels to input pixels."""
+    theta = theta_of(theta_kind, case.k).double().numpy()
+    scale = [[case.w / case.w_out, case.w / case.h_out, case.w / 2],
+             [case.h / case.w_out, case.h / case.h_out, case.h / 2]]  # fmt: skip
+    maps = theta * scale
+    maps[:, :, 2] += [(case.w - 1) / 2, (case.h - 1) / 2]
+    return maps.reshape(-1, 6)
+
+
+def reach(map: np.ndarray) -> tuple[float, float]:
+    """Half the window of candidates along j and i, in output pixels, not widened."""
+    a00, a01, _, a10, a11, _ = (float(x) for x in map)
+    det = a00 * a11 - a01 * a10
+    if det == 0:
+        return np.inf, np.inf
+    return (abs(a11) + abs(a01)) / abs(det), (abs(a10) + abs(a00)) / abs(det)
+
+
+def window(map: np.ndarray) -> str:
+    """The gathering window that a map takes: the conditions of `gather_theta` in kernels/gather."""
+    a00, a01, _, a10, a11, _ = (abs(float(x)) for x in map)
+    if (a01 == a10 == 0 and min(a00, a11) >= 1) or (a00 == a11 == 0 and min(a01, a10) >= 1):
+        return "axis"
+    j, i = (r * (1 + SLACK) + SLACK for r in reach(map))
+    if max(j, i) <= 1.5:
+        return "three"
+    return "walk" if (2 * j + 1) * (2 * i + 1) <= 400 else "wide"
+
+
+def visited(map: np.ndarray) -> int:
+    """Candidates that a thread of the map's window looks at, inside the cell or not."""
+    kind = window(map)
+    if kind == "walk":
+        j, i = (int(2 * (r * (1 + SLACK) + SLACK) + 1) for r in reach(map))
+        return j * i
+    return {"axis": 4, "three": 9}[kind]
+
+
+class _Counter:
+    """Counts what the programs of a sample touch on average, a program and channel."""
+
+    def __init__(self, itemsize: int, tags: int) -> None:
+        self.itemsize, self.tags = itemsize, tags
+
+    def loads(self, accesses: list[np.ndarray]) -> Touched:
+        """Loads of one tensor, one array an instruction; what a program read once stays in L1."""
+        sectors = _distinct(np.concatenate(accesses, 1) // (SECTOR // self.itemsize))
+        return self._warps(accesses, sectors)
+
+    def writes(self, accesses: list[np.ndarray]) -> Touched:
+        """Stores or atomics."""
+        sectors = _distinct(_by_warp(accesses) // (SECTOR // self.itemsize)).sum((0, 2))
+        return self._warps(accesses, sectors)
+
+    def _warps(self, accesses: list[np.ndarray], sectors: np.ndarray) -> Touched:
+        lines = _distinct(_by_warp(accesses) // (LINE // self.itemsize))
+        programs = len(sectors)
+        cycles = np.ceil(lines / self.tags)
+        return Touched(lines.sum() / programs, cycles.sum() / programs, sectors.sum() / programs)
+
+
+def _by_warp(accesses: list[np.ndarray]) -> np.ndarray:
+    """[accesses, programs, warps, 32]"""
+    return np.stack([a.reshape(len(a), -1, WARP) for a in accesses])
+
+
+def _distinct(numbers: np.ndarray) -> np.ndarray:
+    """How many different numbers ≥ 0 the last axis holds."""
+    ordered = np.sort(np.maximum(numbers, -1), -1)
+    return (np.diff(ordered, axis=-1, prepend=-1) != 0).sum(-1)
+
+
+def _tiles(config: configs.Config, images: int, c: int, height: int, width: int) -> Programs:
+    """Tiles of our kernels, wherever the launch grid has one."""
+    random = np.random.default_rng(0)
+    block_h, block_w = config.constants["BLOCK_H"], config.constants["BLOCK_W"]
+    columns, rows = config.grid[1], config.grid[2] * config.constants["TILES"]
+    image, channel, column, row = (
+        random.integers(n, size=(SAMPLE, 1)) for n in (images, c, columns, rows)
+    )
+    thread = np.arange(block_h * block_w)
+    i, j = row * block_h + thread // block_w, column * block_w + thread % block_w
+    weight = images * c * columns * rows
+    return Programs(image, channel, i, j, (i < height) & (j < width), weight)
+
+
+def _rows(threads: int, images: int, c: int, height: int, width: int) -> Programs:
+    """Blocks of a kernel with one thread a pixel of (images, height, width), flattened."""
+    random = np.random.default_rng(0)
+    pixels = images * height * width
+    blocks = -(-pixels // threads)
+    pixel = random.integers(blocks, size=(SAMPLE, 1)) * threads + np.arange(threads)
+    channel = random.integers(c, size=(SAMPLE, 1))
+    i, j = pixel // width % height, pixel % width
+    return Programs(pixel // (height * width), channel, i, j, pixel < pixels, blocks * c)
+
+
+def _source(map: np.ndarray, i: np.ndarray, j: np.ndarray, target: tuple) -> tuple:
+    """Source coordinates x, y in pixels of output pixels (i, j)."""
+    a00, a01, b0, a10, a11, b1 = np.moveaxis(map, -1, 0)
+    i, j = i - (target[1] - 1) / 2, j - (target[2] - 1) / 2
+    return a00 * j + (a01 * i + b0), a10 * j + (a11 * i + b1)
+
+
+def _taps(
+    at: Programs, map: np.ndarray, image: np.ndarray, source: tuple, target: tuple, sparing: bool
+) -> list[np.ndarray]:
+    """The four taps of each output pixel; ``sparing`` skips those of zero weight."""
+    _, h, w = source
+    x, y = _source(map, at.i, at.j, target)
+    u, v = np.floor(x), np.floor(y)
+    found = []
+    for dv in (0, 1):
+        for du in (0, 1):
+            on = at.inside & (u + du >= 0) & (u + du < w) & (v + dv >= 0) & (v + dv < h)
+            if sparing:
+                on &= ((du == 0) | (x > u)) & ((dv == 0) | (y > v))
+            tap = (np.where(on, z, 0).astype(np.int64) for z in (v + dv, u + du))
+            found.append(at.address(image, *tap, source, on))
+    return found
+
+
+def _candidates(
+    at: Programs, map: np.ndarray, image: np.ndarray, kind: str, target: tuple
+) -> list[np.ndarray]:
+    """The output pixels in the cell of each input pixel, a list entry a place in the window."""
+    if kind == "wide":
+        raise ValueError("the wide window is shared by the threads of a program: not modelled")
+    _, h_out, w_out = target
+    a00, a01, b0, a10, a11, b1 = np.moveaxis(map, -1, 0)
+    det = a00 * a11 - a01 * a10
+    dx, dy = at.j - b0, at.i - b1
+    reach_j, reach_i = reach(map.reshape(-1, 6)[0])  # the K maps differ by translation alone
+    if kind != "axis":
+        reach_j, reach_i = (r * (1 + SLACK) + SLACK for r in (reach_j, reach_i))
+    first_j = np.ceil((a11 * dx - a01 * dy) / det + (w_out - 1) / 2 - reach_j)
+    first_i = np.ceil((a00 * dy - a10 * dx) / det + (h_out - 1) / 2 - reach_i)
+    found = []
+    for di in range(int(2 * reach_i) + 1):
+        for dj in range(int(2 * reach_j) + 1):
+            i, j = first_i + di, first_j + dj
+            x, y = _source(map, i, j, target)
+            on = at.inside & (i >= 0) & (i < h_out) & (j >= 0) & (j < w_out)
+            on &= (x - at.j >= -1) & (x - at.j < 1) & (y - at.i >= -1) & (y - at.i < 1)
+            place = (np.where(on, z, 0).astype(np.int64) for z in (i, j))
+            found.append(at.address(image, *place, target, on))
+    return found

@@ -1,0 +1,275 @@
+"""``python -m bench roofline``: predict each kernel's time on a named GPU, and what bounds it.
+
+A prediction is the largest of four floors under the time of a pass:
+
+    memory   device-memory bytes / bandwidth of a copy
+    L2       32-byte sectors that the warps' addresses touch / L2 bandwidth
+    L1       cycles in which an L1 looks up the 128-byte lines of those addresses / (SMs x clock)
+    issue    instructions of the warps (static report) / (4 schedulers x SMs x clock)
+
+A floor is not a time: latency, launches and a kernel's tail come on top. Float32, contiguous, zeros
+padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from bench import addresses, table
+from bench.cases import CASES, THETA_KINDS, Case, Task, angle_and_scale, in_view, min_bytes
+from triton_stn.kernels import configs
+
+PASSES = ("forward", "backward")
+SCHEDULERS, WARP = 4, 32  # an SM issues four warps' instructions a cycle (CUDA programming guide)
+SIZE = 4  # bytes of a float32
+
+
+@dataclass(frozen=True)
+class GPU:
+    """What the floors divide by."""
+
+    name: str  # as the driver calls it
+    target: str  # of bench.static
+    sms: int
+    hz: float
+    copy: float  # device memory, bytes read + written a second
+    l2: float  # bytes a second between L2 and the SMs
+    tags: int  # 128-byte lines that an L1 looks up a cycle
+
+
+# L2: NVIDIA's A100 whitepaper gives 5,120 bytes a cycle; that Hopper has as many is assumed.
+# L1: "4 tags per cycle, at most 16 sectors", an NVIDIA engineer on Volta
+# (forums.developer.nvidia.com/t/pascal-l1-cache/49571/14); that it still holds is assumed, and no
+# document says so: `--tags 1` shows what the other end would mean.
+GPUS = {
+    # Copy: PyTorch's on an H200, 8.6 GB in 2.0 ms (datasheet: 4.8e12). SMs: as PyTorch reports
+    # them. Clock: 29.6e12 lane-instructions/s; up to 1.98e9 was read under load, 11% less time.
+    "H200": GPU("NVIDIA H200", "sm_90", 132, 1.755e9, 4.3e12, 5120 * 1.755e9, 4),
+    # Datasheet and whitepaper: 108 SMs, 1,410 MHz, 2,039 GB/s. No copy was timed.
+    "A100": GPU("NVIDIA A100-SXM4-80GB", "sm_80", 108, 1.41e9, 2.039e12, 5120 * 1.41e9, 4),
+}
+# Kernel launches a pass: eager's as counted in a profile of PyTorch, about; ours from the code.
+LAUNCHES = {"triton_stn": (1, 2), "eager": (11, 12)}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a pass asks of the GPU; ``None`` where it is not known."""
+
+    bytes: float
+    touched: addresses.Touched | None
+    instructions: float | None  # of warps
+
+    def floors(self, gpu: GPU) -> dict[str, float | None]:
+        """Microseconds, by what bounds."""
+        l1 = self.touched and self.touched.cycles / (gpu.sms * gpu.hz)
+        l2 = self.touched and self.touched.sectors * addresses.SECTOR / gpu.l2
+        issue = self.instructions and self.instructions / (gpu.sms * SCHEDULERS * gpu.hz)
+        seconds = {"memory": self.bytes / gpu.copy, "L2": l2, "L1": l1, "issue": issue}
+        return {name: t and 1e6 * t for name, t in seconds.items()}
+
+
+def ours(task: Task, gpu: GPU) -> Work:
+    """triton_stn's work."""
+    case, kind = task.case, addresses.window(addresses.pixel_maps(task.case, task.theta_kind)[0])
+    backward = task.pass_name == "backward"
+    if backward and kind == "wide":
+        return Work(min_bytes(task), None, None)
+    touched = addresses.ours(case, task.theta_kind, task.pass_name, gpu.tags)
+    if backward:
+        config = configs.gather(case.n, case.c, case.h, case.w, 1, case.k == 1)
+        a_pixel = instructions(case, "three" if kind == "walk" else kind, gpu.target)
+        if kind == "walk" and a_pixel:  # an estimate: as much a candidate as in the 3 x 3 window
+            a_pixel *= addresses.visited(addresses.pixel_maps(case, task.theta_kind)[0]) / 9
+        a_pixel = a_pixel and a_pixel * case.k
+    else:
+        config = configs.forward(case.n * case.k, case.c, case.h_out, case.w_out, 1)
+        a_pixel = instructions(case, "", gpu.target)
+    threads = _pixels(config)
+    return Work(min_bytes(task), touched, a_pixel and a_pixel * threads / WARP)
+
+
+def eager(task: Task, gpu: GPU) -> Work:
+    """PyTorch's work: `affine_grid` (a base grid and a bmm), `grid_sample`, their backward.
+
+    K maps of an image cost K copies of it. How many instructions its kernels take is not known.
+    """
+    case = task.case
+    touched, _ = in_view((case.h, case.w), (case.h_out, case.w_out), task.theta_kind, case.k)
+    images = case.n * case.k
+    pixels = images * case.h_out * case.w_out
+    copies = (case.n + images) * case.c * case.h * case.w if case.k > 1 else 0
+    if task.pass_name == "forward":
+        # Base grid written and read, 3 numbers a pixel; grid written, 2, and read by the sampler.
+        streamed, sampler_grid = 8 * pixels + copies, 2 * pixels
+        sampled = case.n * case.c * touched + pixels * case.c
+    else:
+        # grad_grid read, base grid written and read; the zeros of grad_input.
+        streamed = 8 * pixels + images * case.c * case.h * case.w + copies
+        sampler_grid = 4 * pixels  # grid read, grad_grid written
+        # grad read, input read, grad_input read and written by the atomics.
+        sampled = pixels * case.c + 3 * case.n * case.c * touched
+    sampler = addresses.eager(case, task.theta_kind, task.pass_name, gpu.tags)
+    bytes = SIZE * (streamed + sampler_grid + sampled)
+    return Work(bytes, sampler + addresses.streamed(SIZE * streamed), None)
+
+
+def _pixels(config: configs.Config) -> int:
+    """Pixels that a launch has threads for, a pixel every channel."""
+    of_tile = config.constants["BLOCK_H"] * config.constants["BLOCK_W"] * config.constants["TILES"]
+    images = config.grid[0] // config.constants["SPLITS"]
+    return images * config.grid[1] * config.grid[2] * of_tile
+
+
+@lru_cache(maxsize=256)
+def instructions(case: Case, window: str, target: str) -> float | None:
+    """Instructions a thread executes for a pixel, all its channels, as compiled for ``target``.
+
+    Of forward, or with a ``window`` of the gathering backward. Where channels are a loop its
+    set-up is not counted. None where Triton interprets its kernels and can not compile them.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    from bench import static
+
+    kernel = "gather" if window else "forward"
+    shape, size = (case.n, case.c, case.h, case.w), (case.h_out, case.w_out)
+    both, nchw = [(True, True)], torch.contiguous_format
+    specs = static.passes(shape, torch.float32, nchw, both, k=case.k, windows=True, size=size)
+    (spec,) = (s for s in specs if (s.launch.kernel.__name__, s.window) == (kernel, window))
+    row = static.compile_spec(spec, target)
+    return row["per_pixel"] if "per_pixel" in row else row["per_pixel_channel"] * case.c
+
+
+def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:
+    """A row a task × provider: the four floors in µs, which binds, and the *predicted* ms."""
+    rows = []
+    for task in tqdm(tasks, desc="predicting", unit="task", disable=None):
+        for provider, work_of in (("triton_stn", ours), ("eager", eager)):
+            work = work_of(task, gpu)
+            floors = {name: t for name, t in work.floors(gpu).items() if t is not None}
+            binds = max(floors, key=floors.get)
+            row = {"case": task.case.name, "theta_kind": task.theta_kind, "pass": task.pass_name}
+            row |= {"provider": provider, **{f"{name} µs": t for name, t in floors.items()}}
+            row |= {"binds": binds, "predicted ms": floors[binds] / 1e3}
+            row["launches"] = LAUNCHES[provider][PASSES.index(task.pass_name)]
+            if provider == "triton_stn" and task.pass_name == "backward":
+                maps = addresses.pixel_maps(task.case, task.theta_kind)
+                row["window"] = addresses.window(maps[0])
+            rows.append(row)
+    columns = ["memory µs", "L2 µs", "L1 µs", "issue µs", "binds", "predicted ms"]
+    keys = ["case", "theta_kind", "pass", "provider"]
+    return pd.DataFrame(rows).reindex(columns=[*keys, *columns, "launches", "window"])
+
+
+def measured(predicted: pd.DataFrame, results: pd.DataFrame, gpu: GPU) -> pd.DataFrame:
+    """``predicted`` with a column "measured ms", from rows of this GPU and of the full batch."""
+    batch = {case.name: case.n for case in CASES}
+    plain = results[
+        (results.device == gpu.name)
+        & (results.status == "ok")
+        & (results["dtype"] == "float32")
+        & (results.layout == "contiguous")
+        & (results.padding_mode == "zeros")
+        & ~results.align_corners
+        & (results.n == results.case.map(batch))
+    ]
+    keys = ["case", "theta_kind", "pass", "provider"]
+    times = plain[[*keys, "ms_p50"]].rename(columns={"ms_p50": "measured ms"})
+    return predicted.merge(times, "left", keys)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 when nothing is to be predicted."""
+    options = _parse(argv)
+    gpu = GPUS[options.gpu]
+    gpu = replace(gpu, tags=options.tags or gpu.tags)
+    tasks = [
+        Task(case, pass_name, theta_kind)
+        for case in CASES
+        for theta_kind in options.theta or THETA_KINDS
+        for pass_name in PASSES
+    ]
+    tasks = [t for t in tasks if all(w in "/".join(_name(t)) for w in options.filter.split())]
+    if not tasks:
+        print(f"Nothing matches --filter {options.filter!r}.", file=sys.stderr)
+        return 2
+    csv = options.results or table.folder(gpu.name) / "results.csv"
+    try:
+        results = table.read(csv) if options.results or csv.exists() else None
+    except (OSError, ValueError) as exception:
+        print(exception, file=sys.stderr)
+        return 2
+    frame = predict(tasks, gpu)
+    if results is not None:
+        frame = measured(frame, results, gpu)
+    if options.out:
+        frame.to_csv(options.out, index=False, float_format="%.6g")
+    _print(frame, gpu, csv if results is not None else None)
+    return 0
+
+
+def _name(task: Task) -> tuple[str, ...]:
+    return task.case.name, task.pass_name, task.theta_kind
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench roofline",
+        description="Predict times as the largest of four floors: device memory, L2, L1, issue.",
+    )
+    parser.add_argument("--gpu", choices=list(GPUS), default="H200", help="default: %(default)s")
+    parser.add_argument(
+        "--filter", default="", metavar="TEXT", help="only case/pass/theta with every word of TEXT"
+    )
+    parser.add_argument(
+        "--theta",
+        action="append",
+        type=_theta,
+        metavar="KIND",
+        help=f"rotation_A, zoom_in_F or zoom_out_F; default: {', '.join(THETA_KINDS)}",
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="CSV", help="default: bench/results/<device>/results.csv"
+    )
+    parser.add_argument("--tags", type=int, metavar="N", help="lines an L1 looks up a cycle")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="also write the rows as CSV")
+    return parser.parse_args(argv)
+
+
+def _theta(kind: str) -> str:
+    try:
+        angle_and_scale(kind)
+    except ValueError as exception:
+        raise argparse.ArgumentTypeError(str(exception)) from None
+    return kind
+
+
+def _print(frame: pd.DataFrame, gpu: GPU, csv: Path | None) -> None:
+    lines = [
+        f"{gpu.name}, float32, contiguous. All numbers are *predicted* floors, unless measured.",
+        f"{gpu.sms} SMs, {gpu.hz / 1e9:g} GHz, copy {gpu.copy / 1e12:g} TB/s, "
+        f"L2 {gpu.l2 / 1e12:.3g} TB/s, {gpu.tags} L1 lines a cycle.",
+        "",
+        table.to_markdown(frame.rename(columns={"theta_kind": "θ"})),
+        "",
+        "Eager's issue floor is not known: nobody counted its instructions. A launch takes time of "
+        "its own, which is in no floor.",
+    ]
+    notes = {
+        "walk": "instructions estimated from the 3 x 3 window's, by the number of candidates.",
+        "wide": "only the bytes are known; its threads share pixels, which is not modelled.",
+    }
+    lines += [f"{name}: {note}" for name, note in notes.items() if (frame.window == name).any()]
+    lines += [f"Measured: {csv}." if csv else f"Measured: nothing, no results of {gpu.name}."]
+    print("\n".join(lines))
