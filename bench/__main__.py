@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,11 +19,14 @@ from bench.cases import Task, suite
 from bench.measure import Forwards, Machine, run_task, this_machine
 
 # `python -m bench NAME ...` runs `bench.NAME.main([...])`.
+OUT_OF_TIME = 3
 SUBCOMMANDS = ("compare", "report", "roofline")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 when a row of triton_stn is wrong or failed, or a kernel spills."""
+    """Exit status: 0, 1 when a row of triton_stn is wrong or failed, or a kernel spills, 3 when
+    ``--minutes`` ran out before the suite did.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in SUBCOMMANDS:
         return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
@@ -37,7 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     tasks = suite(options.suite, machine.type)
     try:
-        status = run(tasks, baselines.PROVIDERS, machine, csv, options.filter, options.resume)
+        status = run(
+            tasks,
+            baselines.PROVIDERS,
+            machine,
+            csv,
+            options.filter,
+            options.resume,
+            options.minutes,
+        )
     except KeyboardInterrupt:
         print(f"\nInterrupted; {csv} has what was measured. Go on with the same command, --resume.")
         return 130
@@ -45,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Nothing matches --filter {options.filter!r}.")
         return 2
     _write_report(csv)
+    if status == OUT_OF_TIME:
+        print("Time is up. Go on with the same command, --resume.")
+        return status
     return status if machine.type == "cuda" else max(status, _static_report())
 
 
@@ -67,11 +82,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--filter",
         default="",
         metavar="TEXT",
-        help="only rows whose case/pass/provider/theta/dtype/layout contains every word of TEXT",
+        help="only rows whose case/pass/provider/theta/dtype/layout contains every word of TEXT, "
+        "and none that begins with a minus (--filter='large -compiled')",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: bench/results/<device>/")
     parser.add_argument(
         "--resume", action="store_true", help="keep the rows that DIR has, measure the others"
+    )
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="stop after the task at which M are over"
     )
     return parser.parse_args(argv)
 
@@ -83,21 +102,30 @@ def run(
     csv: Path,
     words: str = "",
     resume: bool = False,
+    minutes: float | None = None,
 ) -> int:
-    """Measure into ``csv``, a task at a time; 1 when a row of triton_stn is wrong or failed."""
+    """Measure into ``csv``, a task at a time; 1 when a row of triton_stn is wrong or failed.
+
+    3 when ``minutes`` were over before the last task was begun.
+    """
+    start = time.monotonic()
     done = _begin(csv, resume, machine.device)
     known = set(table.keys(done))
     forwards = Forwards()
     wanted = [(task, _wanted(task, providers, words)) for task in tasks]
-    wanted = [(task, chosen) for task, chosen in wanted if chosen]
+    wanted = [(t, [p for p in chosen if t.key(p.name) not in known]) for t, chosen in wanted]
+    wanted = [(task, missing) for task, missing in wanted if missing]
     progress = tqdm(wanted, unit="task", smoothing=0.1, dynamic_ncols=True)
-    for task, chosen in progress:
-        missing = [p for p in chosen if task.key(p.name) not in known]
-        if not missing:
-            continue
+    for task, missing in progress:
         progress.set_description(f"{task.case.name} {task.pass_name} {task.theta_kind}")
         rows = run_task(task, missing, machine, forwards, _eager_ms(done, task))
         table.append(csv, rows)
+        if (
+            minutes is not None
+            and time.monotonic() - start >= 60 * minutes
+            and task != wanted[-1][0]
+        ):
+            return OUT_OF_TIME
     if not csv.exists():
         return 0
     ours = table.read(csv).query("provider == 'triton_stn'")
@@ -118,7 +146,11 @@ def _begin(csv: Path, resume: bool, device: str) -> pd.DataFrame:
 
 def _wanted(task: Task, providers: Sequence[Provider], words: str) -> list[Provider]:
     names = {provider.name: "/".join(task.key(provider.name)[:6]) for provider in providers}
-    return [p for p in providers if all(word in names[p.name] for word in words.split())]
+
+    def matches(name: str) -> bool:
+        return all(w[1:] not in name if w[0] == "-" else w in name for w in words.split())
+
+    return [p for p in providers if matches(names[p.name])]
 
 
 def _eager_ms(done: pd.DataFrame, task: Task) -> float | None:

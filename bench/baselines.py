@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 
 import triton_stn
+from bench.cases import Task
 from bench.passes import Forward
 
 YARDSTICK = "eager"  # the provider that speedups are against
@@ -22,14 +26,16 @@ class Provider:
     ``build()`` is called once a case, dtype and layout and returns the forward
     ``f(input, theta, output_size, padding_mode, align_corners)``, with input (N, C, H, W), theta
     (N, 2, 3) or (N, K, 2, 3) in float32, and the result (N, C, H_out, W_out) or (N, K, C, H_out,
-    W_out). ``why_not(device_type, dtype)`` gives the reason to skip it, or "".
-    ``half_coordinates`` says that it computes coordinates in the image's dtype.
+    W_out). ``why_not(device_type, task)`` gives the reason to skip it, or "".
+    ``half_coordinates`` says that it computes coordinates in the image's dtype. Its calls run
+    inside ``context()``, which is entered outside the timing.
     """
 
     name: str
     build: Callable[[], Forward]
-    why_not: Callable[[str, str], str] = lambda device_type, dtype: ""
+    why_not: Callable[[str, Task], str] = lambda device_type, task: ""
     half_coordinates: bool = False
+    context: Callable[[], AbstractContextManager] = nullcontext
 
 
 def ours(
@@ -53,45 +59,182 @@ def eager(
     align_corners: bool,
 ) -> torch.Tensor:
     """``F.affine_grid`` + ``F.grid_sample``, which want θ in the image's dtype."""
-    k = theta.shape[1] if theta.ndim == 4 else 0
-    if k:
-        # grid_sample takes one grid an image: K maps cost K copies.
-        input = input.repeat_interleave(k, 0)
-        theta = theta.flatten(0, 1)
+    return one_map_an_image(_eager, input, theta, size, padding_mode, align_corners)
+
+
+def one_map_an_image(
+    sample: Forward, input: torch.Tensor, theta: torch.Tensor, *options: object
+) -> torch.Tensor:
+    """``sample`` of what takes one θ (N, 2, 3) an image, in its dtype: K maps cost K copies."""
     theta = theta.to(input.dtype)
+    if theta.ndim == 3:
+        return sample(input, theta, *options)
+    k = theta.shape[1]
+    return sample(input.repeat_interleave(k, 0), theta.flatten(0, 1), *options).unflatten(
+        0, (-1, k)
+    )
+
+
+def _eager(input, theta, size, padding_mode, align_corners):
     grid = F.affine_grid(theta, (*input.shape[:2], *size), align_corners)
-    y = F.grid_sample(input, grid, "bilinear", padding_mode, align_corners)
-    return y.unflatten(0, (-1, k)) if k else y
+    return F.grid_sample(input, grid, "bilinear", padding_mode, align_corners)
 
 
-def build_compiled() -> Forward:
+def build_eager() -> Forward:
+    """Eager once more, for another ``context``: a function of its own, whose errors are its own."""
+    return partial(one_map_an_image, _eager)
+
+
+def build_compiled(mode: str) -> Forward:
     """``torch.compile`` of the same two calls, for one shape."""
-    from torch._functorch import config
+    from torch._dynamo import config as dynamo
+    from torch._functorch import config as functorch
 
     # Donated buffers forbid retain_graph, by which the backward passes are repeated.
-    config.donated_buffer = False
-    return torch.compile(eager, dynamic=False, fullgraph=True)
+    functorch.donated_buffer = False
+    # Two modes, gradients wanted or not, two align_corners: more than 8 and it would run eagerly.
+    dynamo.recompile_limit = 64
+    return torch.compile(eager, dynamic=False, fullgraph=True, mode=mode)
 
 
-def missing(module: str) -> str:
-    """The reason to skip a provider that needs ``module``, or ""."""
-    return "" if importlib.util.find_spec(module) else f"{module} is not installed"
+def build_kornia() -> Forward:
+    """kornia's ``homography_warp``, whose normalised homography maps as θ does."""
+    from kornia.geometry.transform import homography_warp
+
+    def sample(input, theta, size, padding_mode, align_corners):
+        last = torch.tensor([0.0, 0.0, 1.0], dtype=theta.dtype, device=theta.device)
+        matrix = torch.cat((theta, last.expand(len(theta), 1, 3)), 1)
+        return homography_warp(
+            input, matrix, size, padding_mode=padding_mode, align_corners=align_corners
+        )
+
+    return partial(one_map_an_image, sample)
 
 
-def _why_not_eager(device_type: str, dtype: str) -> str:
-    if device_type == "cpu" and dtype != "float32":
+def build_fireants() -> Forward:
+    """FireANTs' fused affine sampler (CUDA C++); it takes NCHW, and makes it where it is not."""
+    from fireants.interpolator.fused_grid_sample import fused_grid_sampler_2d
+
+    def sample(input, theta, size, padding_mode, align_corners):
+        return fused_grid_sampler_2d(
+            input,
+            theta.contiguous(),
+            padding_mode=padding_mode,
+            align_corners=align_corners,
+            out_shape=size,
+        )
+
+    return partial(one_map_an_image, sample)
+
+
+def gems() -> AbstractContextManager:
+    """PyTorch's operators replaced by FlagGems' Triton kernels."""
+    return importlib.import_module("flag_gems").use_gems()
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Matrix products of float32 may be computed in TF32; by default PyTorch's may not."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@lru_cache
+def missing(module: str, attribute: str = "") -> str:
+    """The reason to skip a provider that needs ``module`` (with ``attribute``), or ""."""
+    if not importlib.util.find_spec(module):
+        return f"{module} is not installed"
+    if not attribute:
+        return ""
+    try:
+        has = hasattr(importlib.import_module(module), attribute)
+    except Exception as exception:
+        return f"{module} does not import: {exception}"
+    return "" if has else f"this {module} has no {attribute}"
+
+
+def _why_not_eager(device_type: str, task: Task) -> str:
+    if device_type == "cpu" and task.dtype != "float32":
         return "F.grid_sample on the CPU gives NaN or crashes in half precision"
     return ""
 
 
-def _why_not_compiled(device_type: str, dtype: str) -> str:
+def _why_not_without_cudnn(device_type: str, task: Task) -> str:
+    if device_type == "cpu":
+        return "there is no cuDNN on a CPU"
+    # cond_cudnn_grid_sampler in aten/src/ATen/native/GridSamplerUtils.h
+    taken = task.padding_mode == "zeros" and task.align_corners and task.case.c <= 1024
+    if not taken or task.dtype == "bfloat16":
+        return "the same as eager: PyTorch takes cuDNN with align_corners=True and no bfloat16"
+    return ""
+
+
+def _why_not_tf32(device_type: str, task: Task) -> str:
+    if device_type == "cpu" or task.dtype != "float32":
+        return "the same as eager: TF32 is for float32 on a GPU"
+    return ""
+
+
+def _why_not_compiled(device_type: str, task: Task) -> str:
     if device_type == "cpu":
         return "torch.compile on the CPU is 3-5x slower than eager, and slow to compile"
     return ""
 
 
+def _why_not_graphs(device_type: str, task: Task) -> str:
+    if task.pass_name.startswith("backward"):
+        return "a CUDA graph replays whole iterations, not one backward again and again"
+    return _why_not_compiled(device_type, task)
+
+
+def _other_package(module: str, attribute: str, device_type: str, task: Task) -> str:
+    return "measured on a GPU alone" if device_type == "cpu" else missing(module, attribute)
+
+
 PROVIDERS = (
     Provider("triton_stn", lambda: ours),
     Provider("eager", lambda: eager, _why_not_eager, half_coordinates=True),
-    Provider("compiled", build_compiled, _why_not_compiled, half_coordinates=True),
+    Provider(
+        "eager_no_cudnn",
+        build_eager,
+        _why_not_without_cudnn,
+        half_coordinates=True,
+        context=lambda: torch.backends.cudnn.flags(enabled=False),
+    ),
+    Provider("eager_tf32", build_eager, _why_not_tf32, context=tf32),
+    Provider(
+        "compiled",
+        lambda: build_compiled("max-autotune-no-cudagraphs"),
+        _why_not_compiled,
+        half_coordinates=True,
+    ),
+    Provider(
+        "compiled_graphs",
+        lambda: build_compiled("max-autotune"),
+        _why_not_graphs,
+        half_coordinates=True,
+    ),
+    Provider(
+        "flag_gems",
+        build_eager,
+        partial(_other_package, "flag_gems", "grid_sampler_2d"),
+        half_coordinates=True,
+        context=gems,
+    ),
+    Provider(
+        "kornia",
+        build_kornia,
+        partial(_other_package, "kornia", ""),
+        half_coordinates=True,
+    ),
+    Provider(
+        "fireants",
+        build_fireants,
+        partial(_other_package, "fireants_fused_ops", ""),
+        half_coordinates=True,
+    ),
 )

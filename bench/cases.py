@@ -48,6 +48,7 @@ CASES = (
 
 # At identity, and at this zoom in wherever H_out = H / 2, coordinates fall on integers.
 THETA_KINDS = ("identity", "rotation_30", "zoom_in_2", "zoom_out_2")
+TURNED = "rotation_30"  # where one θ has to do
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("contiguous", "channels_last")
 PASSES = ("forward", "backward_input", "backward_theta", "backward", "forward_backward")
@@ -113,7 +114,8 @@ def suite(name: str, device_type: str) -> list[Task]:
 
     quick: float32, contiguous; on a CPU also two passes instead of five, the batches of
     ``n_cpu``, and the photo under one θ (a call on it takes seconds there).
-    full: every dtype, layout and pass, and the sweep over angle and zoom.
+    full: every dtype, layout and pass, the sweep over angle and zoom, and align_corners, with
+    which PyTorch takes cuDNN, under one θ.
     """
     cases = CASES
     if device_type == "cpu":
@@ -121,12 +123,14 @@ def suite(name: str, device_type: str) -> list[Task]:
     if name == "full":
         tasks = [task for case in cases for task in _cross(case, DTYPES, LAYOUTS)]
         (swept,) = (case for case in cases if case.name == SWEEP_CASE)
-        return tasks + _cross(swept, ("float32",), ("contiguous",), SWEEP)
+        tasks += _cross(swept, ("float32",), ("contiguous",), SWEEP)
+        aligned = [t for c in cases for t in _cross(c, ("float32",), ("contiguous",), (TURNED,))]
+        return tasks + [replace(task, align_corners=True) for task in aligned]
     tasks = [task for case in cases for task in _cross(case, ("float32",), ("contiguous",))]
     if device_type == "cpu":
         tasks = [task for task in tasks if task.pass_name in ("forward", "forward_backward")]
         photo = CASES[-1].name
-        tasks = [t for t in tasks if t.case.name != photo or t.theta_kind == "rotation_30"]
+        tasks = [t for t in tasks if t.case.name != photo or t.theta_kind == TURNED]
     return tasks
 
 

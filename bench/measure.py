@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -112,16 +114,17 @@ def run_task(
     """
     rows = {provider.name: _new_row(task, provider, machine) for provider in providers}
     makers: dict[str, Callable[[], Call]] = {}
+    contexts = {provider.name: provider.context for provider in providers}
     for provider in providers:
         row = rows[provider.name]
-        row["note"] = provider.why_not(machine.type, task.dtype)
+        row["note"] = provider.why_not(machine.type, task)
         if row["note"]:
             row["status"] = "skipped"
             continue
         _guarded(row, lambda p=provider, r=row: _check(task, p, forwards, machine.type, r))
         if row["status"] == "ok":
             makers[provider.name] = lambda p=provider: _make_call(task, p, forwards, machine.type)
-    _time(rows, makers, machine.type)
+    _time(rows, makers, machine.type, contexts)
 
     if rows.get(baselines.YARDSTICK, {}).get("status") == "ok":
         eager_ms = rows[baselines.YARDSTICK]["ms_p50"]
@@ -161,7 +164,8 @@ def _check(task: Task, provider: Provider, forwards: Forwards, device: str, row:
     reference = oracle.reference(task, device)
     dtype = getattr(torch, task.dtype)
     forward = forwards.get(provider, task)
-    errors = reference.errors(forward, task.pass_name, dtype, task.layout)
+    with provider.context():
+        errors = reference.errors(forward, task.pass_name, dtype, task.layout)
     # What rounds its coordinates to 16 bits is judged by eager PyTorch, which does so too.
     like = dtype if provider.half_coordinates else torch.float32
     excess = []
@@ -181,13 +185,20 @@ def _make_call(task: Task, provider: Provider, forwards: Forwards, device: str) 
     return prepare(task.pass_name, forward, *arguments, *reference.options)
 
 
-def _time(rows: dict[str, Row], makers: dict[str, Callable[[], Call]], device: str) -> None:
+def _time(
+    rows: dict[str, Row],
+    makers: dict[str, Callable[[], Call]],
+    device: str,
+    contexts: Mapping[str, Callable[[], AbstractContextManager]] = MappingProxyType({}),
+) -> None:
     """Write ms_p50, ms_p20, ms_p80 (and the peak memory on a GPU) of each maker's call."""
-    if device == "cuda":
-        for name, make in makers.items():
-            _guarded(rows[name], lambda n=name, m=make: _time_on_gpu(rows[n], m()))
+    if device != "cuda":
+        # No provider of a CPU has a context: it would have to be entered at every turn.
+        _time_in_turns(rows, makers)
         return
-    _time_in_turns(rows, makers)
+    for name, make in makers.items():
+        with contexts.get(name, nullcontext)():
+            _guarded(rows[name], lambda n=name, m=make: _time_on_gpu(rows[n], m()))
 
 
 def _time_on_gpu(row: Row, call: Call) -> None:

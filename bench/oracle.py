@@ -109,7 +109,8 @@ class Reference:
         if dtype == torch.float64:
             theta = theta.double()
         results = prepare(pass_name, forward, input, theta, grad, *self.options)()
-        return tuple(x.detach() for x in results)
+        # Copied: what a CUDA graph returns is overwritten by its next replay.
+        return tuple(x.detach().clone() for x in results)
 
     def _batch(self, theta: torch.Tensor) -> torch.Tensor:
         """θ (K, 2, 3) for each image: (N, 2, 3), or (N, K, 2, 3) when K > 1."""

@@ -29,6 +29,7 @@ def test_the_full_suite_crosses_everything_once():
     assert {t.dtype for t in tasks} == set(DTYPES) and {t.layout for t in tasks} == set(LAYOUTS)
     assert {t.pass_name for t in tasks} == set(PASSES)
     assert {t.theta_kind for t in tasks} > set(THETA_KINDS)
+    assert {t.case.name for t in tasks if t.align_corners} == {case.name for case in CASES}
 
 
 def test_the_cpu_suite_has_every_case_and_no_larger_batches():
