@@ -1,4 +1,4 @@
-"""Pictures of a results table: speedup against size, achieved against copy bandwidth."""
+"""Pictures of a results table: speedup against size, angle and zoom; bandwidth; peak memory."""
 
 from __future__ import annotations
 
@@ -15,42 +15,74 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.cases import PASSES
+from bench.cases import PASSES, SWEEP, SWEEP_CASE, angle_and_scale
 
 # Distinguishable with any colour vision, and by shape.
 STYLES = {
     "triton_stn": ("#0072B2", "o"),
     "eager": ("#E69F00", "x"),
     "compiled": ("#009E73", "+"),
+    "compiled_graphs": ("#D55E00", "P"),
 }
-OTHERS = (("#CC79A7", "D"), ("#56B4E9", "v"), ("#D55E00", "P"), ("#000000", "X"))
+OTHERS = (("#CC79A7", "D"), ("#56B4E9", "v"), ("#000000", "X"), ("#F0E442", "s"), ("#999999", "*"))
+
+Mark = Callable[[Axes, pd.DataFrame], None]
 
 
 def draw(frame: pd.DataFrame, out: Path) -> list[Path]:
-    """Write the PNGs that the rows allow into ``out``; their paths."""
+    """Write the PNGs that the rows allow into ``out``; their paths.
+
+    speedup.png, bandwidth.png and memory.png have a point a row, over the number of output
+    elements; angle.png and zoom.png follow the full suite's sweep on one case.
+    """
     rows = frame[frame.status == "ok"]
+    if rows.empty:
+        return []
     rows = rows.assign(elements=rows.n * rows.k * rows.c * rows.h_out * rows.w_out)
     compared = rows[rows.speedup_vs_eager.notna() & (rows.provider != "eager")]
+    remembered = rows[rows.peak_memory_mib > 0]
+    turned, zoomed = sweeps(compared)
+    fast = "Speedup over eager PyTorch"
+    size, case = "output elements", f"{fast}, {SWEEP_CASE}"
+    pictures = {
+        "speedup": (compared, "elements", "speedup_vs_eager", fast, size, _eager),
+        "bandwidth": (rows, "elements", "gb_per_s", "Least bytes over time, GB/s", size, _copy),
+        "memory": (remembered, "elements", "peak_memory_mib", "Peak memory, MiB", size, _log),
+        "angle": (turned, "angle", "speedup_vs_eager", case, "rotation, degrees", _angle),
+        "zoom": (zoomed, "zoom", "speedup_vs_eager", case, "times as large", _zoom),
+    }
     written = []
-    if len(compared):
-        title = f"Speedup over eager PyTorch, {rows.device.iloc[-1]}"
-        figure = _panels(compared, "speedup_vs_eager", title, "times as fast", _mark_eager)
-        written.append(_save(figure, out / "speedup.png"))
-    if len(rows):
-        title = f"Least bytes of the pass over its time, {rows.device.iloc[-1]}"
-        figure = _panels(rows, "gb_per_s", title, "GB/s", _mark_copy)
-        written.append(_save(figure, out / "bandwidth.png"))
+    for name, (points, x, y, title, label, mark) in pictures.items():
+        if len(points):
+            figure = _panels(points, x, y, f"{title}, {rows.device.iloc[-1]}", label, mark)
+            written.append(_save(figure, out / f"{name}.png"))
     return written
 
 
-def _panels(
-    rows: pd.DataFrame,
-    column: str,
-    title: str,
-    label: str,
-    mark: Callable[[Axes, pd.DataFrame], None],
-) -> Figure:
-    """A panel a pass; a point a row, over the number of output elements."""
+def sweeps(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows over "angle" (degrees, scale 1) and over "zoom" (2: appears twice as large).
+
+    Of the swept case in float32, contiguous; none where the table has no such sweep.
+    """
+    plain = rows[
+        (rows.case == SWEEP_CASE)
+        & (rows["dtype"] == "float32")
+        & (rows.layout == "contiguous")
+        & ~rows.align_corners.astype(bool)
+    ]
+    known = [angle_and_scale(kind) for kind in plain.theta_kind]
+    plain = plain.assign(angle=[a for a, _ in known], zoom=[1 / s for _, s in known])
+    swept = set(plain.theta_kind) & set(SWEEP)
+    turned = plain[plain.zoom == 1].sort_values("angle")
+    zoomed = plain[plain.angle == 0].sort_values("zoom")
+    return (
+        turned if any(kind.startswith("rotation") for kind in swept) else turned[:0],
+        zoomed if any(kind.startswith("zoom") for kind in swept) else zoomed[:0],
+    )
+
+
+def _panels(rows: pd.DataFrame, x: str, y: str, title: str, label: str, mark: Mark) -> Figure:
+    """A panel a pass; a point a row. Sweeps, which are in order of x, get a line as well."""
     passes = [name for name in PASSES if (rows["pass"] == name).any()]
     figure, axes = plt.subplots(
         ncols=len(passes),
@@ -59,43 +91,66 @@ def _panels(
         squeeze=False,
         layout="constrained",
     )
+    others = [name for name in rows.provider.unique() if name not in STYLES]
+    styles = STYLES | dict(zip(others, OTHERS * len(others), strict=False))
     for ax, pass_name in zip(axes[0], passes, strict=True):
         here = rows[rows["pass"] == pass_name]
-        spare = iter(OTHERS)
         for provider, points in here.groupby("provider", sort=False):
-            color, marker = STYLES.get(provider) or next(spare, OTHERS[-1])
+            color, marker = styles[provider]
+            line = "" if x == "elements" else "-"
             ax.plot(
-                points.elements,
-                points[column],
-                marker,
+                points[x],
+                points[y],
+                marker + line,
                 color=color,
                 alpha=0.7,
                 markersize=5,
+                linewidth=1,
                 label=provider,
             )
-        ax.set_xscale("log")
         ax.set_yscale("log")
         mark(ax, here)
         ax.set_title(pass_name.replace("_", " "), fontsize=10)
-        ax.set_xlabel("output elements")
+        ax.set_xlabel(label)
         ax.grid(alpha=0.25, which="both", linewidth=0.5)
-    axes[0, 0].set_ylabel(label)
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _mark_eager(ax: Axes, rows: pd.DataFrame) -> None:
+def _log(ax: Axes, rows: pd.DataFrame) -> None:
+    ax.set_xscale("log")
+
+
+def _eager(ax: Axes, rows: pd.DataFrame) -> None:
+    _log(ax, rows)
+    _times(ax)
+
+
+def _copy(ax: Axes, rows: pd.DataFrame) -> None:
+    """The copy bandwidth of the same run."""
+    _log(ax, rows)
+    ax.axhline(
+        rows.copy_gb_per_s.iloc[-1], color="#555555", linewidth=1, linestyle="--", label="copy"
+    )
+
+
+def _angle(ax: Axes, rows: pd.DataFrame) -> None:
+    ax.set_xticks(range(0, 91, 15))
+    _times(ax)
+
+
+def _zoom(ax: Axes, rows: pd.DataFrame) -> None:
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+    _times(ax)
+
+
+def _times(ax: Axes) -> None:
     ax.axhline(1, color="#555555", linewidth=1, linestyle="--")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}x")
     ax.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _mark_copy(ax: Axes, rows: pd.DataFrame) -> None:
-    ax.axhline(
-        rows.copy_gb_per_s.iloc[-1], color="#555555", linewidth=1, linestyle="--", label="copy"
-    )
 
 
 def _save(figure: Figure, path: Path) -> Path:
