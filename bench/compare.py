@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if mine.empty:
         print(f"The tables share no row of {options.provider}.", file=sys.stderr)
         return 2
+    gone = len(old[old.provider == options.provider]) - len(mine)
+    if gone:
+        print(f"{options.provider}: rows that only {options.old} has: {gone}.")
     changed = changes(mine, options.threshold)
     if changed.empty:
         print(f"{options.provider}: no change beyond the spread in {len(mine)} rows.")

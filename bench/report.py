@@ -11,9 +11,13 @@ from pathlib import Path
 import pandas as pd
 
 from bench import table
-from bench.cases import PASSES
+from bench.cases import PASSES, THETA_KINDS
 
 ROOT = Path(__file__).parent.parent
+NOTHING = (
+    "Nothing has been timed on a GPU yet, so there is no table here. "
+    "`python -m bench --suite full` on one\nwrites it, and `python -m bench report` puts it here.\n"
+)
 BEGIN, END = "<!-- bench report: begin -->", "<!-- bench report: end -->"
 
 
@@ -24,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=f"Replace what stands between '{BEGIN}' and '{END}' in the README.",
     )
     parser.add_argument(
-        "csv", type=Path, nargs="?", metavar="CSV", help="default: the latest GPU run, else the CPU"
+        "csv", type=Path, nargs="?", metavar="CSV", help="default: the latest run on a GPU, if any"
     )
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if it would")
@@ -32,33 +36,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         csv = options.csv or latest(table.RESULTS)
         old = options.readme.read_text(encoding="utf-8")
-        figure = os.path.relpath(csv.parent / "speedup.png", options.readme.parent)
-        new = replace(old, block(table.read(csv), Path(figure).as_posix()))
+        content = NOTHING
+        if csv is not None:
+            figure = os.path.relpath(csv.parent / "speedup.png", options.readme.parent)
+            content = block(table.read(csv), Path(figure).as_posix())
+        new = replace(old, content)
     except (OSError, ValueError) as exception:
         print(exception, file=sys.stderr)
         return 2
+    source = csv or f"{table.RESULTS}, which has no run on a GPU"
     if options.check:
-        print(f"{options.readme} {'agrees' if new == old else 'does not agree'} with {csv}")
+        print(f"{options.readme} {'agrees' if new == old else 'does not agree'} with {source}")
         return int(new != old)
     options.readme.write_text(new, encoding="utf-8")
-    print(f"wrote the results of {csv} into {options.readme}")
+    print(f"wrote {options.readme} from {source}")
     return 0
 
 
-def latest(results: Path) -> Path:
-    """The CSV of the latest run on a GPU, or on a CPU where there is none.
-
-    Raises:
-        ValueError: there is no CSV.
-    """
+def latest(results: Path) -> Path | None:
+    """The CSV of the latest run on a GPU, or None where there is none."""
     found = []
     for csv in results.glob("*/results.csv"):
         frame = table.read(csv)
-        if len(frame):
-            found.append((frame.device.iloc[-1] != "cpu", frame.utc.max(), csv))
-    if not found:
-        raise ValueError(f"no results.csv under {results}: run `python -m bench` first")
-    return max(found)[-1]
+        if len(frame) and frame.device.iloc[-1] != "cpu":
+            found.append((frame.utc.max(), csv))
+    return max(found)[-1] if found else None
 
 
 def replace(text: str, content: str) -> str:
@@ -77,14 +79,21 @@ def replace(text: str, content: str) -> str:
 def block(frame: pd.DataFrame, figure: str) -> str:
     """The README's results: speedup by case and pass in float32, the summary, the figure."""
     last = frame.iloc[-1]
-    plain = frame[(frame["dtype"] == "float32") & (frame.layout == "contiguous")]
+    plain = frame[
+        (frame["dtype"] == "float32")
+        & (frame.layout == "contiguous")
+        & ~frame.align_corners
+        & frame.theta_kind.isin(THETA_KINDS)
+    ]
     parts = [
         f"Measured on {last.device}, torch {last.torch}, triton {last.triton}, "
         f"{frame.utc.min()[:10]} to {frame.utc.max()[:10]}. Times as fast as eager PyTorch, "
-        "float32, contiguous: geometric mean over the maps θ, the worst of them in brackets.",
+        "float32, contiguous: geometric mean over "
+        f"{', '.join(THETA_KINDS)}, the worst of them in brackets.",
         table.to_markdown(by_case(plain)),
         "All rows:",
         table.to_markdown(table.summary(frame)),
+        *table.best_others(frame),
         f"![Speedup over eager PyTorch against size]({figure})",
     ]
     return "\n\n".join(parts) + "\n"

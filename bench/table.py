@@ -91,6 +91,41 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def against_best(frame: pd.DataFrame) -> pd.DataFrame:
+    """triton_stn's speedup over the fastest other provider of each row, by pass.
+
+    Rows that no other provider got right are left out.
+    """
+    ok = frame[frame.status == "ok"]
+    row = [name for name in KEY if name != "provider"]
+    others = ok[ok.provider != "triton_stn"].sort_values("ms_p50").drop_duplicates(row)
+    both = ok[ok.provider == "triton_stn"].merge(others, on=row, suffixes=("", "_best"))
+    both["ratio"] = both.ms_p50_best / both.ms_p50
+    lines = []
+    for pass_name, rows in both.groupby("pass", sort=False):
+        worst = rows.loc[rows.ratio.idxmin()]
+        lines.append(
+            {
+                "pass": pass_name,
+                "rows": len(rows),
+                "geometric mean": geometric_mean(rows.ratio),
+                "losses": int((rows.ratio < 1).sum()),
+                "worst": worst.ratio,
+                "worst row": " ".join(worst[["case", "theta_kind", "dtype", "layout"]]),
+                "against": worst.provider_best,
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def best_others(frame: pd.DataFrame) -> list[str]:
+    """The paragraphs of ``against_best``; none where there is nothing to say."""
+    best = against_best(frame)
+    if best.empty:
+        return []
+    return ["triton_stn against the fastest other provider of each row:", to_markdown(best)]
+
+
 def to_markdown(frame: pd.DataFrame, **options: Any) -> str:
     """A Markdown table, with three significant digits and empty cells for what is missing."""
     options = {"index": False, "floatfmt": ".3g", "missingval": "", **options}
@@ -111,6 +146,7 @@ def report(frame: pd.DataFrame) -> str:
         "from float64 PyTorch; only what is right has a time.",
         "## Summary",
         to_markdown(summary(frame)),
+        *best_others(frame),
         *_not_ok(frame),
         "## Rows",
         to_markdown(_compact(frame[frame.status != "skipped"])),

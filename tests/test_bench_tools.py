@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from bench import __main__ as command
@@ -59,6 +60,14 @@ def test_compare_exits_1_on_a_regression(measured, capsys, columns, status, said
     assert said in "".join(capsys.readouterr())
 
 
+def test_compare_says_which_rows_are_gone(measured, capsys):
+    frame = table.read(measured)
+    new = measured.with_name("new.csv")
+    frame[frame["pass"] != "backward"].to_csv(new, index=False)
+    assert compare.main([str(measured), str(new)]) == 0
+    assert "old.csv has: 1." in capsys.readouterr().out
+
+
 def test_compare_says_what_is_no_table(tmp_path, measured, capsys):
     other = tmp_path / "other.csv"
     other.write_text("a,b\n1,2\n")
@@ -76,6 +85,47 @@ def test_report_writes_the_readme_from_the_csv_and_checks_it(tmp_path, measured)
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
     assert "3.00 (3.00)" in text and "(speedup.png)" in text
+
+
+def test_the_readme_agrees_with_the_results_of_the_repository(capsys):
+    assert report.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_without_a_run_on_a_gpu_the_readme_says_that_nothing_was_timed(
+    tmp_path, measured, monkeypatch
+):
+    (tmp_path / "results" / "cpu").mkdir(parents=True)
+    measured.rename(tmp_path / "results" / "cpu" / "results.csv")  # a CPU's times are no results
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\n3x faster\n{report.END}\n", encoding="utf-8")
+    assert report.main(["--readme", str(readme), "--check"]) == 1
+    assert report.main(["--readme", str(readme)]) == 0
+    text = readme.read_text(encoding="utf-8")
+    assert "Nothing has been timed" in text and "3x" not in text
+
+    gpu = tmp_path / "results" / "a-gpu" / "results.csv"
+    gpu.parent.mkdir()
+    frame = table.read(tmp_path / "results" / "cpu" / "results.csv")
+    frame.assign(device="A GPU").to_csv(gpu, index=False)
+    assert report.latest(tmp_path / "results") == gpu
+    assert report.main(["--readme", str(readme), "--check"]) == 1
+    assert report.main(["--readme", str(readme)]) == 0
+    assert "Measured on A GPU" in readme.read_text(encoding="utf-8")
+
+
+def test_against_the_fastest_other_provider_of_each_row(measured):
+    frame = table.read(measured)
+    # A third provider: slower than eager's 6 ms forward, faster than our 2 ms backward.
+    third = frame[frame.provider == "eager"].assign(provider="third", ms_p50=[8.0, 1.0])
+    wrong = third.assign(provider="fourth", ms_p50=0.1, status="wrong")
+    both = table.against_best(pd.concat([frame, third, wrong])).set_index("pass")
+    assert both.loc["forward", ["geometric mean", "losses", "against"]].tolist() == [
+        3.0,
+        0,
+        "eager",
+    ]
+    assert both.loc["backward", ["worst", "losses", "against"]].tolist() == [0.5, 1, "third"]
 
 
 def test_report_without_markers_changes_nothing(tmp_path, measured, capsys):
