@@ -81,10 +81,17 @@ class Transform(ABC):
             ``(..., *output_size, ndim)``, (x, y[, z]) last, differentiable, float64 for a float64 θ
             and float32 otherwise. Non-finite where a θ that is not finite reaches.
         """
-        size = _check_size(output_size, self.ndim)
+        size = check_size("output_size", output_size, self.ndim)
         checks.check_bool("align_corners", align_corners)
-        theta = self._check_theta(theta)
+        theta = self.check_theta(theta)
         return self.source(theta, _pixels(size, align_corners, theta)).unflatten(-2, size)
+
+    def kernel_theta(self, theta: torch.Tensor) -> tuple[str, torch.Tensor] | None:
+        """(source, θ) as the kernels take it, ``kernels.coordinates.source`` says in what shape.
+
+        None: the kernels can not evaluate the transform, and read its ``grid``.
+        """
+        return ("affine", self.matrix(theta)) if self.is_affine else None
 
     @abstractmethod
     def source(self, theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
@@ -94,8 +101,8 @@ class Transform(ABC):
     def _identity(self) -> torch.Tensor:
         """float64, (*theta_shape,)."""
 
-    def _check_theta(self, theta: Any) -> torch.Tensor:
-        """θ in the dtype of coordinates."""
+    def check_theta(self, theta: Any) -> torch.Tensor:
+        """θ, its shape checked, in the dtype of its coordinates: float64 or float32."""
         checks.check_tensor("theta", theta)
         checks.check_dtype("theta", theta)
         if theta.shape[-len(self.theta_shape) :] != self.theta_shape:
@@ -135,7 +142,7 @@ class Affine(_ToMatrix):
         return self.ndim, self.ndim + 1
 
     def matrix(self, theta):
-        return self._check_theta(theta)
+        return self.check_theta(theta)
 
     def _identity(self):
         return torch.eye(*self.theta_shape, dtype=torch.float64)
@@ -152,7 +159,7 @@ class Attention(_ToMatrix):
     theta_shape: ClassVar[tuple[int, ...]] = (3,)
 
     def matrix(self, theta):
-        s, t_x, t_y = self._check_theta(theta).unbind(-1)
+        s, t_x, t_y = self.check_theta(theta).unbind(-1)
         zero = torch.zeros_like(s)
         return torch.stack((s, zero, t_x, zero, s, t_y), -1).unflatten(-1, (2, 3))
 
@@ -172,7 +179,7 @@ class Similarity(_ToMatrix):
     theta_shape: ClassVar[tuple[int, ...]] = (4,)
 
     def matrix(self, theta):
-        scale, angle, t_x, t_y = self._check_theta(theta).unbind(-1)
+        scale, angle, t_x, t_y = self.check_theta(theta).unbind(-1)
         c, s = scale * angle.cos(), scale * angle.sin()
         return torch.stack((c, -s, t_x, s, c, t_y), -1).unflatten(-1, (2, 3))
 
@@ -195,7 +202,7 @@ class Projective(Transform):
     theta_shape: ClassVar[tuple[int, ...]] = (3, 3)
 
     def source(self, theta, points):
-        theta = self._check_theta(theta)
+        theta = self.check_theta(theta)
         rows = theta[..., None, :, :]
         x, y, w = (
             rows[..., 0] * points[:, 0, None] + rows[..., 1] * points[:, 1, None] + rows[..., 2]
@@ -205,6 +212,9 @@ class Projective(Transform):
         # A safe denominator first: the branch not taken has a gradient too. 0·θ carries NaN.
         near = torch.cat((x, y), -1) / torch.where(out, 1.0, w)
         return torch.where(out, OUT_OF_VIEW + 0.0 * largest, near)
+
+    def kernel_theta(self, theta):
+        return "projective", self.check_theta(theta)
 
     def _identity(self):
         return torch.eye(3, dtype=torch.float64)
@@ -265,7 +275,7 @@ class ThinPlateSpline(Transform):
         L⁻¹ times θ ``(..., T, 2)``, in float64 whatever the dtype of θ, since L is ill-conditioned,
         and rounded once: to float64 for a float64 θ and to float32 otherwise. Differentiable.
         """
-        theta = self._check_theta(theta)
+        theta = self.check_theta(theta)
         return (self._inverse.to(theta.device) @ theta.double()).to(theta.dtype)
 
     def source(self, theta, points):
@@ -275,6 +285,11 @@ class ThinPlateSpline(Transform):
         a0, a1, a2 = affine.split(1, -2)
         with torch.autocast(points.device.type, enabled=False):
             return basis @ weights + (a0 + a1 * points[:, :1] + a2 * points[:, 1:])
+
+    def kernel_theta(self, theta):
+        coefficients = self.coefficients(theta)  # (..., T + 3, 2)
+        points = torch.cat((self.points, self.points.new_zeros(3, 2))).to(coefficients)
+        return "spline", torch.cat((coefficients, points.expand_as(coefficients)), -1)
 
     def _solve(self) -> torch.Tensor:
         """The columns of L⁻¹ that meet θ, (T + 3, T), for L = [K + ridge, P; Pᵀ, 0]."""
@@ -340,13 +355,14 @@ def resolve(transform: str | Transform, ndim: int = 2) -> Transform:
     return _BY_NAME[transform]()
 
 
-def _check_size(output_size: Any, ndim: int) -> tuple[int, ...]:
-    size = (output_size,) * ndim if isinstance(output_size, int) else tuple(output_size)
-    if len(size) != ndim or min(size) < 1:
-        raise ValueError(
-            f"output_size must be an int or {ndim} ints, all positive, got {output_size!r}"
-        )
-    return size
+def check_size(name: str, size: Any, ndim: int) -> tuple[int, ...]:
+    """``size``, an int or ``ndim`` ints, as a tuple."""
+    sizes = tuple(size) if isinstance(size, Sequence) else (size,) * ndim
+    if not all(isinstance(n, (int, torch.SymInt)) for n in sizes) or isinstance(size, bool):
+        raise TypeError(f"{name} must be an int or {ndim} ints, got {size!r}")
+    if len(sizes) != ndim or any(n < 1 for n in sizes):
+        raise ValueError(f"{name} must be an int or {ndim} ints, all positive, got {size!r}")
+    return sizes
 
 
 def _pixels(size: Sequence[int], align_corners: bool, like: torch.Tensor) -> torch.Tensor:

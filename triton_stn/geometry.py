@@ -1,0 +1,342 @@
+"""Build, compose and invert θ; pixel matrices; where the output lies in the input.
+
+θ maps normalised output coordinates to normalised input coordinates, (x, y) order. Pixel
+coordinates count pixel centres from 0 at the top left, as OpenCV and kornia do, so an image of
+width W reaches from -0.5 to W - 0.5. Leading dimensions are free and broadcast; results are
+float64 where an argument is, and float32 otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from itertools import chain
+from typing import Any
+
+import torch
+
+from triton_stn import checks
+from triton_stn.transforms import Transform, check_size, resolve
+
+Number = float | torch.Tensor
+Pair = Sequence[Number] | torch.Tensor
+Size = int | Sequence[int]
+DIRECTIONS = ("output_to_input", "input_to_output")
+
+
+def affine(
+    image_size: Size,
+    output_size: Size | None = None,
+    *,
+    scale: Number | Sequence[Number] = 1.0,
+    rotation: Number = 0.0,
+    shear: Pair = (0.0, 0.0),
+    translation: Pair = (0.0, 0.0),
+    align_corners: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> torch.Tensor:
+    """θ ``(..., 2, 3)`` of the window of the input that the output shows.
+
+    Starting at the input's centre, with one input pixel to an output pixel, the window is scaled,
+    then sheared, then turned, all in pixels, then moved. A rotation stays a rotation whatever the
+    shapes of the two images. ``invert`` the result to move the picture instead of the window.
+
+    Args:
+        image_size: the input's ``(H, W)``, or an int.
+        output_size: the output's; None: the input's. Left out for an output of another size, that
+            output shows the same window, resized.
+        scale: input pixels to an output pixel, so 0.5 enlarges; a number, or a pair ``(x, y)``.
+        rotation: in radians, positive from x to y: the window turns clockwise on the screen, and
+            the picture in it counter-clockwise.
+        shear: factors ``(k_x, k_y)``: x gains k_x·y and y gains k_y·x.
+        translation: ``(t_x, t_y)``, normalised: 1 is half the input's width or height. These are
+            θ's last column.
+        align_corners: as it will be in sampling.
+        dtype, device: for numbers alone; None: those of the tensors, or PyTorch's default.
+
+    Every number may be a tensor ``(...)``, and shear and translation a tensor ``(..., 2)``. For a
+    square image ``affine(scale=s, rotation=a, translation=t)`` is the matrix of ``Similarity``.
+
+    Raises:
+        TypeError: a tensor that is not floating, or sizes that are not ints.
+        ValueError: a size or a pair of the wrong length.
+    """
+    sizes = _sizes(image_size, output_size, 2, "image_size")
+    inner, outer = (_half_extent(size, align_corners) for size in sizes)
+    scale = scale if isinstance(scale, Sequence) else (scale, scale)
+    pairs = (_pair("scale", scale), _pair("shear", shear), _pair("translation", translation))
+    s_x, s_y, k_x, k_y, t_x, t_y, angle = _broadcast((*chain(*pairs), rotation), dtype, device)
+    cos, sin = angle.cos(), angle.sin()
+    ratio = [[o / i if i else 0.0 for o in outer] for i in inner]  # from pixels to normalised
+    rows = (
+        (cos - sin * k_y) * s_x * ratio[0][0],
+        (cos * k_x - sin) * s_y * ratio[0][1],
+        t_x,
+        (sin + cos * k_y) * s_x * ratio[1][0],
+        (sin * k_x + cos) * s_y * ratio[1][1],
+        t_y,
+    )
+    return torch.stack(rows, -1).unflatten(-1, (2, 3))
+
+
+def compose(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The θ of sampling through ``a`` and then sampling that through ``b``: the product a·b.
+
+    A point of the last output goes through b first, then through a. Both ``(..., 2, 3)`` or
+    homographies ``(..., 3, 3)``, of which one makes the result one; or both ``(..., 3, 4)``.
+
+    Raises:
+        TypeError, ValueError: not such tensors, or of different dimensions.
+    """
+    square_a, square_b = _square("a", a), _square("b", b)
+    if square_a.shape[-1] != square_b.shape[-1]:
+        raise ValueError(
+            "a and b must both be (..., 2, 3) or (..., 3, 3), or both (..., 3, 4), "
+            f"got {checks.shape_of(a)} and {checks.shape_of(b)}"
+        )
+    return _product(square_a, square_b)[..., : max(a.shape[-2], b.shape[-2]), :]
+
+
+def invert(theta: torch.Tensor) -> torch.Tensor:
+    """The θ that undoes ``theta`` ``(..., 2, 3)``, ``(..., 3, 4)`` or ``(..., 3, 3)``.
+
+    Differentiable. To know whether θ is singular it waits for the device. A θ with NaN gives NaN.
+
+    Raises:
+        ValueError: a singular θ.
+    """
+    return _inverse("theta", _square("theta", theta))[..., : theta.shape[-2], :]
+
+
+def from_pixel_matrix(
+    matrix: Any,
+    input_size: Size,
+    output_size: Size | None = None,
+    align_corners: bool = False,
+    direction: str = "output_to_input",
+) -> torch.Tensor:
+    """θ of a matrix between pixel coordinates: of OpenCV, kornia, or your own.
+
+    Args:
+        matrix: ``(..., 2, 3)``, or a homography ``(..., 3, 3)``; a tensor, or what
+            ``torch.as_tensor`` takes, such as OpenCV's arrays.
+        input_size, output_size: ``(H, W)`` or an int; an output_size of None is the input's.
+        align_corners: as it will be in sampling; the pixels that are read are the same.
+        direction: ``"output_to_input"``: the matrix takes an output pixel to the input pixel to
+            read, as ``cv2.warpAffine`` with ``WARP_INVERSE_MAP``. ``"input_to_output"``: it takes
+            an input pixel to where it goes, as ``cv2.warpAffine`` and ``cv2.warpPerspective``
+            without that flag and as kornia's ``warp_affine`` and ``warp_perspective``.
+
+    Returns:
+        θ of ``Affine()``, or of ``Projective()`` for a homography, whose sign is kept: pixels are
+        in view where its w is positive, as around the origin for a matrix with a last entry of 1.
+        An axis of one pixel with ``align_corners=True`` has no extent: its entries are 0.
+
+    kornia's own warps normalise M by W - 1 whatever ``align_corners`` is, so they read the pixels
+    that M names, and these, with True alone.
+
+    Raises:
+        TypeError, ValueError: what does not fit; a singular matrix that has to be inverted.
+    """
+    matrix = torch.as_tensor(matrix)
+    if not matrix.is_floating_point():
+        matrix = matrix.to(torch.get_default_dtype())
+    checks.check_choice("direction", direction, DIRECTIONS)
+    pixels = _check_pixel_matrix("matrix", matrix)
+    if direction == "input_to_output":
+        pixels = _inverse("matrix", pixels)
+    inner, outer = _pixel_maps(input_size, output_size, align_corners, pixels)
+    return _product(_product(_unscale(inner), pixels), outer)[..., : matrix.shape[-2], :]
+
+
+def to_pixel_matrix(
+    theta: torch.Tensor,
+    input_size: Size,
+    output_size: Size | None = None,
+    align_corners: bool = False,
+    direction: str = "output_to_input",
+) -> torch.Tensor:
+    """The matrix between pixel coordinates of θ ``(..., 2, 3)`` or ``(..., 3, 3)``, in its shape.
+
+    The inverse of ``from_pixel_matrix``, with the same arguments.
+    """
+    checks.check_choice("direction", direction, DIRECTIONS)
+    square = _check_pixel_matrix("theta", theta)
+    inner, outer = _pixel_maps(input_size, output_size, align_corners, square)
+    pixels = _product(_product(inner, square), _unscale(outer))
+    if direction == "input_to_output":
+        pixels = _inverse("theta", pixels)
+    return pixels[..., : theta.shape[-2], :]
+
+
+def quadrilateral(
+    theta: torch.Tensor,
+    input_size: Size,
+    output_size: Size | None = None,
+    align_corners: bool = False,
+    transform: str | Transform = "affine",
+    points_per_edge: int = 1,
+) -> torch.Tensor:
+    """Where the output's outline lies in the input, in pixels: ``(..., 4·points_per_edge, 2)``.
+
+    The outline runs along the outer edges of the output's pixels, from the top left corner to the
+    top right, the bottom right, the bottom left and back. Every edge has ``points_per_edge``
+    points, evenly spaced in the output, and starts with its corner: 1 gives the four corners,
+    (x, y), and more follow the curved edges of a thin-plate spline.
+
+    Args:
+        theta: ``(..., *theta_shape)`` of ``transform``.
+        input_size, output_size: ``(H, W)`` or an int; an output_size of None is the input's.
+
+    Differentiable. A point that a homography puts out of view lies 1e4 half-images away.
+
+    Raises:
+        ValueError: a 3-D transform, or what does not fit.
+    """
+    transform = resolve(transform)
+    if transform.ndim != 2:
+        raise ValueError(f"transform must be 2-D for a quadrilateral, got {transform!r}")
+    if points_per_edge < 1:
+        raise ValueError(f"points_per_edge must be at least 1, got {points_per_edge}")
+    size, out_size = _sizes(input_size, output_size, 2)
+    theta = transform.check_theta(theta)
+    along = torch.arange(points_per_edge, dtype=theta.dtype, device=theta.device)
+    along = 2 * along / points_per_edge - 1
+    edge = torch.ones_like(along)
+    x = torch.cat((along, edge, -along, -edge))
+    y = torch.cat((-edge, along, edge, -along))
+    # The outer edges: at 1, or half a pixel beyond it with align_corners.
+    halves = _half_extent(out_size, align_corners)
+    reach = [n / (2 * half or 1.0) for n, half in zip(out_size[::-1], halves, strict=True)]
+    points = torch.stack((x * reach[0], y * reach[1]), -1)
+    return _in_pixels(transform.source(theta, points), size, align_corners)
+
+
+def inside_mask(
+    theta: torch.Tensor,
+    input_size: Size,
+    output_size: Size | None = None,
+    align_corners: bool = False,
+    transform: str | Transform = "affine",
+) -> torch.Tensor:
+    """Which output pixels read inside the image: bool ``(..., H_out, W_out)``.
+
+    Inside is on a pixel: -0.5 <= x <= W - 0.5 in pixels, and likewise y. In 3-D, with sizes
+    ``(D, H, W)``, the mask is ``(..., D_out, H_out, W_out)``. A coordinate of NaN is outside.
+    """
+    transform = _resolve(transform, input_size)
+    size, out_size = _sizes(input_size, output_size, transform.ndim)
+    with torch.no_grad():
+        pixels = _in_pixels(transform.grid(theta, out_size, align_corners), size, align_corners)
+    last = pixels.new_tensor(size[::-1]) - 0.5
+    return ((pixels >= -0.5) & (pixels <= last)).all(-1)
+
+
+def valid_fraction(
+    theta: torch.Tensor,
+    input_size: Size,
+    output_size: Size | None = None,
+    align_corners: bool = False,
+    transform: str | Transform = "affine",
+) -> torch.Tensor:
+    """The share of output pixels that read inside the image: float32 ``(...)``, no gradient."""
+    transform = _resolve(transform, input_size)
+    mask = inside_mask(theta, input_size, output_size, align_corners, transform)
+    return mask.flatten(-transform.ndim).float().mean(-1)
+
+
+def _resolve(transform: str | Transform, input_size: Size) -> Transform:
+    return resolve(transform, len(input_size) if isinstance(input_size, Sequence) else 2)
+
+
+def _pair(name: str, value: Any) -> Sequence[Any]:
+    pair = value.unbind(-1) if isinstance(value, torch.Tensor) else value
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        raise ValueError(f"{name} must be a pair (x, y), got {value!r}")
+    return pair
+
+
+def _broadcast(values: Sequence[Any], dtype, device) -> Sequence[torch.Tensor]:
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    for tensor in tensors:
+        checks.check_dtype("every tensor", tensor)
+    if tensors:
+        dtype = dtype or reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
+        device = tensors[0].device if device is None else device
+    return torch.broadcast_tensors(
+        *(torch.as_tensor(value, dtype=dtype, device=device) for value in values)
+    )
+
+
+def _square(name: str, theta: Any) -> torch.Tensor:
+    """θ as a homogeneous matrix, at least float32."""
+    checks.check_tensor(name, theta)
+    checks.check_dtype(name, theta)
+    if theta.shape[-2:] not in ((2, 3), (3, 4), (3, 3)):
+        raise ValueError(
+            f"{name} must have shape (..., 2, 3), (..., 3, 4) or (..., 3, 3), "
+            f"got {checks.shape_of(theta)}"
+        )
+    theta = theta if theta.dtype == torch.float64 else theta.float()
+    rows, columns = theta.shape[-2:]
+    if rows == columns:
+        return theta
+    last = torch.eye(columns, dtype=theta.dtype, device=theta.device)[-1:]
+    return torch.cat((theta, last.expand(*theta.shape[:-2], 1, columns)), -2)
+
+
+def _check_pixel_matrix(name: str, matrix: Any) -> torch.Tensor:
+    square = _square(name, matrix)
+    if square.shape[-1] != 3:
+        raise ValueError(
+            f"{name} must have shape (..., 2, 3) or (..., 3, 3), got {checks.shape_of(matrix)}"
+        )
+    return square
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a·b, out of reach of autocast and TF32."""
+    return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
+
+
+def _inverse(name: str, square: torch.Tensor) -> torch.Tensor:
+    inverse, info = torch.linalg.inv_ex(square)
+    if info.any():
+        raise ValueError(f"{name} must be invertible, got a singular matrix")
+    return inverse
+
+
+def _sizes(size, output_size, ndim, name="input_size") -> tuple[tuple[int, ...], tuple[int, ...]]:
+    size = check_size(name, size, ndim)
+    return size, size if output_size is None else check_size("output_size", output_size, ndim)
+
+
+def _half_extent(size: Sequence[int], align_corners: bool) -> list[float]:
+    """What 1 is in pixels, along x, y[, z]."""
+    checks.check_bool("align_corners", align_corners)
+    return [(n - align_corners) / 2 for n in reversed(size)]
+
+
+def _in_pixels(points: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
+    centre = points.new_tensor([(n - 1) / 2 for n in reversed(size)])
+    return points * points.new_tensor(_half_extent(size, align_corners)) + centre
+
+
+def _pixel_maps(input_size, output_size, align_corners, like) -> list[torch.Tensor]:
+    """From normalised to pixel coordinates, (3, 3), of the input and of the output."""
+    maps = []
+    for h, w in _sizes(input_size, output_size, 2):
+        half_w, half_h = _half_extent((h, w), align_corners)
+        rows = [[half_w, 0, (w - 1) / 2], [0, half_h, (h - 1) / 2], [0, 0, 1]]
+        maps.append(like.new_tensor(rows))
+    return maps
+
+
+def _unscale(pixels: torch.Tensor) -> torch.Tensor:
+    """From pixel to normalised coordinates; an axis without extent lies at 0."""
+    half = pixels.diagonal()[:2]
+    scale = torch.where(half == 0, 0.0, 1 / half)
+    inverse = torch.diag(torch.cat((scale, pixels.new_ones(1))))
+    inverse[:2, 2] = -pixels[:2, 2] * scale
+    return inverse
