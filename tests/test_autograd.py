@@ -135,10 +135,10 @@ def test_maps_go_on_the_grid_axis_without_a_limit(kernels: Place, monkeypatch):
     plans = []
     monkeypatch.setattr(fused, "launch", lambda plan, *_, **__: plans.append(plan))
     x, theta = noise(70_000, 1, 1, 1), noise(70_000, 1, 2, 3)
-    fused.affine_sample(x, theta, 1, 1, *OPTIONS)
+    fused.sample(x, theta, 1, 1, *OPTIONS)
     for padding in PADDINGS:
         rules = ("bilinear", padding, False)
-        fused.affine_sample_backward(x[:, None], x, theta, *rules, True, True)
+        fused.sample_backward(x[:, None], x, theta, *rules, True, True)
     assert len(plans) == 7
     for plan in plans:
         assert plan.grid[0] >= 70_000 and max(plan.grid[1:]) <= 65_535
@@ -152,8 +152,8 @@ def test_tiles_cover_a_tall_or_wide_canvas_within_the_grids_limit(monkeypatch, p
     theta = torch.zeros(1, 1, 2, 3)
     x = torch.zeros(1, 1, 1, 1).expand(1, 1, *size)
     rules = ("bilinear", padding_mode, False)
-    fused.affine_sample(x[..., :1, :1], theta, *size, *rules)
-    fused.affine_sample_backward(x[:, None], x, theta, *rules, True, True)
+    fused.sample(x[..., :1, :1], theta, *size, *rules)
+    fused.sample_backward(x[:, None], x, theta, *rules, True, True)
     plans = [plan for plan in plans if plan.kernel.__name__ != "reduce"]
     assert len(plans) == 2
     for plan in plans:

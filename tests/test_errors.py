@@ -63,7 +63,31 @@ WRONG = {
         ["padding_mode", "'reflection'", "'wrap'"],
     ),
     "padding is None": ((X, T), dict(padding_mode=None), TypeError, ["padding_mode", "NoneType"]),
-    "unknown transform": ((X, T), dict(transform="tps"), ValueError, ["transform", "'affine'"]),
+    "unknown transform": (
+        (X, T),
+        dict(transform="rigid"),
+        ValueError,
+        ["transform", "'affine'", "'rigid'"],
+    ),
+    "a spline by name": ((X, T), dict(transform="tps"), ValueError, ["transform", "rows, cols"]),
+    "transform is a class": (
+        (X, T),
+        dict(transform=triton_stn.Affine),
+        TypeError,
+        ["transform", "Transform object"],
+    ),
+    "theta of a homography": (
+        (X, T),
+        dict(transform="projective"),
+        ValueError,
+        ["theta", "projective", "(3, 3)", "(N, K, 3, 3)", "(2, 2, 3)"],
+    ),
+    "theta of a spline": (
+        (X, torch.zeros(2, 5, 2)),
+        dict(transform=triton_stn.ThinPlateSpline(2, 3)),
+        ValueError,
+        ["theta", "(6, 2)", "(2, 5, 2)"],
+    ),
     "corners as text": ((X, T), dict(align_corners="no"), TypeError, ["align_corners", "bool"]),
     "corners as int": ((X, T), dict(align_corners=1), TypeError, ["align_corners", "bool", "int"]),
 }
@@ -75,7 +99,7 @@ def nothing_is_launched(monkeypatch):
         raise AssertionError("a kernel was launched")
 
     monkeypatch.setattr(fused, "launch", launch)
-    monkeypatch.setattr(pytorch, "affine_sample", launch)
+    monkeypatch.setattr(pytorch, "sample", launch)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -83,6 +107,42 @@ def test_a_wrong_argument_is_named(wrong):
     args, kwargs, error, fragments = WRONG[wrong]
     with pytest.raises(error) as caught:
         triton_stn.spatial_transform(*args, **kwargs)
+    message = str(caught.value)
+    assert message.startswith(fragments[0])
+    for fragment in fragments:
+        assert fragment in message
+
+
+GRID, FLOW = torch.zeros(2, 4, 4, 2), torch.zeros(2, 2, 4, 5)
+WRONG_FIELDS = {
+    "grid is a list": ("grid_sample", (X, GRID.tolist()), TypeError, ["grid", "torch.Tensor"]),
+    "integer grid": ("grid_sample", (X, GRID.long()), TypeError, ["grid", "int64"]),
+    "grid of 3 numbers": (
+        "grid_sample",
+        (X, torch.zeros(2, 4, 4, 3)),
+        ValueError,
+        ["grid", "(N, H_out, W_out, 2)", "(2, 4, 4, 3)"],
+    ),
+    "grid of another batch": ("grid_sample", (X, GRID[:1]), ValueError, ["grid", "N = 2", "1"]),
+    "grid elsewhere": ("grid_sample", (X, GRID.to("meta")), ValueError, ["grid", "meta"]),
+    "grid over 3-D": ("grid_sample", (X[None], GRID), ValueError, ["input", "(N, C, H, W)"]),
+    "grid and mode": ("grid_sample", (X, GRID, "area"), ValueError, ["mode", "'area'"]),
+    "flow, x and y last": (
+        "flow_warp",
+        (X, GRID),
+        ValueError,
+        ["flow", "(N, 2, H_out, W_out)", "(2, 4, 4, 2)"],
+    ),
+    "bool flow": ("flow_warp", (X, FLOW.bool()), TypeError, ["flow", "bool"]),
+    "flow elsewhere": ("flow_warp", (X, FLOW.to("meta")), ValueError, ["flow", "meta"]),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_FIELDS)
+def test_a_wrong_grid_or_flow_is_named(wrong):
+    name, args, error, fragments = WRONG_FIELDS[wrong]
+    with pytest.raises(error) as caught:
+        getattr(triton_stn, name)(*args)
     message = str(caught.value)
     assert message.startswith(fragments[0])
     for fragment in fragments:

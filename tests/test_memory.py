@@ -139,8 +139,8 @@ def allocations(place: Place, k: int, padding_mode: str) -> list[int]:
     rules = ("bilinear", padding_mode, False)
     with pytest.MonkeyPatch.context() as patch, Allocations() as seen:
         patch.setattr(fused, "launch", lambda *_, **__: None)
-        fused.affine_sample(x, theta, *SIZE, *rules)
-        fused.affine_sample_backward(grad, x, theta, *rules, True, True)
+        fused.sample(x, theta, *SIZE, *rules)
+        fused.sample_backward(grad, x, theta, *rules, True, True)
     return seen.sizes
 
 

@@ -62,7 +62,7 @@ def test_compile_traces_forward_and_backward_whole(place: Place, dynamic, paddin
 def test_the_forward_operator_passes_opcheck(kernels: Place, layout, padding_mode, requires_grad):
     x, theta, _ = arguments(kernels, layout)
     x.requires_grad_(requires_grad[0]), theta.requires_grad_(requires_grad[1])
-    operator = torch.ops.triton_stn.affine_sample.default
+    operator = torch.ops.triton_stn.sample.default
     torch.library.opcheck(operator, (x, theta, 3, 4, "bilinear", padding_mode, False))
 
 
@@ -78,7 +78,7 @@ def test_the_forward_operator_passes_opcheck(kernels: Place, layout, padding_mod
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_backward_operator_passes_opcheck(kernels: Place, layout, padding_mode, needs):
     x, theta, grad = arguments(kernels, layout)
-    operator = torch.ops.triton_stn.affine_sample_backward.default
+    operator = torch.ops.triton_stn.sample_backward.default
     torch.library.opcheck(operator, (grad, x, theta, "bilinear", padding_mode, True, *needs))
 
 
@@ -91,7 +91,7 @@ def test_the_operator_differentiates_itself(kernels: Place):
 
 
 def operator(x, theta, h_out, w_out):
-    return torch.ops.triton_stn.affine_sample(x, theta, h_out, w_out, *OPTIONS)
+    return torch.ops.triton_stn.sample(x, theta, h_out, w_out, *OPTIONS)
 
 
 def test_fake_outputs_have_the_strides_of_real_ones(kernels: Place):
@@ -99,8 +99,8 @@ def test_fake_outputs_have_the_strides_of_real_ones(kernels: Place):
         for k in (1, 3):
             x = noise(2, 9, 4, 3, device=kernels.device).contiguous(memory_format=layout)
             theta = theta_of(2 * k, kernels.device).view(2, k, 2, 3)
-            real = torch.ops.triton_stn.affine_sample(x, theta, 3, 4, *OPTIONS)
-            fake = torch.ops.triton_stn.affine_sample(
+            real = torch.ops.triton_stn.sample(x, theta, 3, 4, *OPTIONS)
+            fake = torch.ops.triton_stn.sample(
                 x.to("meta"), theta.to("meta"), 3, 4, *OPTIONS
             )
             assert real.shape == fake.shape and real.stride() == fake.stride()

@@ -2,6 +2,18 @@
 
 from triton_stn._version import __version__
 from triton_stn.backends import use_backend
-from triton_stn.functional import spatial_transform
+from triton_stn.functional import flow_warp, grid_sample, spatial_transform
+from triton_stn.transforms import Affine, Attention, Projective, Similarity, ThinPlateSpline
 
-__all__ = ["__version__", "spatial_transform", "use_backend"]
+__all__ = [
+    "Affine",
+    "Attention",
+    "Projective",
+    "Similarity",
+    "ThinPlateSpline",
+    "__version__",
+    "flow_warp",
+    "grid_sample",
+    "spatial_transform",
+    "use_backend",
+]

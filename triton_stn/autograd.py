@@ -1,6 +1,6 @@
 """The registered operators, their fake kernels and their derivatives.
 
-``triton_stn::affine_sample`` and ``triton_stn::affine_sample_backward`` run the Triton backend on
+``triton_stn::sample`` and ``triton_stn::sample_backward`` run the Triton backend on
 whatever device the tensors are on; their fake kernels let torch.compile trace through them.
 """
 
@@ -13,76 +13,104 @@ from triton_stn.backends.layout import empty_gradients, empty_output
 
 _library = torch.library.Library("triton_stn", "DEF")
 _library.define(
-    "affine_sample(Tensor input, Tensor theta, SymInt h_out, SymInt w_out, str mode, "
-    "str padding_mode, bool align_corners) -> Tensor",
+    "sample(Tensor input, Tensor theta, SymInt h_out, SymInt w_out, str mode, "
+    'str padding_mode, bool align_corners, str source="affine") -> Tensor',
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
-    "affine_sample_backward(Tensor grad_output, Tensor input, Tensor theta, str mode, "
-    "str padding_mode, bool align_corners, bool needs_input, bool needs_theta) "
-    "-> (Tensor, Tensor)",
+    "sample_backward(Tensor grad_output, Tensor input, Tensor theta, str mode, "
+    "str padding_mode, bool align_corners, bool needs_input, bool needs_theta, "
+    'str source="affine") -> (Tensor, Tensor)',
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-@torch.library.impl(_library, "affine_sample", "CompositeExplicitAutograd")
-def _affine_sample(input, theta, h_out, w_out, mode, padding_mode, align_corners):
+@torch.library.impl(_library, "sample", "CompositeExplicitAutograd")
+def _sample(input, theta, h_out, w_out, mode, padding_mode, align_corners, source="affine"):
     from triton_stn.backends import fused  # here, so that the package imports without triton
 
-    return fused.affine_sample(input, theta, h_out, w_out, mode, padding_mode, align_corners)
+    return fused.sample(input, theta, h_out, w_out, mode, padding_mode, align_corners, source)
 
 
-@torch.library.register_fake("triton_stn::affine_sample", lib=_library)
-def _affine_sample_fake(input, theta, h_out, w_out, mode, padding_mode, align_corners):
+@torch.library.register_fake("triton_stn::sample", lib=_library)
+def _sample_fake(input, theta, h_out, w_out, mode, padding_mode, align_corners, source="affine"):
     return empty_output(input, theta.shape[1], h_out, w_out)
 
 
-@torch.library.impl(_library, "affine_sample_backward", "CompositeExplicitAutograd")
-def _affine_sample_backward(
-    grad_output, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta
+@torch.library.impl(_library, "sample_backward", "CompositeExplicitAutograd")
+def _sample_backward(
+    grad_output,
+    input,
+    theta,
+    mode,
+    padding_mode,
+    align_corners,
+    needs_input,
+    needs_theta,
+    source="affine",
 ):
     from triton_stn.backends import fused
 
-    return fused.affine_sample_backward(
-        grad_output, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta
+    return fused.sample_backward(
+        grad_output,
+        input,
+        theta,
+        mode,
+        padding_mode,
+        align_corners,
+        needs_input,
+        needs_theta,
+        source,
     )
 
 
-@torch.library.register_fake("triton_stn::affine_sample_backward", lib=_library)
-def _affine_sample_backward_fake(
-    grad_output, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta
+@torch.library.register_fake("triton_stn::sample_backward", lib=_library)
+def _sample_backward_fake(
+    grad_output,
+    input,
+    theta,
+    mode,
+    padding_mode,
+    align_corners,
+    needs_input,
+    needs_theta,
+    source="affine",
 ):
     return empty_gradients(input, theta, needs_input, needs_theta)
 
 
-class AffineSample(torch.autograd.Function):
-    """input (N, C, H, W), theta (N, K, 2, 3) -> (N, K, C, H_out, W_out). Saves its two inputs."""
+class Sample(torch.autograd.Function):
+    """input (N, C, H, W), theta (N, K, *) -> (N, K, C, H_out, W_out). Saves its two inputs."""
 
     @staticmethod
-    def forward(ctx, input, theta, h_out, w_out, mode, padding_mode, align_corners):
+    def forward(
+        ctx, input, theta, h_out, w_out, mode, padding_mode, align_corners, source="affine"
+    ):
         ctx.save_for_backward(input, theta)
-        ctx.options = (mode, padding_mode, align_corners)
+        ctx.options, ctx.source = (mode, padding_mode, align_corners), source
         with torch._C._AutoDispatchBelowAutograd():  # past this Function, to the kernel
-            return affine_sample(input, theta, h_out, w_out, mode, padding_mode, align_corners)
+            return sample(input, theta, h_out, w_out, mode, padding_mode, align_corners, source)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
         input, theta = ctx.saved_tensors
         needs_input, needs_theta = ctx.needs_input_grad[:2]
-        grad_input, grad_theta = torch.ops.triton_stn.affine_sample_backward(
-            grad_output, input, theta, *ctx.options, needs_input, needs_theta
+        grad_input, grad_theta = torch.ops.triton_stn.sample_backward(
+            grad_output, input, theta, *ctx.options, needs_input, needs_theta, ctx.source
         )
         return (
             grad_input if needs_input else None,
             grad_theta if needs_theta else None,
-            *(None,) * 5,
+            *(None,) * 6,
         )
 
 
-@torch.library.impl(_library, "affine_sample", "Autograd")
-def _affine_sample_autograd(input, theta, h_out, w_out, mode, padding_mode, align_corners):
-    return AffineSample.apply(input, theta, h_out, w_out, mode, padding_mode, align_corners)
+@torch.library.impl(_library, "sample", "Autograd")
+def _sample_autograd(
+    input, theta, h_out, w_out, mode, padding_mode, align_corners, source="affine"
+):
+    return Sample.apply(input, theta, h_out, w_out, mode, padding_mode, align_corners, source)
 
 
-affine_sample = torch.ops.triton_stn.affine_sample
+sample = torch.ops.triton_stn.sample

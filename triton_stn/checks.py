@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-TRANSFORMS = ("affine",)
+if TYPE_CHECKING:
+    from triton_stn.transforms import Transform
+
 MODES = ("nearest", "bilinear")
 PADDING_MODES = ("zeros", "border", "reflection")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -38,22 +40,58 @@ def check_input(input: Any) -> None:
         raise ValueError(f"input must have H > 0 and W > 0, got shape {shape_of(input)}")
 
 
-def check_affine_theta(theta: Any, input: torch.Tensor) -> None:
+def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:
+    """``theta`` has the transform's shape, after nothing, (N,) or (N, K)."""
     check_tensor("theta", theta)
     check_dtype("theta", theta)
-    if theta.ndim not in (2, 3, 4) or theta.shape[-2:] != (2, 3):
+    last = transform.theta_shape
+    leading = theta.ndim - len(last)
+    if leading not in (0, 1, 2) or theta.shape[leading:] != last:
+        one = ", ".join(map(str, last))
+        name = transform.name
+        article = "an" if name[0] in "aeiou" else "a"
         raise ValueError(
-            "theta of an affine transform must have shape (2, 3), (N, 2, 3) or (N, K, 2, 3), "
-            f"got {shape_of(theta)}"
+            f"theta of {article} {name} transform must have shape ({one}), (N, {one}) or "
+            f"(N, K, {one}), got {shape_of(theta)}"
         )
-    if theta.ndim > 2 and theta.shape[0] != input.shape[0]:
+    if leading > 0:
+        check_batch("theta", theta, input)
+    check_device("theta", theta, input)
+
+
+def check_grid(grid: Any, input: torch.Tensor) -> None:
+    check_tensor("grid", grid)
+    check_dtype("grid", grid)
+    if grid.ndim not in (4, 5) or grid.shape[-1] != 2:
         raise ValueError(
-            f"theta must have the batch size of input, N = {input.shape[0]}, "
-            f"got {theta.shape[0]} in theta of shape {shape_of(theta)}"
+            "grid must have shape (N, H_out, W_out, 2) or (N, K, H_out, W_out, 2), "
+            f"got {shape_of(grid)}"
         )
-    if theta.device != input.device:
+    check_batch("grid", grid, input)
+    check_device("grid", grid, input)
+
+
+def check_flow(flow: Any, input: torch.Tensor) -> None:
+    check_tensor("flow", flow)
+    check_dtype("flow", flow)
+    if flow.ndim != 4 or flow.shape[1] != 2:
+        raise ValueError(f"flow must have shape (N, 2, H_out, W_out), got {shape_of(flow)}")
+    check_batch("flow", flow, input)
+    check_device("flow", flow, input)
+
+
+def check_batch(name: str, tensor: torch.Tensor, input: torch.Tensor) -> None:
+    if tensor.shape[0] != input.shape[0]:
         raise ValueError(
-            f"theta must be on the device of input, {input.device}, got {theta.device}"
+            f"{name} must have the batch size of input, N = {input.shape[0]}, "
+            f"got {tensor.shape[0]} in {name} of shape {shape_of(tensor)}"
+        )
+
+
+def check_device(name: str, tensor: torch.Tensor, input: torch.Tensor) -> None:
+    if tensor.device != input.device:
+        raise ValueError(
+            f"{name} must be on the device of input, {input.device}, got {tensor.device}"
         )
 
 

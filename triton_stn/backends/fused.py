@@ -22,6 +22,7 @@ from triton_stn.kernels.forward import forward
 from triton_stn.kernels.gather import gather
 from triton_stn.kernels.reduce import reduce
 from triton_stn.kernels.scatter import scatter
+from triton_stn.kernels.spline import spline_gradient
 
 INT32_MAX = 2**31 - 1
 # Fewer channels than this in a channels-last image fill no 16-byte run worth a kernel of its own:
@@ -70,7 +71,7 @@ def launch(launch: Launch, device: torch.device, **tensors: torch.Tensor) -> Non
         run(**tensors, **launch.numbers, **launch.constants, **options)
 
 
-def affine_sample(
+def sample(
     input: torch.Tensor,
     theta: torch.Tensor,
     h_out: int,
@@ -78,19 +79,23 @@ def affine_sample(
     mode: str,
     padding_mode: str,
     align_corners: bool,
+    source: str = "affine",
 ) -> torch.Tensor:
-    """input (N, C, H, W), theta (N, K, 2, 3) -> (N, K, C, H_out, W_out)."""
+    """input (N, C, H, W), theta (N, K, *) -> (N, K, C, H_out, W_out).
+
+    ``source`` says what theta is: "affine", "projective", "spline", "grid" or "flow"
+    (`coordinates.source` has their shapes).
+    """
     output = empty_output(input, theta.shape[1], h_out, w_out)
     if output.numel() > 0:
-        theta = as_rows(theta)
-        plan = plan_forward(
-            layout(input), layout(theta), layout(output), mode, padding_mode, align_corners
-        )
+        theta = as_rows(theta, source)
+        layouts = (layout(input), layout(theta), layout(output))
+        plan = plan_forward(*layouts, mode, padding_mode, align_corners, source)
         launch(plan, input.device, X_ptr=input, Theta_ptr=theta, Y_ptr=output)
     return output
 
 
-def affine_sample_backward(
+def sample_backward(
     grad_output: torch.Tensor,
     input: torch.Tensor,
     theta: torch.Tensor,
@@ -99,9 +104,10 @@ def affine_sample_backward(
     align_corners: bool,
     needs_input: bool,
     needs_theta: bool,
+    source: str = "affine",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of input and theta; one that is not needed comes back without elements."""
-    gathers = padding_mode == "zeros" or grad_output.numel() == 0
+    gathers = (padding_mode == "zeros" and source == "affine") or grad_output.numel() == 0
     grad_input, grad_theta = empty_gradients(input, theta, needs_input and gathers, needs_theta)
     if grad_output.numel() == 0:
         return grad_input.zero_(), grad_theta.zero_()
@@ -113,32 +119,51 @@ def affine_sample_backward(
 
     sums = grad_input
     if needs_input and not gathers:
-        check_deterministic(padding_mode)
+        check_deterministic(source, padding_mode)
         sums = torch.zeros_like(input, dtype=sum_dtype(input.dtype))
-    theta = as_rows(theta)
+    theta = as_rows(theta, source)
     layouts = (layout(grad_output), layout(input), layout(theta), layout(sums))
     options = (mode, padding_mode, align_corners, needs_input, needs_theta)
-    plan = (plan_gather if needs_input and gathers else plan_scatter)(*layouts, *options)
-    n, k = grad_output.shape[:2]
-    partial = input.new_empty((n * k, plan.slots, 6), dtype=sum_dtype(input.dtype))
+    if needs_input and gathers:
+        plan = plan_gather(*layouts, *options)
+    else:
+        plan = plan_scatter(*layouts, *options, source)
+    n, k, _, h_out, w_out = grad_output.shape
+    of_one = {"affine": (6,), "projective": (12,)}.get(source, (h_out, w_out, 2))
+    partial = input.new_empty((n, k, plan.slots, *of_one), dtype=sum_dtype(input.dtype))
     launch(
         plan, input.device, X_ptr=input, Theta_ptr=theta, dY_ptr=grad_output, dX_ptr=sums,
         P_ptr=partial,
     )  # fmt: skip
-    if needs_theta:
+    if needs_theta and source == "affine":
         plan = plan_reduce(layout(grad_output), layout(input), plan.slots, align_corners)
         launch(plan, input.device, P_ptr=partial, dTheta_ptr=grad_theta)
+    elif needs_theta:
+        grad = partial.sum(2) if plan.slots > 1 else partial.squeeze(2)
+        if source == "projective":
+            grad_theta.copy_(grad[..., :9].unflatten(-1, (3, 3)))
+        elif source == "spline":
+            plan = plan_spline_gradient(
+                layout(grad_output), layout(theta), layout(input), align_corners
+            )
+            partial = grad.new_empty((n, k, plan.slots, theta.shape[2], 2))
+            launch(plan, input.device, Theta_ptr=theta, dG_ptr=grad, P_ptr=partial)
+            grad_theta[..., 2:] = 0.0
+            grad_theta[..., :2] = partial.sum(2)
+        else:
+            grad_theta.copy_(grad)
     return sums.to(input.dtype), grad_theta
 
 
-def check_deterministic(padding_mode: str) -> None:
+def check_deterministic(source: str, padding_mode: str) -> None:
     """Atomics add in no fixed order: refuse, or warn, as PyTorch's own operators do."""
     if not torch.are_deterministic_algorithms_enabled():
         return
+    cause = f"padding_mode={padding_mode!r}" if source == "affine" else f"a {source} source"
     message = (
-        f"the gradient of spatial_transform's input with padding_mode={padding_mode!r} does not "
-        "have a deterministic implementation, but you set torch.use_deterministic_algorithms(True);"
-        " padding_mode='zeros' has one"
+        f"the gradient of the input with {cause} does not have a deterministic implementation, but "
+        "you set torch.use_deterministic_algorithms(True); an affine transform with "
+        "padding_mode='zeros' has one"
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
@@ -147,12 +172,21 @@ def check_deterministic(padding_mode: str) -> None:
 
 @lru_cache(maxsize=4096)
 def plan_forward(
-    input: Layout, theta: Layout, output: Layout, mode: str, padding_mode: str, align_corners: bool
+    input: Layout,
+    theta: Layout,
+    output: Layout,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    source: str = "affine",
 ) -> Launch:
     n, k, c, h_out, w_out = output.shape
     run = run_length(input, output)
     config = configs.forward(n * k, c, h_out, w_out, run)
-    numbers = dict(K=k, C=c, H_out=h_out, W_out=w_out) | strides("x", input) | strides("t", theta)
+    numbers = dict(K=k, C=c, H_out=h_out, W_out=w_out)
+    numbers |= strides("x", input) | theta_numbers(
+        theta, source, h_out, w_out, input, align_corners
+    )
     # From one of the N·K output images to the next; an axis of one has no stride to speak of.
     numbers.update(stride_yn=output.strides[1] if k > 1 else output.strides[0])
     numbers.update(zip(("stride_yc", "stride_yh", "stride_yw"), output.strides[2:], strict=True))
@@ -161,8 +195,8 @@ def plan_forward(
         grid=config.grid,
         numbers=numbers | geometry(input, h_out, w_out, align_corners),
         constants=config.constants
-        | number_types(input, input, output)
-        | dict(MODE=mode, PADDING=padding_mode),
+        | number_types(input, input, output, theta)
+        | dict(SOURCE=source, MODE=mode, PADDING=padding_mode),
     )
 
 
@@ -183,7 +217,8 @@ def plan_gather(
     run = run_length(input, grad_output, grad_input)
     config = configs.gather(n, c, h, w, run, one_theta=k == 1)
     numbers = dict(K=k, C=c, H=h, W=w, H_out=h_out, W_out=w_out, slots=config.slots)
-    numbers |= strides("x", input) | strides("t", theta)
+    numbers |= strides("x", input)
+    numbers |= dict(stride_tn=theta.strides[0], stride_tk=theta.strides[1])
     numbers |= strides("g", grad_output) | strides("dx", grad_input)
     numbers |= geometry(input, h_out, w_out, align_corners)
     del numbers["edge"]  # where reflection turns
@@ -210,23 +245,28 @@ def plan_scatter(
     align_corners: bool,
     needs_input: bool,
     needs_theta: bool,
+    source: str = "affine",
 ) -> Launch:
     n, c = input.shape[:2]
     k, h_out, w_out = grad_output.shape[1], *grad_output.shape[3:]
     written = grad_input if needs_input else input
     run = run_length(input, grad_output, written)
     config = configs.scatter(n * k, c, h_out, w_out, run)
-    numbers = dict(K=k, C=c, H_out=h_out, W_out=w_out, slots=config.slots)
-    numbers |= strides("x", input) | strides("t", theta)
+    slots = config.slots if source in ("affine", "projective") else config.constants["SPLITS"]
+    numbers = dict(K=k, C=c, H_out=h_out, W_out=w_out, slots=slots)
+    numbers |= strides("x", input) | theta_numbers(
+        theta, source, h_out, w_out, input, align_corners
+    )
     numbers |= strides("g", grad_output) | strides("dx", written)
     return Launch(
         kernel=scatter,
         grid=config.grid,
         numbers=numbers | geometry(input, h_out, w_out, align_corners),
         constants=config.constants
-        | number_types(input, input, grad_output, written)
-        | dict(MODE=mode, PADDING=padding_mode, NEEDS_INPUT=needs_input, NEEDS_THETA=needs_theta),
-        slots=config.slots if needs_theta else 0,
+        | number_types(input, input, grad_output, written, theta)
+        | dict(SOURCE=source, MODE=mode, PADDING=padding_mode)
+        | dict(NEEDS_INPUT=needs_input, NEEDS_THETA=needs_theta),
+        slots=slots if needs_theta else 0,
     )
 
 
@@ -240,6 +280,26 @@ def plan_reduce(grad_output: Layout, input: Layout, slots: int, align_corners: b
         grid=(n * k, 1, 1),
         numbers=dict(slots=slots) | {name: scales[name] for name in names},
         constants=dict(BLOCK=64, DTYPE=tl_dtype(input.dtype)),
+    )
+
+
+@lru_cache(maxsize=4096)
+def plan_spline_gradient(
+    grad_output: Layout, theta: Layout, input: Layout, align_corners: bool
+) -> Launch:
+    n, k, _, h_out, w_out = grad_output.shape
+    config = configs.spline_gradient(n * k, h_out * w_out, theta.shape[2])
+    scales = geometry(input, h_out, w_out, align_corners)
+    numbers = dict(K=k, H_out=h_out, W_out=w_out)
+    numbers |= {name: scales[name] for name in ("centre_w", "centre_h")}
+    from_theta = theta_numbers(theta, "spline", h_out, w_out, input, align_corners)
+    wanted = ("stride_tn", "stride_tk", "unit_w", "unit_h", "T")
+    return Launch(
+        kernel=spline_gradient,
+        grid=config.grid,
+        numbers=numbers | {name: from_theta[name] for name in wanted},
+        constants=config.constants | dict(DTYPE=tl_dtype(input.dtype)),
+        slots=config.slots,
     )
 
 
@@ -276,15 +336,30 @@ def float64_bits(value: float) -> int:
 
 def strides(name: str, tensor: Layout) -> dict[str, int]:
     """stride_xn, stride_xc, ... of (N, C, H, W); of (N, K, C, H, W) also stride_gk."""
-    if name == "t":  # theta's last two dimensions lie side by side
-        return dict(stride_tn=tensor.strides[0], stride_tk=tensor.strides[1])
     axes = "nkchw" if len(tensor.shape) == 5 else "nchw"
     return {f"stride_{name}{axis}": s for axis, s in zip(axes, tensor.strides, strict=True)}
 
 
-def as_rows(theta: torch.Tensor) -> torch.Tensor:
-    """theta with its six numbers side by side; the batch may stay expanded."""
-    return theta if theta.stride()[2:] == (3, 1) else theta.contiguous()
+def theta_numbers(
+    theta: Layout, source: str, h_out: int, w_out: int, input: Layout, align_corners: bool
+) -> dict[str, Any]:
+    """theta's strides, T of a spline, and normalised output coordinates a pixel."""
+    inner = theta.strides[2:] if source in ("grid", "flow") else (0, 0, 0)
+    names = ("stride_tn", "stride_tk", "stride_ti", "stride_tj", "stride_tc")
+    less = 1 if align_corners else 0
+    exact = float64_bits if input.dtype == torch.float64 else float
+    return dict(zip(names, (*theta.strides[:2], *inner), strict=True)) | dict(
+        unit_w=exact(2 / max(w_out - less, 1)),
+        unit_h=exact(2 / max(h_out - less, 1)),
+        T=theta.shape[2] - 3 if source == "spline" else 0,
+    )
+
+
+def as_rows(theta: torch.Tensor, source: str) -> torch.Tensor:
+    """theta with the numbers of one map side by side; the batch may stay expanded."""
+    if source in ("grid", "flow") or theta.stride()[2:] == (theta.shape[3], 1):
+        return theta
+    return theta.contiguous()
 
 
 def run_length(input: Layout, *others: Layout) -> int:
@@ -305,7 +380,7 @@ def tl_dtype(dtype: torch.dtype) -> tl.dtype:
 
 
 def number_types(input: Layout, *images: Layout) -> dict[str, tl.dtype]:
-    """DTYPE of coordinates and sums; INDEX of offsets inside one image of each tensor."""
+    """DTYPE of coordinates and sums; INDEX of offsets inside one image (or grid) of each tensor."""
     far = max(
         sum(
             (size - 1) * stride

@@ -16,7 +16,7 @@ _ROW_CHANNELS = 16
 _PIECE_BYTES = 8 * 2**20
 
 
-def affine_sample(
+def sample(
     input: torch.Tensor,
     theta: torch.Tensor,
     h_out: int,
@@ -24,19 +24,26 @@ def affine_sample(
     mode: str,
     padding_mode: str,
     align_corners: bool,
+    source: str = "affine",
 ) -> torch.Tensor:
-    """Sample input (N, C, H, W) through theta (N, K, 2, 3) -> (N, K, C, H_out, W_out)."""
+    """Sample input (N, C, H, W) -> (N, K, C, H_out, W_out).
+
+    ``theta`` is (N, K, 2, 3) for the source "affine"; or (N, K, H_out, W_out, 2), normalised
+    coordinates for "grid", displacements in pixels for "flow".
+    """
+    if source == "flow":
+        theta = _flow_grid(theta, input, align_corners)
     n, c = input.shape[:2]
     k = theta.shape[1]
     if n * k * c == 0:
         # An empty sum keeps both arguments in the graph, so their gradients are zeros, not None.
         empty = input.new_empty(n, k, c, h_out, w_out)
         return empty + (input.sum() * 0 + theta.sum().to(input.dtype) * 0)
-    return _AffineSample.apply(input, theta, h_out, w_out, mode, padding_mode, align_corners)
+    return _Sample.apply(input, theta, h_out, w_out, mode, padding_mode, align_corners)
 
 
-class _AffineSample(torch.autograd.Function):
-    """Keeps input and theta for backward, where autograd alone would keep a grid."""
+class _Sample(torch.autograd.Function):
+    """Keeps input and theta for backward, where autograd alone would keep a grid of its own."""
 
     @staticmethod
     def forward(ctx, input, theta, h_out, w_out, mode, padding_mode, align_corners):
@@ -92,7 +99,7 @@ def _sample_planes(input, theta, size, mode, padding_mode, align_corners):
         groups = _channel_groups(c)
         blocks = _row_blocks(rows) if c == 1 else 1
         x = x.view(groups, c // groups, h, w).expand(groups * blocks, -1, -1, -1)
-        grid = grid.view(blocks, rows // blocks, size[1], 2).expand(groups * blocks, -1, -1, -1)
+        grid = grid.reshape(blocks, rows // blocks, size[1], 2).expand(groups * blocks, -1, -1, -1)
     y = F.grid_sample(x, grid, mode, padding_mode, align_corners).view(n, c, rows, size[1])
     return _finish(y, hole, k)
 
@@ -172,7 +179,7 @@ def _reflect(x, span, low):
 def _gradients(
     grad_output, input, theta, size, mode, padding_mode, align_corners, needs_input, needs_theta
 ):
-    """The gradients of input and of theta, by F.grid_sample's own backward."""
+    """The gradients of input and of theta or the grid, by F.grid_sample's own backward."""
     n, c, h, w = input.shape
     x = _in_float(input)
     grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners)
@@ -194,8 +201,11 @@ def _gradients(
         (needs_input, True),
     )
     grad_input = grad_input.view(n, c, h, w).to(input.dtype) if needs_input else None
-    grad_theta = _theta_gradient(grad_grid, theta, size, align_corners) if needs_theta else None
-    return grad_input, grad_theta
+    if not needs_theta:
+        return grad_input, None
+    if theta.ndim == 5:
+        return grad_input, grad_grid.reshape(-1, *theta.shape).sum(0).to(theta.dtype)
+    return grad_input, _theta_gradient(grad_grid, theta, size, align_corners)
 
 
 def _channel_groups(c: int) -> int:
@@ -223,6 +233,18 @@ def affine_grid(theta: torch.Tensor, h_out: int, w_out: int, align_corners: bool
     row = torch.addcmul(theta[..., 2, None], theta[..., 1, None], y)  # (N, 2, K, H_out)
     planes = torch.addcmul(row[..., None], theta[..., 0, None, None], x)
     return planes.view(n, 2, k * h_out, w_out).permute(0, 2, 3, 1)
+
+
+def _flow_grid(flow, input, align_corners):
+    """The grid of displacements in pixels (N, K, H_out, W_out, 2)."""
+    flow = flow.to(_in_float(input).dtype)
+    h_out, w_out = flow.shape[2:4]
+    x = torch.arange(w_out, dtype=flow.dtype, device=flow.device)
+    y = torch.arange(h_out, dtype=flow.dtype, device=flow.device)[:, None]
+    last = flow.new_tensor([input.shape[3] - 1, input.shape[2] - 1])
+    extent = last if align_corners else last + 1
+    centred = torch.stack((flow[..., 0] + x, flow[..., 1] + y), -1) - last / 2
+    return centred * (2 / extent)
 
 
 def _theta_gradient(grad_grid, theta, size, align_corners):
@@ -255,10 +277,10 @@ def _safe_grid(theta, x, size, padding_mode, align_corners):
     """(grid, hole): coordinates that F.grid_sample takes, and where they are not finite.
 
     ``hole`` (N, K·H_out, W_out) is None where all is known to be well. To know costs a look at
-    θ's values, so on the CPU alone; a coordinate is at most the sum of three of them.
+    θ's values, so on the CPU alone; a coordinate of an affine map is at most the sum of three.
     """
     theta = theta.to(x.dtype)
-    grid = affine_grid(theta, *size, align_corners)
+    grid = theta.flatten(1, 2) if theta.ndim == 5 else affine_grid(theta, *size, align_corners)
     can_look = x.device.type == "cpu" and not torch.compiler.is_compiling()
     if can_look and float(torch.linalg.vector_norm(theta, torch.inf)) < _SAFE_COORDINATE / 3:
         return grid, None

@@ -77,6 +77,19 @@ def scatter(images: int, channels: int, height: int, width: int, run: int) -> Co
     return config
 
 
+def spline_gradient(images: int, pixels: int, coefficients: int) -> Config:
+    """``images`` is N·K, ``coefficients`` T + 3."""
+    block_t = min(16, next_power_of_2(coefficients))  # 16 accumulators a thread and coordinate
+    blocks = cdiv(coefficients, block_t)
+    # A chunk of at least 1,024 pixels repays its reduction.
+    chunks = min(cdiv(pixels, 1024), cdiv(ENOUGH_PROGRAMS, images * blocks), 64)
+    return Config(
+        grid=(images, chunks, blocks),
+        constants=dict(CHUNKS=chunks, BLOCK_P=128, BLOCK_T=block_t),
+        slots=chunks,
+    )
+
+
 def _cut(
     images: int,
     channels: int,
@@ -91,7 +104,8 @@ def _cut(
         aligned = channels % (run // 8) == 0
         block_h, block_w, block_c = 4 if aligned else 2, 4, min(next_power_of_2(channels), run)
     else:
-        block_h, block_w, block_c = PATCH_H, PATCH_W, 1
+        block_h = min(PATCH_H, next_power_of_2(height))  # a list of points is one row
+        block_w, block_c = PATCH_H * PATCH_W // block_h, 1
     while cdiv(width, block_w) > MAX_GRID:
         block_w *= 2
     while cdiv(height, block_h) > MAX_GRID:

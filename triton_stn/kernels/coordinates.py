@@ -1,4 +1,4 @@
-"""The grid generator and the padding rules, in centred pixels.
+"""Where an output pixel reads, and the padding rules, in pixels of the input.
 
 With j' = j - (W_out-1)/2 and i' = i - (H_out-1)/2, and for either align_corners,
 
@@ -75,6 +75,116 @@ def centred(offs, centre, DTYPE: tl.constexpr):
 def affine(a, b, c, j, i):
     """a·j + (b·i + c), the one rounding order that every kernel uses."""
     return tl.fma(a, j, tl.fma(b, i, c))
+
+
+@triton.jit
+def source_map(Theta_ptr, scales, units, SOURCE: tl.constexpr, DTYPE: tl.constexpr):
+    """What `source` needs of one theta, loaded once.
+
+    ``units``: normalised output coordinates a pixel (unit_w, unit_h), and the T of a spline.
+    """
+    unit_w, unit_h, T = units
+    if SOURCE == "affine":
+        map = load_map(Theta_ptr, scales, DTYPE)
+    else:
+        # (half_w, half_h, middle_w, middle_h) takes normalised source coordinates to pixels.
+        map = (scales[4], scales[5], scales[6] * 0.5, scales[7] * 0.5)
+        if SOURCE == "projective" or SOURCE == "spline":
+            map = map + (scalar(unit_w, DTYPE), scalar(unit_h, DTYPE))
+        if SOURCE == "projective":
+            for n in tl.static_range(9):
+                map = map + (tl.load(Theta_ptr + n).to(DTYPE),)
+        if SOURCE == "spline":
+            map = map + (T,)
+    return map
+
+
+@triton.jit
+def source(
+    map,
+    Theta_ptr,
+    theta_strides,
+    offs_i,
+    offs_j,
+    centre_h,
+    centre_w,
+    mask,
+    SOURCE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """The source coordinates (x, y) of output pixels, [pixels, 1] each, in pixels of the input.
+
+    SOURCE says what theta is: "affine" (2, 3); "projective" (3, 3); "spline" (T + 3, 4), rows of
+    two coefficients and a control point, the last three for 1, X and Y; "grid", normalised source
+    coordinates (H_out, W_out, 2); "flow", displacements in pixels (H_out, W_out, 2).
+    """
+    i = centred(offs_i, centre_h, DTYPE)
+    j = centred(offs_j, centre_w, DTYPE)
+    if SOURCE == "affine":
+        a00, a01, b0, a10, a11, b1 = map
+        x = affine(a00, a01, b0, j, i)
+        y = affine(a10, a11, b1, j, i)
+    elif SOURCE == "projective":
+        x, y, _ = homography(map, j * map[4], i * map[5])
+        x = tl.fma(x, map[0], map[2])
+        y = tl.fma(y, map[1], map[3])
+    elif SOURCE == "spline":
+        x, y = spline(Theta_ptr, map[6], j * map[4], i * map[5])
+        x = tl.fma(x, map[0], map[2])
+        y = tl.fma(y, map[1], map[3])
+    else:
+        stride_ti, stride_tj, stride_tc = theta_strides
+        ptrs = Theta_ptr + (offs_i.to(INDEX) * stride_ti + offs_j.to(INDEX) * stride_tj)
+        x = tl.load(ptrs, mask=mask, other=0.0).to(DTYPE)
+        y = tl.load(ptrs + stride_tc, mask=mask, other=0.0).to(DTYPE)
+        if SOURCE == "flow":
+            x += offs_j.to(DTYPE)
+            y += offs_i.to(DTYPE)
+        else:
+            x = tl.fma(x, map[0], map[2])
+            y = tl.fma(y, map[1], map[3])
+    return x, y
+
+
+@triton.jit
+def homography(map, X, Y):
+    """(x, y, 1/w), normalised; what lies behind the viewer is far out of view, with 1/w = 0."""
+    w = affine(map[12], map[13], map[14], X, Y)
+    largest = tl.abs(map[12]) + tl.abs(map[13]) + tl.abs(map[14])
+    behind = w <= 1e-6 * largest  # transforms.MIN_W
+    inverse = tl.where(behind, 0.0, 1 / tl.where(behind, 1.0, w))
+    far = 1e4 + 0 * largest  # transforms.OUT_OF_VIEW; a NaN stays one
+    x = tl.where(behind, far, affine(map[6], map[7], map[8], X, Y) * inverse)
+    y = tl.where(behind, far, affine(map[9], map[10], map[11], X, Y) * inverse)
+    return x, y, inverse
+
+
+@triton.jit
+def spline_basis(X, Y, c_x, c_y):
+    """U(r) = r² log r² of the distance to a control point, 0 at 0."""
+    square = (X - c_x) * (X - c_x) + (Y - c_y) * (Y - c_y)
+    return square * tl.log(tl.where(square > 0, square, 1.0))
+
+
+@triton.jit
+def number(ptr, like):
+    """A number of theta, in the dtype of ``like``."""
+    return tl.load(ptr).to(like.dtype)
+
+
+@triton.jit
+def spline(Theta_ptr, T, X, Y):
+    """(x, y), normalised, of a thin-plate spline with T control points."""
+    one, along_x, along_y = Theta_ptr + 4 * T, Theta_ptr + 4 * T + 4, Theta_ptr + 4 * T + 8
+    x = affine(number(along_x, X), number(along_y, X), number(one, X), X, Y)
+    y = affine(number(along_x + 1, X), number(along_y + 1, X), number(one + 1, X), X, Y)
+    for t in range(T):
+        Row_ptr = Theta_ptr + 4 * t
+        u = spline_basis(X, Y, number(Row_ptr + 2, X), number(Row_ptr + 3, X))
+        x = tl.fma(number(Row_ptr, X), u, x)
+        y = tl.fma(number(Row_ptr + 1, X), u, y)
+    return x, y
 
 
 @triton.jit

@@ -10,12 +10,11 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.coordinates import (
-    affine,
-    centred,
     channel_range,
-    load_map,
     nearest,
     nonfinite,
+    source,
+    source_map,
     taps,
     tile,
 )
@@ -47,7 +46,7 @@ def weigh(values, weights, DTYPE: tl.constexpr):
 @triton.jit
 def forward(
     X_ptr,  # (N, C, H, W), any strides
-    Theta_ptr,  # (N, K, 2, 3), the last two dimensions contiguous
+    Theta_ptr,  # (N, K, *): see coordinates.source; all but a grid and a flow contiguous past K
     Y_ptr,  # (N·K, C, H_out, W_out)
     K,
     C,
@@ -59,6 +58,9 @@ def forward(
     stride_xw,
     stride_tn,
     stride_tk,
+    stride_ti,
+    stride_tj,
+    stride_tc,
     stride_yn,
     stride_yc,
     stride_yh,
@@ -74,6 +76,10 @@ def forward(
     centre_w,
     centre_h,
     edge,
+    unit_w,
+    unit_h,
+    T,
+    SOURCE: tl.constexpr,  # of coordinates
     MODE: tl.constexpr,
     PADDING: tl.constexpr,
     PASS: tl.constexpr,  # channels a pass (NCHW)
@@ -91,16 +97,18 @@ def forward(
     n = nk // K
     Theta_ptr += n.to(tl.int64) * stride_tn + (nk - n * K).to(tl.int64) * stride_tk
     scales = (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h)
-    map = load_map(Theta_ptr, scales, DTYPE)
+    map = source_map(Theta_ptr, scales, (unit_w, unit_h, T), SOURCE, DTYPE)
+    theta_strides = (stride_ti, stride_tj, stride_tc)
     first, count = channel_range(C, SPLITS)
     X_ptr += n.to(tl.int64) * stride_xn + first * stride_xc
     Y_ptr += nk.to(tl.int64) * stride_yn + first * stride_yc
     for t in tl.static_range(TILES):
         forward_tile(
-            X_ptr, Y_ptr, map, (tl.program_id(2) * TILES + t) * BLOCK_H,
+            X_ptr, Y_ptr, Theta_ptr, map, theta_strides, (tl.program_id(2) * TILES + t) * BLOCK_H,
             tl.program_id(1) * BLOCK_W, count, H_out, W_out, stride_xc, stride_xh, stride_xw,
             stride_yc, stride_yh, stride_yw, last_w, last_h, centre_w, centre_h, edge,
-            MODE, PADDING, PASS, ONE_PASS, MASK_CHANNELS, BLOCK_H, BLOCK_W, BLOCK_C, DTYPE, INDEX,
+            SOURCE, MODE, PADDING, PASS, ONE_PASS, MASK_CHANNELS, BLOCK_H, BLOCK_W, BLOCK_C,
+            DTYPE, INDEX,
         )  # fmt: skip
 
 
@@ -108,7 +116,9 @@ def forward(
 def forward_tile(
     X_ptr,
     Y_ptr,
+    Theta_ptr,
     map,
+    theta_strides,
     i_first,
     j_first,
     count,
@@ -125,6 +135,7 @@ def forward_tile(
     centre_w,
     centre_h,
     edge,
+    SOURCE: tl.constexpr,
     MODE: tl.constexpr,
     PADDING: tl.constexpr,
     PASS: tl.constexpr,
@@ -136,13 +147,12 @@ def forward_tile(
     DTYPE: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    a00, a01, b0, a10, a11, b1 = map
     offs_i, offs_j, offs_c = tile(i_first, j_first, BLOCK_H, BLOCK_W, BLOCK_C)
     mask = (offs_i < H_out) & (offs_j < W_out)
-    i = centred(offs_i, centre_h, DTYPE)
-    j = centred(offs_j, centre_w, DTYPE)
-    x = affine(a00, a01, b0, j, i)  # [pixels, 1]
-    y = affine(a10, a11, b1, j, i)
+    x, y = source(
+        map, Theta_ptr, theta_strides, offs_i, offs_j, centre_h, centre_w, mask,
+        SOURCE, DTYPE, INDEX,
+    )  # fmt: skip
     Y_ptrs = Y_ptr + (offs_i.to(INDEX) * stride_yh + offs_j.to(INDEX) * stride_yw)
     Y_ptrs += offs_c * stride_yc
 

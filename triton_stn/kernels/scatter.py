@@ -4,8 +4,10 @@ dtheta alone needs no scatter: with the four taps of its coordinate each output 
 
     S_x += sum over c of dY · (dY/dx) · (j', i', 1)        S_y likewise
 
-and grad_input, for the padding modes that fold the plane onto the image's edge, adds dY · wx · wy
-to the four taps with float atomics, whose order is not fixed.
+or, of a grid, S_x and S_y themselves without the sum over pixels, which `spline_gradient` takes on
+to the coefficients of a spline; and grad_input, where no window
+can be bounded (the padding modes that fold the plane onto the image's edge, and grids), adds
+dY · wx · wy to the four taps with float atomics, whose order is not fixed.
 Launch grid: (N·K·SPLITS, tiles along W, tiles along H); a split owns a range of channels.
 """
 
@@ -13,12 +15,13 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.coordinates import (
-    affine,
     centred,
     channel_range,
-    load_map,
+    homography,
     nearest,
     nonfinite,
+    source,
+    source_map,
     taps,
     tile,
 )
@@ -28,10 +31,12 @@ from triton_stn.kernels.gather import store_moments
 @triton.jit
 def scatter(
     X_ptr,  # (N, C, H, W), any strides
-    Theta_ptr,  # (N, K, 2, 3), the last two dimensions contiguous
+    Theta_ptr,  # (N, K, *): see coordinates.source; all but a grid and a flow contiguous past K
     dY_ptr,  # (N, K, C, H_out, W_out), any strides
     dX_ptr,  # (N, C, H, W), zeros, in the dtype of the sums
-    P_ptr,  # (N, K, slots, 6): partial sums of the gradient of the pixel map
+    # Partial sums of the gradient of the pixel map, (N, K, slots, 6), or of a homography,
+    # (N, K, slots, 12); else the gradient of each pixel's coordinates,
+    P_ptr,  # (N, K, SPLITS, H_out, W_out, 2)
     K,
     C,
     H_out,
@@ -43,6 +48,9 @@ def scatter(
     stride_xw,
     stride_tn,
     stride_tk,
+    stride_ti,
+    stride_tj,
+    stride_tc,
     stride_gn,
     stride_gk,
     stride_gc,
@@ -63,6 +71,10 @@ def scatter(
     centre_w,
     centre_h,
     edge,
+    unit_w,
+    unit_h,
+    T,
+    SOURCE: tl.constexpr,  # of coordinates
     MODE: tl.constexpr,
     PADDING: tl.constexpr,
     NEEDS_INPUT: tl.constexpr,
@@ -80,16 +92,17 @@ def scatter(
     k = nk - n * K
     scales = (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h)
     Theta_ptr += n.to(tl.int64) * stride_tn + k.to(tl.int64) * stride_tk
-    a00, a01, b0, a10, a11, b1 = load_map(Theta_ptr, scales, DTYPE)
+    map = source_map(Theta_ptr, scales, (unit_w, unit_h, T), SOURCE, DTYPE)
     offs_i, offs_j, offs_c = tile(
         tl.program_id(2) * BLOCK_H, tl.program_id(1) * BLOCK_W, BLOCK_H, BLOCK_W, BLOCK_C
     )
-    i = centred(offs_i, centre_h, DTYPE)
-    j = centred(offs_j, centre_w, DTYPE)
-    x = affine(a00, a01, b0, j, i)
-    y = affine(a10, a11, b1, j, i)
+    canvas = (offs_i < H_out) & (offs_j < W_out)
+    x, y = source(
+        map, Theta_ptr, (stride_ti, stride_tj, stride_tc), offs_i, offs_j, centre_h, centre_w,
+        canvas, SOURCE, DTYPE, INDEX,
+    )  # fmt: skip
     # An output that is not finite gives nothing to any gradient.
-    mask = (offs_i < H_out) & (offs_j < W_out) & (nonfinite(x) + nonfinite(y) == 0)
+    mask = canvas & (nonfinite(x) + nonfinite(y) == 0)
 
     first, count = channel_range(C, SPLITS)
     X_ptr += n.to(tl.int64) * stride_xn + first * stride_xc + offs_c * stride_xc
@@ -157,9 +170,31 @@ def scatter(
             s_y = slope_y * ((t10 - t00) * (1 - wx) + (t11 - t01) * wx)
             s_x = tl.where(mask, s_x, 0.0)
             s_y = tl.where(mask, s_y, 0.0)
-            slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-            row = nk.to(tl.int64) * slots + slot * SPLITS + tl.program_id(0) % SPLITS
-            store_moments(P_ptr + row * 6, (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y), False)
+            split = tl.program_id(0) % SPLITS
+            if SOURCE == "affine":
+                i = centred(offs_i, centre_h, DTYPE)
+                j = centred(offs_j, centre_w, DTYPE)
+                slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+                row = nk.to(tl.int64) * slots + slot * SPLITS + split
+                moments = (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y)
+                store_moments(P_ptr + row * 6, moments, False)
+            elif SOURCE == "projective":
+                X = centred(offs_j, centre_w, DTYPE) * map[4]
+                Y = centred(offs_i, centre_h, DTYPE) * map[5]
+                x, y, inverse = homography(map, X, Y)
+                s_x = tl.where(mask, s_x * half_w * inverse, 0.0)
+                s_y = tl.where(mask, s_y * half_h * inverse, 0.0)
+                s_w = tl.where(mask, -(s_x * x + s_y * y), 0.0)
+                slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+                row = (nk.to(tl.int64) * slots + slot * SPLITS + split) * 12
+                zero = tl.zeros(s_x.shape, DTYPE)
+                store_moments(P_ptr + row, (s_x * X, s_x * Y, s_x, s_y * X, s_y * Y, s_y), False)
+                store_moments(P_ptr + row + 6, (s_w * X, s_w * Y, s_w, zero, zero, zero), False)
+            else:
+                row = (nk.to(tl.int64) * SPLITS + split) * H_out
+                P_ptrs = P_ptr + ((row + offs_i) * W_out + offs_j) * 2
+                tl.store(P_ptrs, s_x if SOURCE == "flow" else s_x * half_w, mask=canvas)
+                tl.store(P_ptrs + 1, s_y if SOURCE == "flow" else s_y * half_h, mask=canvas)
 
 
 @triton.jit

@@ -1,0 +1,159 @@
+"""Homographies, splines, grids and flows: value and both gradients against float64 PyTorch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import Place
+from oracle import assert_right, run
+
+import triton_stn
+from triton_stn import Projective, ThinPlateSpline
+
+PADDINGS = ["zeros", "border", "reflection"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
+TRANSFORMS = {
+    "projective": Projective(),
+    "tps": ThinPlateSpline(3, 4),
+    "tps_ridge": ThinPlateSpline(4, 4, ridge=0.1),
+    "attention": triton_stn.Attention(),
+    "similarity": triton_stn.Similarity(),
+}
+pytestmark = pytest.mark.usefixtures("guarded")
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def near_identity(transform, *leading, seed=3):
+    """A θ off the lattice; the homographies keep w > 0.5."""
+    shape = (*leading, *transform.theta_shape)
+    return transform.identity(leading) + 0.13 * noise(*shape, seed=seed).clamp(-1.5, 1.5)
+
+
+def sampled_by_pytorch(grid_of):
+    """``F.grid_sample`` on the grids (N, K, H_out, W_out, 2) of ``grid_of(theta)``."""
+
+    def sample(input, theta, size, **options):
+        grids = grid_of(theta.to(input.dtype), size, options["align_corners"])
+        n, k = grids.shape[:2]
+        images = input.repeat_interleave(k, 0)
+        return F.grid_sample(images, grids.flatten(0, 1), **options).unflatten(0, (n, k))
+
+    return sample
+
+
+def check(sample, exact_sample, input, theta, size, dtype, device, **options):
+    options = dict(mode="bilinear") | options
+    input = input.to(dtype)
+    grad = noise(*theta.shape[:2], input.shape[1], *size, seed=9).to(dtype)
+    exact = run(exact_sample, input.double(), theta.double(), size, grad, **options)
+    rival = run(exact_sample, input.float(), theta.float(), size, grad, **options)
+    tensors = (t.to(device) for t in (input, theta))
+    assert_right(run(sample, *tensors, size, grad.to(device), **options), exact, rival)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_are_right(place: Place, name, padding_mode, align_corners):
+    """Dtypes and layouts take turns."""
+    transform = TRANSFORMS[name]
+    turn = list(TRANSFORMS).index(name) + PADDINGS.index(padding_mode) + 2 * align_corners
+    dtype, channels = DTYPES[turn % 4], (3, 9)[turn // 2 % 2]
+    theta = near_identity(transform, 2, 2).to(torch.promote_types(dtype, torch.float32))
+    input = noise(2, channels, 7, 6)
+    if channels == 9:
+        input = input.contiguous(memory_format=torch.channels_last)
+
+    def sample(x, t, size, **options):
+        return place.sample(x, t, size, transform=transform, **options)
+
+    options = dict(padding_mode=padding_mode, align_corners=align_corners)
+    exact = sampled_by_pytorch(transform.grid)
+    check(sample, exact, input, theta, (5, 9), dtype, place.device, **options)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("size", [(6, 5), (1, 37)], ids=["dense", "sparse"])
+def test_grids_are_right(place: Place, size, padding_mode, align_corners):
+    dtype = DTYPES[(PADDINGS.index(padding_mode) + 2 * align_corners) % 4]
+    grid = (0.7 * noise(2, 2, *size, 2, seed=5)).to(torch.promote_types(dtype, torch.float32))
+
+    def sample(x, g, size, **options):
+        with triton_stn.use_backend(place.backend):
+            return triton_stn.grid_sample(x, g, **options)
+
+    options = dict(padding_mode=padding_mode, align_corners=align_corners)
+    exact = sampled_by_pytorch(lambda grid, *_: grid)
+    check(sample, exact, noise(2, 3, 7, 6), grid, size, dtype, place.device, **options)
+
+
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+def test_a_flow_moves_by_pixels(place: Place, padding_mode):
+    input, flow = noise(2, 3, 6, 7).float(), 2 * noise(2, 2, 6, 7, seed=4).float()
+
+    def grid_of(flow, size, _):
+        columns, rows = torch.arange(7.0).to(flow), torch.arange(6.0).to(flow)[:, None]
+        x, y = columns + flow[:, :, 0], rows + flow[:, :, 1]
+        return torch.stack(((2 * x + 1) / 7 - 1, (2 * y + 1) / 6 - 1), -1)
+
+    def sample(x, flow, size, align_corners, **options):
+        with triton_stn.use_backend(place.backend):
+            return triton_stn.flow_warp(x, flow[:, 0], **options)[:, None]
+
+    options = dict(padding_mode=padding_mode, align_corners=False)
+    exact = sampled_by_pytorch(grid_of)
+    check(sample, exact, input, flow[:, None], (6, 7), torch.float32, place.device, **options)
+
+
+def test_a_flow_of_whole_pixels_is_exact(kernels: Place):
+    input = noise(1, 2, 5, 6).float().to(kernels.device)
+    flow = torch.tensor([2.0, -1.0], device=kernels.device).view(1, 2, 1, 1).expand(1, 2, 5, 6)
+    with triton_stn.use_backend(kernels.backend):
+        got = triton_stn.flow_warp(input, flow)
+    assert torch.equal(got[:, :, 1:, :-2], input[:, :, :-1, 2:])
+    assert (got[:, :, 0] == 0).all() and (got[..., -2:] == 0).all()
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("name", ["projective", "tps"])
+def test_gradients_match_finite_differences(place: Place, name, align_corners):
+    transform = TRANSFORMS[name]
+    theta = near_identity(transform, 1, 1, seed=8).to(place.device).requires_grad_()
+    input = noise(1, 2, 4, 5).to(place.device).requires_grad_()
+
+    def f(input, theta):
+        options = dict(transform=transform, align_corners=align_corners)
+        return place.sample(input, theta, (3, 4), **options)
+
+    assert torch.autograd.gradcheck(f, (input, theta), nondet_tol=1e-12)
+
+
+def test_what_lies_behind_the_viewer_is_out_of_view(place: Place):
+    """w = X: the left half of the output lies behind, the right half reads x = 1."""
+    theta = torch.tensor([[1.0, 0, 0], [0, 0, 0], [1.0, 0, 0]], device=place.device)
+    theta.requires_grad_()
+    input = torch.ones(1, 1, 3, 5, device=place.device)
+    y = place.sample(input, theta, (3, 4), transform="projective", align_corners=True)
+    assert (y[..., :2] == 0).all() and (y[..., 2:] == 1).all()
+    y.sum().backward()
+    assert theta.grad.isfinite().all()
+    behind = place.sample(input, -theta, (3, 4), transform="projective", align_corners=True)
+    assert (behind[..., 2:] == 0).all() and (behind[..., :2] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["projective", "tps"])
+def test_a_bad_number_stays_in_its_sample(place: Place, name):
+    transform = TRANSFORMS[name]
+    theta = near_identity(transform, 3).float().to(place.device)
+    theta[1, 0, 0] = torch.nan
+    input = noise(3, 2, 6, 6).float().to(place.device).requires_grad_()
+    y = place.sample(input, theta, transform=transform)
+    good = place.sample(input[[0, 2]], theta[[0, 2]], transform=transform)
+    assert y[1].isnan().any() and torch.equal(y[[0, 2]], good)
+    (grad,) = torch.autograd.grad(y, input, torch.ones_like(y))
+    assert grad.isfinite().all()
