@@ -133,9 +133,6 @@ def from_pixel_matrix(
         in view where its w is positive, as around the origin for a matrix with a last entry of 1.
         An axis of one pixel with ``align_corners=True`` has no extent: its entries are 0.
 
-    kornia's own warps normalise M by W - 1 whatever ``align_corners`` is, so they read the pixels
-    that M names, and these, with True alone.
-
     Raises:
         TypeError, ValueError: what does not fit; a singular matrix that has to be inverted.
     """
