@@ -1,0 +1,211 @@
+"""Spatial transformers as modules, and what keeps their training from collapsing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from triton_stn.functional import spatial_transform
+from triton_stn.transforms import Transform, resolve
+
+
+class SpatialTransformer(nn.Module):
+    """A localisation net that predicts θ from the images, and the images sampled through that θ.
+
+    A linear head brings the localisation net's output to θ. It starts with zero weight and with the
+    start θ as its bias, so that before training every image is sampled through the start θ. It runs
+    outside autocast: 8 bits are too few for coordinates.
+
+    Args:
+        localization: any module that takes ``(N, C, H, W)`` and gives ``(N, ...)``, ``features``
+            numbers a sample.
+        features: numbers a sample in the localisation net's output.
+        transform: a name or an object of ``triton_stn.transforms``.
+        output_size: ``(H_out, W_out)``, an int for a square, or None for the input's size.
+        num_transforms: K parallel transforms of each image.
+        theta: start θ, ``theta_shape`` or ``(K, *theta_shape)``, such as ``tiles(...)``; None: the
+            identity.
+        mode, padding_mode, align_corners: as in ``triton_stn.spatial_transform``.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit; the message says what came and what
+            was expected.
+
+    Source: Jaderberg et al., "Spatial Transformer Networks", 2015, arXiv 1506.02025, section 3.
+    """
+
+    def __init__(
+        self,
+        localization: nn.Module,
+        features: int,
+        transform: str | Transform = "affine",
+        output_size: int | Sequence[int] | None = None,
+        num_transforms: int = 1,
+        *,
+        theta: torch.Tensor | None = None,
+        mode: str = "bilinear",
+        padding_mode: str = "zeros",
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("features", features), ("num_transforms", num_transforms)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.transform = resolve(transform)
+        self.output_size = output_size
+        self.num_transforms = num_transforms
+        self.mode = mode
+        self.padding_mode = padding_mode
+        self.align_corners = align_corners
+        self.localization = localization
+        start = self._start(theta)
+        self.head = nn.Linear(features, start.numel())
+        with torch.no_grad():
+            self.head.weight.zero_()
+            self.head.bias.copy_(start.flatten())
+
+    def _start(self, theta: torch.Tensor | None) -> torch.Tensor:
+        one = tuple(self.transform.theta_shape)
+        every = (self.num_transforms, *one)
+        if theta is None:
+            return self.transform.identity(self.num_transforms)
+        if tuple(theta.shape) not in (one, every):
+            raise ValueError(
+                f"theta must have shape {one} or (num_transforms, *theta_shape) = {every}, "
+                f"got {tuple(theta.shape)}"
+            )
+        return theta.detach().expand(every)
+
+    def forward(
+        self, x: torch.Tensor, return_theta: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Transform ``x`` (N, C, H, W) by the θ predicted from it.
+
+        Returns:
+            ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)`` for ``num_transforms`` K > 1;
+            with ``return_theta`` also θ, ``(N, *theta_shape)`` or ``(N, K, *theta_shape)``.
+
+        Raises:
+            ValueError: the localisation net does not give ``features`` numbers a sample.
+        """
+        features = self.localization(x)
+        expected = (x.shape[0], self.head.in_features)
+        flat = features.flatten(1) if features.ndim > 1 else features
+        if tuple(flat.shape) != expected:
+            raise ValueError(
+                f"the localization net must give features = {expected[1]} numbers for each of "
+                f"{expected[0]} samples, got an output of shape {tuple(features.shape)}"
+            )
+        with torch.autocast(x.device.type, enabled=False):
+            theta = self.head(flat.to(self.head.weight.dtype))
+        parallel = (self.num_transforms,) if self.num_transforms > 1 else ()
+        theta = theta.unflatten(1, (*parallel, *self.transform.theta_shape))
+        output = spatial_transform(
+            x,
+            theta,
+            self.output_size,
+            transform=self.transform,
+            mode=self.mode,
+            padding_mode=self.padding_mode,
+            align_corners=self.align_corners,
+        )
+        return (output, theta) if return_theta else output
+
+    def parameter_groups(self, lr: float, localization_lr_scale: float = 0.1) -> list[dict]:
+        """``parameter_groups(self, lr, localization_lr_scale)``: one group, the slower one."""
+        return parameter_groups(self, lr, localization_lr_scale)
+
+    def extra_repr(self) -> str:
+        return (
+            f"transform={self.transform!r}, output_size={self.output_size}, "
+            f"num_transforms={self.num_transforms}, mode={self.mode!r}, "
+            f"padding_mode={self.padding_mode!r}, align_corners={self.align_corners}"
+        )
+
+
+def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float = 0.1) -> list[dict]:
+    """The parameters of a model for an optimizer, its transformers' slower.
+
+    Args:
+        model: any module; its ``SpatialTransformer``s may lie anywhere in it, and share a
+            localisation net.
+        lr: learning rate.
+        localization_lr_scale: what the learning rate is multiplied by for localisation nets and
+            heads. Jaderberg et al. take 0.1 for street-view numbers, 1e-4 for birds.
+
+    Returns:
+        one or two groups ``{"params": [...], "lr": ...}``, each parameter in one of them.
+    """
+    transformers = [m for m in model.modules() if isinstance(m, SpatialTransformer)]
+    slow = dict.fromkeys(p for m in transformers for p in m.parameters())
+    rest = [p for p in model.parameters() if p not in slow]
+    groups = [
+        {"params": rest, "lr": lr},
+        {"params": list(slow), "lr": lr * localization_lr_scale},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def out_of_view_penalty(
+    theta: torch.Tensor,
+    output_size: int | Sequence[int] = 16,
+    transform: str | Transform = "affine",
+    align_corners: bool = False,
+) -> torch.Tensor:
+    """How far a transformer looks outside the image: 0 where all it reads is inside.
+
+    Args:
+        theta: ``(..., *theta_shape)``.
+        output_size: size of the sampling grid that is looked at, ``(H_out, W_out)`` or an int for a
+            square. Need not be the output's own: the penalty is a mean over the grid.
+        transform: a name or an object of ``triton_stn.transforms``.
+        align_corners: as in ``triton_stn.spatial_transform``.
+
+    Returns:
+        a scalar: the mean, over all source coordinates, of the squared distance to the image, whose
+        sides lie at -1 and 1. What a homography puts behind the viewer is far away and has no
+        gradient.
+    """
+    grid = resolve(transform).grid(theta, output_size, align_corners)  # (..., H_out, W_out, 2)
+    return (grid.abs() - 1).clamp(min=0).square().sum(-1).mean()
+
+
+def identity_penalty(theta: torch.Tensor, transform: str | Transform = "affine") -> torch.Tensor:
+    """Mean squared difference of ``theta`` (..., *theta_shape) to the identity's: a scalar."""
+    identity = resolve(transform).identity(dtype=theta.dtype, device=theta.device)
+    return (theta - identity).square().mean()
+
+
+def tiles(rows: int, cols: int, transform: str | Transform = "affine") -> torch.Tensor:
+    """Start θ with which ``rows`` · ``cols`` parallel transformers tile the image, row by row.
+
+    Attention and similarity scale both axes alike: each reads the largest window with the image's
+    proportions that fits its tile. The others read the whole of it.
+
+    Returns:
+        ``(rows * cols, *theta_shape)``.
+
+    Raises:
+        ValueError: ``rows`` or ``cols`` below 1, or a 3-D transform.
+    """
+    if rows < 1 or cols < 1:
+        raise ValueError(f"rows and cols must be at least 1, got {rows} and {cols}")
+    transform = resolve(transform)
+    if transform.ndim != 2:
+        raise ValueError(f"transform must be 2-D, got {transform!r}")
+    x = (2 * torch.arange(cols) + 1) / cols - 1
+    y = (2 * torch.arange(rows) + 1) / rows - 1
+    centre = torch.cartesian_prod(y, x).flip(-1)  # (K, 2), (x, y)
+    theta = transform.identity(rows * cols)
+    if transform.name in ("attention", "similarity"):
+        theta[:, 0] /= max(rows, cols)
+        theta[:, -2:] = centre
+        return theta
+    scale = torch.tensor([1 / cols, 1 / rows])
+    if transform.name in ("affine", "projective"):
+        theta[:, [0, 1], [0, 1]] = scale
+        theta[:, :2, 2] = centre
+        return theta
+    return theta * scale + centre[:, None]  # control points
