@@ -2,7 +2,13 @@
 
 from triton_stn._version import __version__
 from triton_stn.backends import use_backend
-from triton_stn.functional import flow_warp, grid_sample, spatial_transform
+from triton_stn.functional import (
+    flow_warp,
+    grid_sample,
+    grid_splat,
+    spatial_transform,
+    splat,
+)
 from triton_stn.transforms import Affine, Attention, Projective, Similarity, ThinPlateSpline
 
 __all__ = [
@@ -14,6 +20,8 @@ __all__ = [
     "__version__",
     "flow_warp",
     "grid_sample",
+    "grid_splat",
     "spatial_transform",
+    "splat",
     "use_backend",
 ]

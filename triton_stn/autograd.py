@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.autograd.function import once_differentiable
 
-from triton_stn.backends.layout import empty_gradients, empty_output
+from triton_stn.backends.layout import empty_gradients, empty_output, is_channels_last
 
 _library = torch.library.Library("triton_stn", "DEF")
 _library.define(
@@ -114,3 +114,37 @@ def _sample_autograd(
 
 
 sample = torch.ops.triton_stn.sample
+sample_backward = torch.ops.triton_stn.sample_backward
+
+
+class Splat(torch.autograd.Function):
+    """grad_output (N, K, C, h, w), theta (N, K, *) -> (N, C, H, W): the transpose of sampling.
+
+    ``rules`` are (mode, padding_mode, align_corners, source). ``backend`` has ``sample`` and
+    ``sample_backward``: this module, or ``backends.pytorch``.
+    """
+
+    @staticmethod
+    def forward(ctx, planes, theta, size, rules, backend):
+        ctx.save_for_backward(planes, theta)
+        ctx.rules, ctx.backend = rules, backend
+        *options, source = rules
+        n, _, c = planes.shape[:3]
+        image = planes.new_empty((n, c, *size))  # its values are not read, its layout is
+        if is_channels_last(planes[:, 0]):
+            image = image.to(memory_format=torch.channels_last)
+        return backend.sample_backward(planes, image, theta, *options, True, False, source)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        planes, theta = ctx.saved_tensors
+        *options, source = ctx.rules
+        grad_planes = grad_theta = None
+        if ctx.needs_input_grad[0]:
+            grad_planes = ctx.backend.sample(grad, theta, *planes.shape[3:], *ctx.rules)
+        if ctx.needs_input_grad[1]:
+            grad_theta = ctx.backend.sample_backward(
+                planes, grad, theta, *options, False, True, source
+            )[1]
+        return grad_planes, grad_theta, None, None, None

@@ -40,10 +40,43 @@ def check_input(input: Any) -> None:
         raise ValueError(f"input must have H > 0 and W > 0, got shape {shape_of(input)}")
 
 
+def check_splat_input(input: Any, k: int | None) -> None:
+    """``k`` is theta's or the grid's, or None."""
+    check_tensor("input", input)
+    check_dtype("input", input)
+    ndim, shape = (4, "(N, C, h, w)") if k is None else (5, f"(N, {k}, C, h, w)")
+    if input.ndim != ndim or (k is not None and input.shape[1] != k):
+        raise ValueError(f"input must have shape {shape}, got {shape_of(input)}")
+    if 0 in input.shape[-2:]:
+        raise ValueError(f"input must have h > 0 and w > 0, got shape {shape_of(input)}")
+
+
+def check_fill_value(fill_value: Any, input: torch.Tensor, padding_mode: str) -> None:
+    """None, a number, or one a channel."""
+    if fill_value is None:
+        return
+    if padding_mode != "zeros":
+        raise ValueError(f"fill_value needs padding_mode='zeros', got {padding_mode!r}")
+    if isinstance(fill_value, torch.Tensor):
+        channels = input.shape[1]
+        if fill_value.shape not in ((), (channels,)):
+            raise ValueError(
+                f"fill_value must be a number or have shape (C,) = ({channels},), "
+                f"got {shape_of(fill_value)}"
+            )
+        if fill_value.is_complex() or fill_value.dtype == torch.bool:
+            raise TypeError(f"fill_value must be real, got {fill_value.dtype}")
+        check_device("fill_value", fill_value, input)
+    elif isinstance(fill_value, bool) or not isinstance(fill_value, (int, float)):
+        raise TypeError(f"fill_value must be a number or a tensor, got {type(fill_value).__name__}")
+
+
 def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:
     """``theta`` has the transform's shape, after nothing, (N,) or (N, K)."""
     check_tensor("theta", theta)
     check_dtype("theta", theta)
+    if transform.ndim != 2:
+        raise ValueError(f"transform must be of 2 dimensions for (N, C, H, W), got {transform!r}")
     last = transform.theta_shape
     leading = theta.ndim - len(last)
     if leading not in (0, 1, 2) or theta.shape[leading:] != last:

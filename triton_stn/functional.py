@@ -18,6 +18,7 @@ def spatial_transform(
     transform: str | transforms.Transform = "affine",
     mode: str = "bilinear",
     padding_mode: str = "zeros",
+    fill_value: float | torch.Tensor | None = None,
     align_corners: bool = False,
 ) -> torch.Tensor:
     """Sample ``input`` through the map ``theta``: grid generator and sampler in one kernel.
@@ -39,6 +40,8 @@ def spatial_transform(
         mode: ``"bilinear"``, or ``"nearest"`` (halves round to even, as in PyTorch).
         padding_mode: what lies outside the image: ``"zeros"``, ``"border"`` (the nearest edge
             pixel) or ``"reflection"``.
+        fill_value: with ``padding_mode="zeros"``, what lies outside instead of 0: a number, or one
+            a channel, ``(C,)``. The gradient of ``theta`` knows of it.
         align_corners: whether -1 and 1 are the centres of the corner pixels (True) or the outer
             edges of the image (False).
 
@@ -57,27 +60,14 @@ def spatial_transform(
     """
     checks.check_input(input)
     transform = transforms.resolve(transform)
-    checks.check_choice("mode", mode, checks.MODES)
-    checks.check_choice("padding_mode", padding_mode, checks.PADDING_MODES)
-    checks.check_bool("align_corners", align_corners)
+    _check_options(mode, padding_mode, align_corners)
     checks.check_theta(theta, input, transform)
+    checks.check_fill_value(fill_value, input, padding_mode)
     size = checks.check_output_size(output_size, input)
-
-    leading = theta.ndim - len(transform.theta_shape)
-    if input.dtype == torch.float64:
-        theta = theta.double()
-    uses_triton = backends.uses_triton(input)
-    of_kernel = transform.kernel_theta(theta) if uses_triton or transform.is_affine else None
-    source, theta = of_kernel or ("grid", transform.grid(theta, size, align_corners))
-    last = theta.shape[leading:]
-    if leading == 0:
-        theta = theta.expand(input.shape[0], 1, *last)
-    elif leading == 1:
-        theta = theta[:, None]
-
-    sample = autograd.sample if uses_triton else pytorch.sample
-    output = sample(input, theta, *size, mode, padding_mode, align_corners, source)
-    return output if leading == 2 else output.squeeze(1)
+    source, theta, has_k = _operand(transform, theta, input, size, align_corners)
+    rules = (mode, padding_mode, align_corners, source)
+    output = _sample(input, theta, size, rules, fill_value)
+    return output if has_k else output.squeeze(1)
 
 
 def grid_sample(
@@ -86,6 +76,8 @@ def grid_sample(
     mode: str = "bilinear",
     padding_mode: str = "zeros",
     align_corners: bool = False,
+    *,
+    fill_value: float | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sample ``input`` at the normalised coordinates of ``grid``, as ``F.grid_sample`` does.
 
@@ -95,7 +87,7 @@ def grid_sample(
             or ``(N, K, H_out, W_out, 2)`` for K grids an image, without copying the image. Sparse
             points are a grid of one row. Any floating dtype: a float32 grid over a half-precision
             image loses nothing. Any strides.
-        mode, padding_mode, align_corners: as in `spatial_transform`.
+        mode, padding_mode, align_corners, fill_value: as in `spatial_transform`.
 
     Returns:
         ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)``, in the dtype and the memory format
@@ -105,15 +97,13 @@ def grid_sample(
         TypeError, ValueError: as in `spatial_transform`.
     """
     checks.check_input(input)
-    checks.check_choice("mode", mode, checks.MODES)
-    checks.check_choice("padding_mode", padding_mode, checks.PADDING_MODES)
-    checks.check_bool("align_corners", align_corners)
+    _check_options(mode, padding_mode, align_corners)
     checks.check_grid(grid, input)
-    has_k = grid.ndim == 5
-    grids = grid if has_k else grid[:, None]
-    sample = autograd.sample if backends.uses_triton(input) else pytorch.sample
-    output = sample(input, grids, *grid.shape[-3:-1], mode, padding_mode, align_corners, "grid")
-    return output if has_k else output.squeeze(1)
+    checks.check_fill_value(fill_value, input, padding_mode)
+    grids = grid if grid.ndim == 5 else grid[:, None]
+    rules = (mode, padding_mode, align_corners, "grid")
+    output = _sample(input, grids, grid.shape[-3:-1], rules, fill_value)
+    return output if grid.ndim == 5 else output.squeeze(1)
 
 
 def flow_warp(
@@ -138,10 +128,142 @@ def flow_warp(
         TypeError, ValueError: as in `spatial_transform`.
     """
     checks.check_input(input)
-    checks.check_choice("mode", mode, checks.MODES)
-    checks.check_choice("padding_mode", padding_mode, checks.PADDING_MODES)
+    _check_options(mode, padding_mode, False)
     checks.check_flow(flow, input)
     field = flow.permute(0, 2, 3, 1)[:, None]
-    sample = autograd.sample if backends.uses_triton(input) else pytorch.sample
     # In pixels -1 and 1 mean nothing: the edges of reflection alone depend on align_corners.
-    return sample(input, field, *flow.shape[2:], mode, padding_mode, False, "flow").squeeze(1)
+    rules = (mode, padding_mode, False, "flow")
+    return _sample(input, field, flow.shape[2:], rules).squeeze(1)
+
+
+def splat(
+    input: torch.Tensor,
+    theta: torch.Tensor,
+    output_size: int | Sequence[int] | None = None,
+    *,
+    transform: str | transforms.Transform = "affine",
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+    normalize: bool = False,
+) -> torch.Tensor:
+    """Forward warping: every pixel of ``input`` is added where ``theta`` says it came from.
+
+    The transpose of sampling: for x of shape (N, C, H, W),
+    ``<input, spatial_transform(x, theta, (h, w))> = <splat(input, theta, (H, W)), x>``.
+
+    Args:
+        input: ``(N, C, h, w)``, or ``(N, K, C, h, w)`` when ``theta`` has K, whose K are added up.
+        theta: as in `spatial_transform`: maps ``input``'s normalised coordinates to the output's.
+        output_size: ``(H, W)``, an int for a square, or None for ``input``'s size.
+        transform, mode, padding_mode, align_corners: as in `spatial_transform`.
+        normalize: divide by the weight that fell on each pixel, the splat of ones: a weighted mean
+            instead of a sum. A pixel that nothing fell on stays 0.
+
+    Returns:
+        ``(N, C, H, W)`` in the dtype of ``input``. Both arguments get a gradient. Bitwise
+        reproducible for an affine map with ``padding_mode="zeros"``.
+
+    Raises:
+        TypeError, ValueError: as in `spatial_transform`.
+    """
+    transform = transforms.resolve(transform)
+    _check_options(mode, padding_mode, align_corners)
+    checks.check_bool("normalize", normalize)
+    has_k = isinstance(theta, torch.Tensor) and theta.ndim == len(transform.theta_shape) + 2
+    checks.check_splat_input(input, theta.shape[1] if has_k else None)
+    checks.check_theta(theta, input, transform)
+    planes = input if has_k else input[:, None]  # (N, K, C, h, w)
+    size = checks.check_output_size(output_size, planes[:, 0])
+    source, theta, _ = _operand(transform, theta, planes, planes.shape[3:], align_corners)
+    return _splat(planes, theta, size, (mode, padding_mode, align_corners, source), normalize)
+
+
+def grid_splat(
+    input: torch.Tensor,
+    grid: torch.Tensor,
+    output_size: int | Sequence[int] | None = None,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+    *,
+    normalize: bool = False,
+) -> torch.Tensor:
+    """Forward warping by a grid: the transpose of `grid_sample`, as `splat` is of sampling.
+
+    Args:
+        input: ``(N, C, h, w)``, or ``(N, K, C, h, w)``.
+        grid: where each pixel goes, normalised coordinates of the output, ``(N, h, w, 2)`` or
+            ``(N, K, h, w, 2)``.
+        output_size, mode, padding_mode, align_corners, normalize: as in `splat`.
+
+    Returns:
+        ``(N, C, H, W)`` in the dtype of ``input``. Both arguments get a gradient.
+
+    Raises:
+        TypeError, ValueError: as in `spatial_transform`.
+    """
+    _check_options(mode, padding_mode, align_corners)
+    checks.check_bool("normalize", normalize)
+    has_k = isinstance(grid, torch.Tensor) and grid.ndim == 5
+    checks.check_splat_input(input, grid.shape[1] if has_k else None)
+    checks.check_grid(grid, input)
+    planes, grids = (input, grid) if has_k else (input[:, None], grid[:, None])
+    if grids.shape[2:4] != planes.shape[3:]:
+        raise ValueError(
+            f"grid must have the size of input, {tuple(planes.shape[3:])}, "
+            f"got {tuple(grids.shape[2:4])} in grid of shape {checks.shape_of(grid)}"
+        )
+    size = checks.check_output_size(output_size, planes[:, 0])
+    return _splat(planes, grids, size, (mode, padding_mode, align_corners, "grid"), normalize)
+
+
+def _check_options(mode, padding_mode, align_corners) -> None:
+    checks.check_choice("mode", mode, checks.MODES)
+    checks.check_choice("padding_mode", padding_mode, checks.PADDING_MODES)
+    checks.check_bool("align_corners", align_corners)
+
+
+def _operand(transform, theta, input, size, align_corners) -> tuple[str, torch.Tensor, bool]:
+    """(source, theta of (N, K, *), it came with a K), as the operators take it."""
+    leading = theta.ndim - len(transform.theta_shape)
+    if input.dtype == torch.float64:
+        theta = theta.double()
+    in_kernel = backends.uses_triton(input) or transform.is_affine
+    of_kernel = transform.kernel_theta(theta) if in_kernel else None
+    source, theta = of_kernel or ("grid", transform.grid(theta, size, align_corners))
+    if leading == 0:
+        theta = theta.expand(input.shape[0], 1, *theta.shape)
+    elif leading == 1:
+        theta = theta[:, None]
+    return source, theta, leading == 2
+
+
+def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
+    """(N, K, C, H_out, W_out), by the backend of ``input``."""
+    sample = autograd.sample if backends.uses_triton(input) else pytorch.sample
+    output = sample(input, theta, *size, *rules)
+    if fill_value is None:
+        return output
+    # Sampling is linear: what lies outside has the weight that a plane of ones lacks.
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    ones = torch.ones((), dtype=dtype, device=input.device).expand_as(input[:, :1])
+    inside = sample(ones, theta, *size, *rules)
+    fill = torch.as_tensor(fill_value, dtype=dtype, device=input.device).view(-1, 1, 1)
+    # Rounding leaves up to 1e-6 outside where nothing is: there even an inf is not read.
+    outside = torch.where(inside < 1 - 1e-6, fill * (1 - inside), 0.0)
+    return (output + outside).to(input.dtype, memory_format=torch.preserve_format)
+
+
+def _splat(planes, theta, size, rules, normalize) -> torch.Tensor:
+    """(N, K, C, h, w) -> (N, C, H, W)."""
+    backend = autograd if backends.uses_triton(planes) else pytorch
+    output = autograd.Splat.apply(planes, theta, size, rules, backend)
+    if normalize:
+        dtype = torch.promote_types(planes.dtype, torch.float32)
+        ones = torch.ones((), dtype=dtype, device=planes.device).expand_as(planes[:, :, :1])
+        weight = autograd.Splat.apply(ones, theta, size, rules, backend)
+        fell = weight > 1e-6
+        mean = output / torch.where(fell, weight, 1.0)
+        output = torch.where(fell, mean, 0.0).to(planes.dtype)
+    return output

@@ -42,6 +42,32 @@ def sample(
     return _Sample.apply(input, theta, h_out, w_out, mode, padding_mode, align_corners)
 
 
+def sample_backward(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    theta: torch.Tensor,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    needs_input: bool,
+    needs_theta: bool,
+    source: str = "affine",
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The gradients of input and theta, None for one that is not needed."""
+    if grad_output.numel() == 0:
+        return torch.zeros_like(input), torch.zeros_like(theta)
+    grid = _flow_grid(theta, input, align_corners) if source == "flow" else theta
+    rules = (mode, padding_mode, align_corners)
+    wanted = (needs_input, needs_theta)
+    grad_input, grad_theta = _gradients(
+        grad_output, input, grid, grad_output.shape[3:], *rules, *wanted
+    )
+    if source == "flow" and needs_theta:
+        extent = [n - 1 if align_corners else n for n in (input.shape[3], input.shape[2])]
+        grad_theta = (grad_theta * (2 / grad_theta.new_tensor(extent))).to(theta.dtype)
+    return grad_input, grad_theta
+
+
 class _Sample(torch.autograd.Function):
     """Keeps input and theta for backward, where autograd alone would keep a grid of its own."""
 
