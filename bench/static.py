@@ -94,6 +94,12 @@ def _calls() -> Iterator[Specialisation]:
         yield from passes((64, 64, 56, 56), half, last, both, "bilinear", padding_mode)
         yield from passes((16, 3, 512, 512), single, nchw, both, "nearest", padding_mode)
         yield from passes((64, 64, 56, 56), single, nchw, only_theta, "bilinear", padding_mode)
+    for source in ("projective", "spline", "grid", "flow"):
+        yield from passes((16, 3, 512, 512), single, nchw, both, source=source)
+    yield from passes((8, 256, 120, 160), half, nchw, both, source="grid", size=(1, 2048))
+    yield from passes((64, 64, 56, 56), half, last, both, source="projective")
+    yield from passes((16, 3, 512, 512), single, nchw, both, "bicubic")
+    yield from passes((64, 64, 56, 56), half, last, both, "bicubic", "border")
 
 
 def passes(
@@ -106,6 +112,7 @@ def passes(
     k: int = 1,
     windows: bool = False,
     size: tuple[int, int] | None = None,
+    source: str = "affine",
 ) -> Iterator[Specialisation]:
     """The launches of one call: forward, and a backward for each pair of wanted gradients.
 
@@ -115,33 +122,41 @@ def passes(
     n, c, h, w = shape
     size = size or (h, w)
     input = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=memory_format)
-    theta = torch.empty(n, k, 2, 3, device="meta")
+    inner = {"affine": (2, 3), "projective": (3, 3), "spline": (16 + 3, 4)}.get(source, (*size, 2))
+    theta = torch.empty(n, k, *inner, device="meta")
     output = empty_output(input, k, *size)
     layout = "channels-last" if memory_format == torch.channels_last else "NCHW"
     name = f"C={c} {str(dtype)[6:]} {layout} {mode} {padding_mode}" + (f" K={k}" if k > 1 else "")
-    where = f"{name} {h}x{w}"
+    where = f"{name} {h}x{w}" + (f" {source}" if source != "affine" else "")
     x, t, y = fused.layout(input), fused.layout(theta), fused.layout(output)
     tensors = dict(X_ptr=input, Theta_ptr=theta, Y_ptr=output)
-    plan = fused.plan_forward(x, t, y, mode, padding_mode, False)
+    plan = fused.plan_forward(x, t, y, mode, padding_mode, False, source)
     yield Specialisation(where, plan, tensors)
     for needs_input, needs_theta in wanted:
         needs_theta = needs_theta and mode != "nearest"
         grad_input, grad_theta = empty_gradients(input, theta, needs_input, needs_theta)
-        gathers = needs_input and padding_mode == "zeros"
+        gathers = needs_input and fused.gathers(source, mode, padding_mode)
         if needs_input and not gathers:
             grad_input = torch.empty_like(input, dtype=fused.sum_dtype(dtype))
         partial = torch.empty(0, dtype=fused.sum_dtype(dtype), device="meta")
         tensors = dict(X_ptr=input, Theta_ptr=theta, dY_ptr=output, dX_ptr=grad_input)
         tensors.update(P_ptr=partial)
-        planner = fused.plan_gather if gathers else fused.plan_scatter
+        layouts = (y, x, t, fused.layout(grad_input))
         options = (mode, padding_mode, False, needs_input, needs_theta)
-        plan = planner(y, x, t, fused.layout(grad_input), *options)
+        if gathers:
+            plan = fused.plan_gather(*layouts, *options)
+        else:
+            plan = fused.plan_scatter(*layouts, *options, source)
         wants = "+".join(["input"] * needs_input + ["θ"] * needs_theta)
         yield Specialisation(f"{where} → {wants}", plan, tensors)
         for window in ("axis", "three") if windows and gathers and needs_theta else ():
             path = replace(plan, constants=plan.constants | dict(WINDOW=window))
             yield Specialisation(f"{where} → {wants}", path, tensors, window)
-        if needs_theta:
+        if needs_theta and source == "spline":
+            plan = fused.plan_spline_gradient(y, t, x, False)
+            tensors = dict(Theta_ptr=theta, dG_ptr=partial, P_ptr=partial)
+            yield Specialisation(f"{where} → θ", plan, tensors)
+        if needs_theta and source == "affine":
             plan = fused.plan_reduce(y, x, plan.slots, False)
             tensors = dict(P_ptr=partial, dTheta_ptr=grad_theta)
             yield Specialisation(f"{where} → θ", plan, tensors)

@@ -54,7 +54,7 @@ WRONG = {
     "size is a bool": ((X, T, True), {}, TypeError, ["output_size", "int", "True"]),
     # names
     "unknown mode": ((X, T), dict(mode="cubic"), ValueError, ["mode", "'bilinear'", "'cubic'"]),
-    "bicubic": ((X, T), dict(mode="bicubic"), ValueError, ["mode", "'nearest'", "'bicubic'"]),
+    "unknown cubic": ((X, T), dict(mode="lanczos"), ValueError, ["mode", "'bicubic'", "'lanczos'"]),
     "mode is an int": ((X, T), dict(mode=0), TypeError, ["mode", "'bilinear'", "int"]),
     "unknown padding": (
         (X, T),

@@ -92,6 +92,60 @@ def test_grids_are_right(place: Place, size, padding_mode, align_corners):
     check(sample, exact, noise(2, 3, 7, 6), grid, size, dtype, place.device, **options)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("name", ["affine", "projective", "grid"])
+def test_bicubic_is_right(place: Place, name, padding_mode, align_corners):
+    turn = ["affine", "projective", "grid"].index(name) + PADDINGS.index(padding_mode)
+    dtype, channels = DTYPES[(turn + 2 * align_corners) % 4], (3, 9)[turn % 2]
+    input, size = noise(2, channels, 7, 6), (5, 4)
+    if channels == 9:
+        input = input.contiguous(memory_format=torch.channels_last)
+    options = dict(mode="bicubic", padding_mode=padding_mode, align_corners=align_corners)
+    wide = torch.promote_types(dtype, torch.float32)
+    if name == "grid":
+        theta, grid_of = (0.8 * noise(2, 2, *size, 2, seed=5)).to(wide), lambda grid, *_: grid
+    else:
+        transform = triton_stn.transforms.resolve(name)
+        theta, grid_of = near_identity(transform, 2, 2).to(wide), transform.grid
+
+    def sample(x, t, size, **options):
+        if name != "grid":
+            return place.sample(x, t, size, transform=name, **options)
+        with triton_stn.use_backend(place.backend):
+            return triton_stn.grid_sample(x, t, **options)
+
+    exact = sampled_by_pytorch(grid_of)
+    check(sample, exact, input, theta, size, dtype, place.device, **options)
+
+
+def test_bicubic_weights_by_hand(place: Place):
+    """Half a pixel right of 1: (-3, 19, 19, -3) / 32."""
+    image = torch.tensor([[[[2.0, 4.0, 8.0, 16.0]]]], device=place.device)
+    theta = torch.tensor([[0.25, 0, 0], [0, 1, 0]], device=place.device)
+    got = place.sample(image, theta, (1, 1), mode="bicubic", align_corners=True)
+    torch.testing.assert_close(got.item(), (-3 * 2 + 19 * 4 + 19 * 8 - 3 * 16) / 32)
+
+
+def test_bicubic_at_the_identity_is_exact_and_reads_no_inf_next_door(kernels: Place):
+    image = noise(1, 3, 5, 6).float().to(kernels.device)
+    image[0, 0, 2, 2] = torch.inf
+    theta = torch.eye(2, 3, device=kernels.device)
+    assert torch.equal(kernels.sample(image, theta, mode="bicubic"), image)
+
+
+def test_bicubic_has_second_derivatives_on_the_pytorch_path():
+    theta = near_identity(Projective(), 1).requires_grad_()
+    input = noise(1, 1, 4, 5).requires_grad_()
+
+    def f(input, theta):
+        options = dict(transform="projective", mode="bicubic", padding_mode="reflection")
+        return triton_stn.spatial_transform(input, theta, (2, 3), **options)
+
+    with triton_stn.use_backend("torch"):
+        assert torch.autograd.gradgradcheck(f, (input, theta))
+
+
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 def test_a_flow_moves_by_pixels(place: Place, padding_mode):
     input, flow = noise(2, 3, 6, 7).float(), 2 * noise(2, 2, 6, 7, seed=4).float()

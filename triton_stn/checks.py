@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from triton_stn.transforms import Transform
 
-MODES = ("nearest", "bilinear")
+MODES = ("nearest", "bilinear", "bicubic")
 PADDING_MODES = ("zeros", "border", "reflection")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -37,7 +37,8 @@ def spatial_transform(
         transform: ``"affine"`` (2, 3), ``"attention"`` (3,), ``"similarity"`` (4,),
             ``"projective"`` (3, 3), or an object of `triton_stn.transforms`, such as
             ``ThinPlateSpline(rows, cols)``.
-        mode: ``"bilinear"``, or ``"nearest"`` (halves round to even, as in PyTorch).
+        mode: ``"bilinear"``, ``"nearest"`` (halves round to even) or ``"bicubic"`` (A = -0.75),
+            with PyTorch's results.
         padding_mode: what lies outside the image: ``"zeros"``, ``"border"`` (the nearest edge
             pixel) or ``"reflection"``.
         fill_value: with ``padding_mode="zeros"``, what lies outside instead of 0: a number, or one

@@ -107,8 +107,10 @@ def sample_backward(
     source: str = "affine",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of input and theta; one that is not needed comes back without elements."""
-    gathers = (padding_mode == "zeros" and source == "affine") or grad_output.numel() == 0
-    grad_input, grad_theta = empty_gradients(input, theta, needs_input and gathers, needs_theta)
+    by_gathering = gathers(source, mode, padding_mode) or grad_output.numel() == 0
+    grad_input, grad_theta = empty_gradients(
+        input, theta, needs_input and by_gathering, needs_theta
+    )
     if grad_output.numel() == 0:
         return grad_input.zero_(), grad_theta.zero_()
     if mode == "nearest":
@@ -118,13 +120,13 @@ def sample_backward(
         return grad_input, grad_theta
 
     sums = grad_input
-    if needs_input and not gathers:
-        check_deterministic(source, padding_mode)
+    if needs_input and not by_gathering:
+        check_deterministic(source, padding_mode, mode)
         sums = torch.zeros_like(input, dtype=sum_dtype(input.dtype))
     theta = as_rows(theta, source)
     layouts = (layout(grad_output), layout(input), layout(theta), layout(sums))
     options = (mode, padding_mode, align_corners, needs_input, needs_theta)
-    if needs_input and gathers:
+    if needs_input and by_gathering:
         plan = plan_gather(*layouts, *options)
     else:
         plan = plan_scatter(*layouts, *options, source)
@@ -155,15 +157,20 @@ def sample_backward(
     return sums.to(input.dtype), grad_theta
 
 
-def check_deterministic(source: str, padding_mode: str) -> None:
+def gathers(source: str, mode: str, padding_mode: str) -> bool:
+    """Whether grad_input is gathered; elsewhere it is scattered, by atomics."""
+    return source == "affine" and mode != "bicubic" and padding_mode == "zeros"
+
+
+def check_deterministic(source: str, padding_mode: str, mode: str) -> None:
     """Atomics add in no fixed order: refuse, or warn, as PyTorch's own operators do."""
     if not torch.are_deterministic_algorithms_enabled():
         return
-    cause = f"padding_mode={padding_mode!r}" if source == "affine" else f"a {source} source"
+    cause = f"{source} coordinates, mode={mode!r} and padding_mode={padding_mode!r}"
     message = (
         f"the gradient of the input with {cause} does not have a deterministic implementation, but "
         "you set torch.use_deterministic_algorithms(True); an affine transform with "
-        "padding_mode='zeros' has one"
+        "padding_mode='zeros' has one unless it is bicubic"
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)

@@ -78,7 +78,7 @@ class _Sample(torch.autograd.Function):
         n, c, h, w = input.shape
         k = theta.shape[1]
         channels_last = memory_format(input) == torch.channels_last
-        rows = channels_last and c >= _ROW_CHANNELS
+        rows = channels_last and c >= _ROW_CHANNELS and mode != "bicubic"
         sample = _sample_rows if rows else _sample_planes
         piece = n
         if not torch.compiler.is_compiling():  # which knows neither values nor exact strides
@@ -173,24 +173,40 @@ def _taps(grid, h, w, mode, padding_mode, align_corners, differentiable):
     last = grid.new_tensor([w - 1, h - 1])
     extent = last if align_corners else last + 1
     x = torch.addcmul(last / 2, grid, extent / 2)  # in pixels
-    if padding_mode == "reflection":
-        x = _reflect(x, extent, 0.0 if align_corners else -0.5)
-    if padding_mode != "zeros":  # PyTorch's derivative is zero at and beyond the edge
+    low = 0.0 if align_corners else -0.5
+    if padding_mode == "reflection" and mode != "bicubic":
+        x = _reflect(x, extent, low)
+    if padding_mode != "zeros" and mode != "bicubic":
+        # PyTorch's derivative is zero at and beyond the edge.
         x = torch.where((x > 0) & (x < last), x, torch.minimum(x.detach().clamp(min=0), last))
+    left = x.detach().floor()
     if mode == "nearest":
         tap = x.detach().round().unsqueeze(-2)
         weight = torch.ones_like(tap)
-    else:
-        left = x.detach().floor()
+    elif mode == "bilinear":
         # Without derivatives, a tap whose weight is 0 is the other one: no inf next door leaks in.
         right = left + 1 if differentiable else x.ceil()
         tap = torch.stack((left, right), -2)
         weight = torch.stack((1 - (x - left), x - left), -2)
+    else:
+        tap = torch.stack([left + o for o in (-1, 0, 1, 2)], -2)
+        weight = _cubic((x.unsqueeze(-2) - tap.detach()).abs())
+        if padding_mode == "reflection":
+            tap = _reflect(tap, extent, low)
+        if padding_mode != "zeros":
+            tap = torch.minimum(tap.clamp(min=0), last)
     near = torch.minimum(tap.clamp(min=0), last)
     weight = torch.where(near == tap, weight, 0.0)
     column, row = near.long().unbind(-1)
     index = torch.add(column[..., None, :], row[..., :, None], alpha=w)
     return index, weight[..., None, :, 0] * weight[..., :, None, 1]
+
+
+def _cubic(d):
+    """Keys' kernel with A = -0.75 at distances of 0 to 2."""
+    a = -0.75
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    return torch.where(d <= 1, near, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a)
 
 
 def _reflect(x, span, low):
@@ -221,7 +237,7 @@ def _gradients(
         grad,
         x,
         grid,
-        ("bilinear", "nearest").index(mode),
+        ("bilinear", "nearest", "bicubic").index(mode),
         ("zeros", "border", "reflection").index(padding_mode),
         align_corners,
         (needs_input, True),
@@ -308,7 +324,10 @@ def _safe_grid(theta, x, size, padding_mode, align_corners):
     theta = theta.to(x.dtype)
     grid = theta.flatten(1, 2) if theta.ndim == 5 else affine_grid(theta, *size, align_corners)
     can_look = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if can_look and float(torch.linalg.vector_norm(theta, torch.inf)) < _SAFE_COORDINATE / 3:
+    if (
+        can_look
+        and float(torch.linalg.vector_norm(theta.detach(), torch.inf)) < _SAFE_COORDINATE / 3
+    ):
         return grid, None
     finite = grid.isfinite().all(-1)
     grid = torch.where(finite[..., None], grid, 0.0)

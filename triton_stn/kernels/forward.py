@@ -9,6 +9,7 @@ Launch grid: (N·K·SPLITS, tiles along W, tiles along H); a split owns a range 
 import triton
 import triton.language as tl
 
+from triton_stn.kernels.bicubic import forward_bicubic
 from triton_stn.kernels.coordinates import (
     channel_range,
     nearest,
@@ -173,6 +174,11 @@ def forward_tile(
                 value = tl.where(finite, values[s].to(DTYPE), float("nan"))
                 tl.store(Y_ptrs, value.to(Y_ptr.dtype.element_ty), mask=mask & some)
                 Y_ptrs += BLOCK_C * stride_yc
+    elif MODE == "bicubic":
+        forward_bicubic(
+            X_ptr, Y_ptrs, x, y, mask, offs_c, count, (stride_xc, stride_xh, stride_xw), stride_yc,
+            last_w, last_h, edge, PADDING, MASK_CHANNELS, BLOCK_C, DTYPE, INDEX,
+        )  # fmt: skip
     else:
         u, wx, in_x0, in_x1, _ = taps(x, last_w, edge, PADDING)
         v, wy, in_y0, in_y1, _ = taps(y, last_h, edge, PADDING)

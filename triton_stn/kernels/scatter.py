@@ -14,6 +14,7 @@ Launch grid: (N·K·SPLITS, tiles along W, tiles along H); a split owns a range 
 import triton
 import triton.language as tl
 
+from triton_stn.kernels.bicubic import scatter_bicubic
 from triton_stn.kernels.coordinates import (
     centred,
     channel_range,
@@ -124,6 +125,12 @@ def scatter(
             tl.atomic_add(D_ptrs, g, mask=here, sem="relaxed")
             G_ptrs += BLOCK_C * stride_gc
             D_ptrs += BLOCK_C * stride_dxc
+    elif MODE == "bicubic":
+        s_x, s_y = scatter_bicubic(
+            X_ptr, dX_ptr, G_ptrs, x, y, mask, offs_c, count, (stride_xc, stride_xh, stride_xw),
+            (stride_dxc, stride_dxh, stride_dxw), stride_gc, last_w, last_h, edge,
+            PADDING, NEEDS_INPUT, NEEDS_THETA, MASK_CHANNELS, BLOCK_C, DTYPE, INDEX,
+        )  # fmt: skip
     else:
         u, wx, in_x0, in_x1, slope_x = taps(x, last_w, edge, PADDING)
         v, wy, in_y0, in_y1, slope_y = taps(y, last_h, edge, PADDING)
@@ -168,33 +175,34 @@ def scatter(
                 t11 = tl.sum(t11, 1, keep_dims=True)
             s_x = slope_x * ((t01 - t00) * (1 - wy) + (t11 - t10) * wy)
             s_y = slope_y * ((t10 - t00) * (1 - wx) + (t11 - t01) * wx)
-            s_x = tl.where(mask, s_x, 0.0)
-            s_y = tl.where(mask, s_y, 0.0)
-            split = tl.program_id(0) % SPLITS
-            if SOURCE == "affine":
-                i = centred(offs_i, centre_h, DTYPE)
-                j = centred(offs_j, centre_w, DTYPE)
-                slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-                row = nk.to(tl.int64) * slots + slot * SPLITS + split
-                moments = (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y)
-                store_moments(P_ptr + row * 6, moments, False)
-            elif SOURCE == "projective":
-                X = centred(offs_j, centre_w, DTYPE) * map[4]
-                Y = centred(offs_i, centre_h, DTYPE) * map[5]
-                x, y, inverse = homography(map, X, Y)
-                s_x = tl.where(mask, s_x * half_w * inverse, 0.0)
-                s_y = tl.where(mask, s_y * half_h * inverse, 0.0)
-                s_w = tl.where(mask, -(s_x * x + s_y * y), 0.0)
-                slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-                row = (nk.to(tl.int64) * slots + slot * SPLITS + split) * 12
-                zero = tl.zeros(s_x.shape, DTYPE)
-                store_moments(P_ptr + row, (s_x * X, s_x * Y, s_x, s_y * X, s_y * Y, s_y), False)
-                store_moments(P_ptr + row + 6, (s_w * X, s_w * Y, s_w, zero, zero, zero), False)
-            else:
-                row = (nk.to(tl.int64) * SPLITS + split) * H_out
-                P_ptrs = P_ptr + ((row + offs_i) * W_out + offs_j) * 2
-                tl.store(P_ptrs, s_x if SOURCE == "flow" else s_x * half_w, mask=canvas)
-                tl.store(P_ptrs + 1, s_y if SOURCE == "flow" else s_y * half_h, mask=canvas)
+    if NEEDS_THETA:
+        s_x = tl.where(mask, s_x, 0.0)
+        s_y = tl.where(mask, s_y, 0.0)
+        split = tl.program_id(0) % SPLITS
+        if SOURCE == "affine":
+            i = centred(offs_i, centre_h, DTYPE)
+            j = centred(offs_j, centre_w, DTYPE)
+            slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+            row = nk.to(tl.int64) * slots + slot * SPLITS + split
+            moments = (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y)
+            store_moments(P_ptr + row * 6, moments, False)
+        elif SOURCE == "projective":
+            X = centred(offs_j, centre_w, DTYPE) * map[4]
+            Y = centred(offs_i, centre_h, DTYPE) * map[5]
+            x, y, inverse = homography(map, X, Y)
+            s_x = tl.where(mask, s_x * half_w * inverse, 0.0)
+            s_y = tl.where(mask, s_y * half_h * inverse, 0.0)
+            s_w = tl.where(mask, -(s_x * x + s_y * y), 0.0)
+            slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+            row = (nk.to(tl.int64) * slots + slot * SPLITS + split) * 12
+            zero = tl.zeros(s_x.shape, DTYPE)
+            store_moments(P_ptr + row, (s_x * X, s_x * Y, s_x, s_y * X, s_y * Y, s_y), False)
+            store_moments(P_ptr + row + 6, (s_w * X, s_w * Y, s_w, zero, zero, zero), False)
+        else:
+            row = (nk.to(tl.int64) * SPLITS + split) * H_out
+            P_ptrs = P_ptr + ((row + offs_i) * W_out + offs_j) * 2
+            tl.store(P_ptrs, s_x if SOURCE == "flow" else s_x * half_w, mask=canvas)
+            tl.store(P_ptrs + 1, s_y if SOURCE == "flow" else s_y * half_h, mask=canvas)
 
 
 @triton.jit
