@@ -178,11 +178,11 @@ def test_a_flow_of_whole_pixels_is_exact(kernels: Place):
 def test_gradients_match_finite_differences(place: Place, name, align_corners):
     transform = TRANSFORMS[name]
     theta = near_identity(transform, 1, 1, seed=8).to(place.device).requires_grad_()
-    input = noise(1, 2, 4, 5).to(place.device).requires_grad_()
+    input = noise(1, 1, 3, 4).to(place.device).requires_grad_()
 
     def f(input, theta):
         options = dict(transform=transform, align_corners=align_corners)
-        return place.sample(input, theta, (3, 4), **options)
+        return place.sample(input, theta, (2, 3), **options)
 
     assert torch.autograd.gradcheck(f, (input, theta), nondet_tol=1e-12)
 

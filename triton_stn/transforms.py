@@ -268,6 +268,7 @@ class ThinPlateSpline(Transform):
         self.points = _lattice(rows, cols) if points is None else _check_points(points)
         self.theta_shape = tuple(self.points.shape)
         self._inverse = self._solve()
+        self._copies: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def coefficients(self, theta: torch.Tensor) -> torch.Tensor:
         """The spline's coefficients ``(..., T + 3, 2)``: w_1 … w_T, a0 (constant), a1 (X), a2 (Y).
@@ -276,20 +277,29 @@ class ThinPlateSpline(Transform):
         and rounded once: to float64 for a float64 θ and to float32 otherwise. Differentiable.
         """
         theta = self.check_theta(theta)
-        return (self._inverse.to(theta.device) @ theta.double()).to(theta.dtype)
+        return (self._on(theta.device)[0] @ theta.double()).to(theta.dtype)
 
     def source(self, theta, points):
         # (..., T + 3, 2)
         weights, affine = self.coefficients(theta).split((len(self.points), 3), -2)
-        basis = _kernel(points, self.points.to(points))  # (P, T)
+        basis = _kernel(points, self._on(points.device)[1].to(points.dtype))  # (P, T)
         a0, a1, a2 = affine.split(1, -2)
         with torch.autocast(points.device.type, enabled=False):
             return basis @ weights + (a0 + a1 * points[:, :1] + a2 * points[:, 1:])
 
     def kernel_theta(self, theta):
         coefficients = self.coefficients(theta)  # (..., T + 3, 2)
-        points = torch.cat((self.points, self.points.new_zeros(3, 2))).to(coefficients)
+        points = self._on(theta.device)[1].to(coefficients.dtype)
+        points = torch.nn.functional.pad(points, (0, 0, 0, 3))
         return "spline", torch.cat((coefficients, points.expand_as(coefficients)), -1)
+
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """L⁻¹ and the control points on ``device``, copied there once."""
+        if torch.compiler.is_compiling():
+            return self._inverse.to(device), self.points.to(device)
+        if device not in self._copies:
+            self._copies[device] = self._inverse.to(device), self.points.to(device)
+        return self._copies[device]
 
     def _solve(self) -> torch.Tensor:
         """The columns of L⁻¹ that meet θ, (T + 3, T), for L = [K + ridge, P; Pᵀ, 0]."""
