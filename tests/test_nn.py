@@ -264,3 +264,13 @@ def test_torch_export_keeps_the_numbers(transform, k, x):
     exported = torch.export.export(module, (x,)).module()
     other = x.flip(0)
     torch.testing.assert_close(exported(other), module(other))
+
+
+@every_transform
+@pytest.mark.parametrize("k", [1, 2])
+def test_torch_export_takes_any_batch(transform, k, x):
+    module = trained(transform, output_size=(5, 6), num_transforms=k)
+    batch = torch.export.Dim("n", min=2)
+    exported = torch.export.export(module, (x,), dynamic_shapes={"x": {0: batch}}).module()
+    other = torch.cat((x.flip(0), x, x))
+    torch.testing.assert_close(exported(other), module(other))

@@ -100,9 +100,7 @@ def test_fake_outputs_have_the_strides_of_real_ones(kernels: Place):
             x = noise(2, 9, 4, 3, device=kernels.device).contiguous(memory_format=layout)
             theta = theta_of(2 * k, kernels.device).view(2, k, 2, 3)
             real = torch.ops.triton_stn.sample(x, theta, 3, 4, *OPTIONS)
-            fake = torch.ops.triton_stn.sample(
-                x.to("meta"), theta.to("meta"), 3, 4, *OPTIONS
-            )
+            fake = torch.ops.triton_stn.sample(x.to("meta"), theta.to("meta"), 3, 4, *OPTIONS)
             assert real.shape == fake.shape and real.stride() == fake.stride()
 
 

@@ -1,5 +1,6 @@
 """Fused spatial transformers: sample an image through a learned transformation in one kernel."""
 
+from triton_stn import geometry, nn, plot, transforms
 from triton_stn._version import __version__
 from triton_stn.backends import use_backend
 from triton_stn.functional import (
@@ -19,9 +20,13 @@ __all__ = [
     "ThinPlateSpline",
     "__version__",
     "flow_warp",
+    "geometry",
     "grid_sample",
     "grid_splat",
+    "nn",
+    "plot",
     "spatial_transform",
     "splat",
+    "transforms",
     "use_backend",
 ]

@@ -80,13 +80,14 @@ class _Sample(torch.autograd.Function):
         channels_last = memory_format(input) == torch.channels_last
         rows = channels_last and c >= _ROW_CHANNELS and mode != "bicubic"
         sample = _sample_rows if rows else _sample_planes
-        piece = n
-        if not torch.compiler.is_compiling():  # which knows neither values nor exact strides
-            if k == 1 and rows == channels_last and input.dtype in (torch.float32, torch.float64):
-                return sample(input, theta, *options)
-            each = 4 * (c * h * w + (c + 2) * k * h_out * w_out)
-            piece = max(_PIECE_BYTES // each, torch.get_num_threads())
+        whole = k == 1 and rows == channels_last and input.dtype in (torch.float32, torch.float64)
+        if whole and not torch.compiler.is_compiling():
+            return sample(input, theta, *options)
         output = empty_output(input, k, h_out, w_out)
+        if torch.compiler.is_compiling():  # which knows neither values, sizes nor exact strides
+            return output.copy_(sample(input, theta, *options))
+        each = 4 * (c * h * w + (c + 2) * k * h_out * w_out)
+        piece = max(_PIECE_BYTES // each, torch.get_num_threads())
         for i in range(0, n, piece):
             part = slice(i, i + piece)
             output[part] = sample(input[part], theta[part], *options)
