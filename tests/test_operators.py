@@ -116,3 +116,53 @@ def test_compiled_output_has_the_numbers_and_strides_of_the_uncompiled(
         got, plain = compiled(x, theta, 5), triton_stn.spatial_transform(x, theta, 5)
     assert got.stride() == plain.stride()
     torch.testing.assert_close(got, plain)
+
+
+@pytest.mark.parametrize(
+    "name", ["projective", "tps", "similarity", "grid", "flow", "fill", "splat"]
+)
+def test_compile_traces_every_source_whole(place: Place, name):
+    torch._dynamo.reset()
+    transform = triton_stn.ThinPlateSpline(2, 3) if name == "tps" else name
+    if name in ("grid", "flow"):
+        last = (4, 5, 2) if name == "grid" else (2, 5, 6)
+        theta = noise(2, *last, seed=3, device=place.device)
+    else:
+        transform = "affine" if name in ("fill", "splat") else transform
+        kind = triton_stn.transforms.resolve(transform)
+        theta = kind.identity(2, device=place.device)
+        theta = theta + 0.1 * noise(*theta.shape, seed=3, device=place.device)
+
+    def loss(x, theta):
+        if name == "grid":
+            y = triton_stn.grid_sample(x, theta)
+        elif name == "flow":
+            y = triton_stn.flow_warp(x, theta)
+        elif name == "splat":
+            y = triton_stn.splat(x, theta, (4, 5), normalize=True)
+        else:
+            fill_value = 2.0 if name == "fill" else None
+            y = triton_stn.spatial_transform(
+                x, theta, (4, 5), transform=transform, fill_value=fill_value
+            )
+        return (y * y).sum()
+
+    with triton_stn.use_backend(place.backend):
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        x = noise(2, 3, 5, 6, device=place.device).requires_grad_()
+        theta.requires_grad_()
+        expected = torch.autograd.grad(loss(x, theta), (x, theta))
+        got = torch.autograd.grad(compiled(x, theta), (x, theta))
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("source", ["projective", "spline", "grid", "flow"])
+def test_the_operators_of_every_source_pass_opcheck(kernels: Place, source):
+    x, _, grad = arguments(kernels, torch.contiguous_format)
+    last = {"projective": (3, 3), "spline": (6, 4)}.get(source, (3, 4, 2))
+    theta = noise(1, 2, *last, seed=4, device=kernels.device)
+    operators = torch.ops.triton_stn
+    rules = ("bilinear", "zeros", False)
+    torch.library.opcheck(operators.sample.default, (x, theta, 3, 4, *rules, source))
+    backward = (grad, x, theta, *rules, True, True, source)
+    torch.library.opcheck(operators.sample_backward.default, backward)
