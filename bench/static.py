@@ -99,6 +99,8 @@ def _calls() -> Iterator[Specialisation]:
     yield from passes((8, 256, 120, 160), half, nchw, both, source="grid", size=(1, 2048))
     yield from passes((64, 64, 56, 56), half, last, both, source="projective")
     yield from passes((16, 3, 512, 512), single, nchw, both, "bicubic")
+    yield from passes((16, 3, 512, 512), single, nchw, both, "area")  # antialias=True
+    yield from passes((64, 64, 56, 56), half, last, both, "area")
     yield from passes((64, 64, 56, 56), half, last, both, "bicubic", "border")
 
 

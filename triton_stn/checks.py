@@ -71,6 +71,16 @@ def check_fill_value(fill_value: Any, input: torch.Tensor, padding_mode: str) ->
         raise TypeError(f"fill_value must be a number or a tensor, got {type(fill_value).__name__}")
 
 
+def check_antialias(antialias: Any, mode: str, transform: Transform) -> None:
+    check_bool("antialias", antialias)
+    if antialias and mode != "bilinear":
+        raise ValueError(f"antialias needs mode='bilinear', got {mode!r}")
+    if antialias and not transform.is_affine:
+        raise ValueError(
+            f"antialias needs transform 'affine', 'attention' or 'similarity', got {transform!r}"
+        )
+
+
 def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:
     """``theta`` has the transform's shape, after nothing, (N,) or (N, K)."""
     check_tensor("theta", theta)

@@ -20,6 +20,7 @@ def spatial_transform(
     padding_mode: str = "zeros",
     fill_value: float | torch.Tensor | None = None,
     align_corners: bool = False,
+    antialias: bool = False,
 ) -> torch.Tensor:
     """Sample ``input`` through the map ``theta``: grid generator and sampler in one kernel.
 
@@ -45,6 +46,9 @@ def spatial_transform(
             a channel, ``(C,)``. The gradient of ``theta`` knows of it.
         align_corners: whether -1 and 1 are the centres of the corner pixels (True) or the outer
             edges of the image (False).
+        antialias: where the map minifies, take the mean over what each output pixel covers instead
+            of one sample: m x n bilinear samples, about one input pixel apart, at most 16 along
+            each axis. For affine, attention and similarity with ``mode="bilinear"``.
 
     Returns:
         ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)`` when ``theta`` has K, in the dtype
@@ -64,9 +68,10 @@ def spatial_transform(
     _check_options(mode, padding_mode, align_corners)
     checks.check_theta(theta, input, transform)
     checks.check_fill_value(fill_value, input, padding_mode)
+    checks.check_antialias(antialias, mode, transform)
     size = checks.check_output_size(output_size, input)
     source, theta, has_k = _operand(transform, theta, input, size, align_corners)
-    rules = (mode, padding_mode, align_corners, source)
+    rules = ("area" if antialias else mode, padding_mode, align_corners, source)
     output = _sample(input, theta, size, rules, fill_value)
     return output if has_k else output.squeeze(1)
 

@@ -159,7 +159,7 @@ def sample_backward(
 
 def gathers(source: str, mode: str, padding_mode: str) -> bool:
     """Whether grad_input is gathered; elsewhere it is scattered, by atomics."""
-    return source == "affine" and mode != "bicubic" and padding_mode == "zeros"
+    return source == "affine" and mode in ("nearest", "bilinear") and padding_mode == "zeros"
 
 
 def check_deterministic(source: str, padding_mode: str, mode: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -31,6 +33,8 @@ def sample(
     ``theta`` is (N, K, 2, 3) for the source "affine"; or (N, K, H_out, W_out, 2), normalised
     coordinates for "grid", displacements in pixels for "flow".
     """
+    if mode == "area":
+        return _sample_area(input, theta, h_out, w_out, padding_mode, align_corners)
     if source == "flow":
         theta = _flow_grid(theta, input, align_corners)
     n, c = input.shape[:2]
@@ -276,6 +280,30 @@ def affine_grid(theta: torch.Tensor, h_out: int, w_out: int, align_corners: bool
     row = torch.addcmul(theta[..., 2, None], theta[..., 1, None], y)  # (N, 2, K, H_out)
     planes = torch.addcmul(row[..., None], theta[..., 0, None, None], x)
     return planes.view(n, 2, k * h_out, w_out).permute(0, 2, 3, 1)
+
+
+def _sample_area(input, theta, h_out, w_out, padding_mode, align_corners):
+    """The mean of bilinear samples over each output pixel's area, those of ``kernels.area``."""
+    x = _in_float(input)
+    theta = theta.to(x.dtype)
+    less = 1 if align_corners else 0
+    spans = theta.new_tensor([input.shape[3] - less, input.shape[2] - less])
+    extents = theta.new_tensor([max(w_out - less, 1), max(h_out - less, 1)])
+    sides = theta.detach()[..., :2] * spans[:, None] / extents  # (N, K, (x, y), (j, i)), pixels
+    count = (sides.square().sum(-2).sqrt() - 0.01).clamp(max=16).ceil()
+    count = torch.where(count > 1, count, 1.0)  # (N, K, (j, i)); 1 where NaN
+    most_j, most_i = count.flatten(0, 1).amax(0).int().tolist()
+    total = 0.0
+    for index in itertools.product(range(most_j), range(most_i)):
+        part = theta.new_tensor(index)
+        used = (part < count).all(-1)  # (N, K)
+        shift = torch.where(used[..., None], (2 * part + 1 - count) / count / extents, 0.0)
+        moved = theta[..., 2] + (theta[..., :2] * shift[..., None, :]).sum(-1)
+        maps = torch.cat((theta[..., :2], moved[..., None]), -1)
+        sampled = sample(x, maps, h_out, w_out, "bilinear", padding_mode, align_corners)
+        total = total + torch.where(used[..., None, None, None], sampled, 0.0)
+    mean = total / count.prod(-1)[..., None, None, None]
+    return mean.to(input.dtype, memory_format=torch.preserve_format)
 
 
 def _flow_grid(flow, input, align_corners):

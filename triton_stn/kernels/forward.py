@@ -9,8 +9,10 @@ Launch grid: (N·K·SPLITS, tiles along W, tiles along H); a split owns a range 
 import triton
 import triton.language as tl
 
+from triton_stn.kernels.area import forward_area
 from triton_stn.kernels.bicubic import forward_bicubic
 from triton_stn.kernels.coordinates import (
+    centred,
     channel_range,
     nearest,
     nonfinite,
@@ -174,6 +176,13 @@ def forward_tile(
                 value = tl.where(finite, values[s].to(DTYPE), float("nan"))
                 tl.store(Y_ptrs, value.to(Y_ptr.dtype.element_ty), mask=mask & some)
                 Y_ptrs += BLOCK_C * stride_yc
+    elif MODE == "area":
+        i = centred(offs_i, centre_h, DTYPE)
+        j = centred(offs_j, centre_w, DTYPE)
+        forward_area(
+            X_ptr, Y_ptrs, map, i, j, mask, offs_c, count, (stride_xc, stride_xh, stride_xw),
+            stride_yc, last_w, last_h, edge, PADDING, MASK_CHANNELS, BLOCK_C, DTYPE, INDEX,
+        )  # fmt: skip
     elif MODE == "bicubic":
         forward_bicubic(
             X_ptr, Y_ptrs, x, y, mask, offs_c, count, (stride_xc, stride_xh, stride_xw), stride_yc,

@@ -14,6 +14,7 @@ Launch grid: (N·K·SPLITS, tiles along W, tiles along H); a split owns a range 
 import triton
 import triton.language as tl
 
+from triton_stn.kernels.area import scatter_area
 from triton_stn.kernels.bicubic import scatter_bicubic
 from triton_stn.kernels.coordinates import (
     centred,
@@ -97,6 +98,8 @@ def scatter(
     offs_i, offs_j, offs_c = tile(
         tl.program_id(2) * BLOCK_H, tl.program_id(1) * BLOCK_W, BLOCK_H, BLOCK_W, BLOCK_C
     )
+    i = centred(offs_i, centre_h, DTYPE)
+    j = centred(offs_j, centre_w, DTYPE)
     canvas = (offs_i < H_out) & (offs_j < W_out)
     x, y = source(
         map, Theta_ptr, (stride_ti, stride_tj, stride_tc), offs_i, offs_j, centre_h, centre_w,
@@ -125,6 +128,13 @@ def scatter(
             tl.atomic_add(D_ptrs, g, mask=here, sem="relaxed")
             G_ptrs += BLOCK_C * stride_gc
             D_ptrs += BLOCK_C * stride_dxc
+    elif MODE == "area":
+        moments = scatter_area(
+            X_ptr, dX_ptr, G_ptrs, map, i, j, canvas, offs_c, count,
+            (stride_xc, stride_xh, stride_xw), (stride_dxc, stride_dxh, stride_dxw), stride_gc,
+            last_w, last_h, edge, PADDING, NEEDS_INPUT, NEEDS_THETA, MASK_CHANNELS, BLOCK_C,
+            DTYPE, INDEX,
+        )  # fmt: skip
     elif MODE == "bicubic":
         s_x, s_y = scatter_bicubic(
             X_ptr, dX_ptr, G_ptrs, x, y, mask, offs_c, count, (stride_xc, stride_xh, stride_xw),
@@ -176,19 +186,19 @@ def scatter(
             s_x = slope_x * ((t01 - t00) * (1 - wy) + (t11 - t10) * wy)
             s_y = slope_y * ((t10 - t00) * (1 - wx) + (t11 - t01) * wx)
     if NEEDS_THETA:
-        s_x = tl.where(mask, s_x, 0.0)
-        s_y = tl.where(mask, s_y, 0.0)
+        if MODE != "area":
+            s_x = tl.where(mask, s_x, 0.0)
+            s_y = tl.where(mask, s_y, 0.0)
         split = tl.program_id(0) % SPLITS
         if SOURCE == "affine":
-            i = centred(offs_i, centre_h, DTYPE)
-            j = centred(offs_j, centre_w, DTYPE)
             slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
             row = nk.to(tl.int64) * slots + slot * SPLITS + split
-            moments = (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y)
+            if MODE != "area":
+                moments = (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y)
             store_moments(P_ptr + row * 6, moments, False)
         elif SOURCE == "projective":
-            X = centred(offs_j, centre_w, DTYPE) * map[4]
-            Y = centred(offs_i, centre_h, DTYPE) * map[5]
+            X = j * map[4]
+            Y = i * map[5]
             x, y, inverse = homography(map, X, Y)
             s_x = tl.where(mask, s_x * half_w * inverse, 0.0)
             s_y = tl.where(mask, s_y * half_h * inverse, 0.0)
