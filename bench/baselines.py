@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import triton_stn
+from bench import sources
 from bench.cases import Task
 from bench.passes import Forward
 
@@ -24,11 +25,11 @@ class Provider:
     """Something that samples images.
 
     ``build()`` is called once a case, dtype and layout and returns the forward
-    ``f(input, theta, output_size, padding_mode, align_corners)``, with input (N, C, H, W), theta
-    (N, 2, 3) or (N, K, 2, 3) in float32, and the result (N, C, H_out, W_out) or (N, K, C, H_out,
-    W_out). ``why_not(device_type, task)`` gives the reason to skip it, or "".
-    ``half_coordinates`` says that it computes coordinates in the image's dtype. Its calls run
-    inside ``context()``, which is entered outside the timing.
+    ``f(input, theta, output_size, padding_mode, align_corners, transform, mode)``, with input
+    (N, C, H, W), theta (N, *) or (N, K, *) in float32 (`bench.sources` says what it is), and the
+    result (N, C, H_out, W_out) or (N, K, C, H_out, W_out). ``why_not(device_type, task)`` gives the
+    reason to skip it, or "". ``half_coordinates`` says that it computes coordinates in the image's
+    dtype. Its calls run inside ``context()``, which is entered outside the timing.
     """
 
     name: str
@@ -44,10 +45,22 @@ def ours(
     size: tuple[int, int],
     padding_mode: str,
     align_corners: bool,
+    transform: str = "affine",
+    mode: str = "bilinear",
 ) -> torch.Tensor:
-    """The library's public function; on a CPU that is its pure-PyTorch path."""
+    """The library's public functions; on a CPU that is its pure-PyTorch path."""
+    if transform == "grid":
+        return triton_stn.grid_sample(input, theta, mode, padding_mode, align_corners)
+    if transform == "flow":
+        return triton_stn.flow_warp(input, theta, mode, padding_mode)
     return triton_stn.spatial_transform(
-        input, theta, size, padding_mode=padding_mode, align_corners=align_corners
+        input,
+        theta,
+        size,
+        transform=sources.spline(transform) if transform.startswith("tps") else transform,
+        mode=mode,
+        padding_mode=padding_mode,
+        align_corners=align_corners,
     )
 
 
@@ -57,17 +70,28 @@ def eager(
     size: tuple[int, int],
     padding_mode: str,
     align_corners: bool,
+    transform: str = "affine",
+    mode: str = "bilinear",
 ) -> torch.Tensor:
-    """``F.affine_grid`` + ``F.grid_sample``, which want θ in the image's dtype."""
-    return one_map_an_image(_eager, input, theta, size, padding_mode, align_corners)
+    """A grid and ``F.grid_sample``, which wants the grid in the image's dtype."""
+    return one_map_an_image(
+        _eager, input, theta, size, padding_mode, align_corners, transform, mode
+    )
 
 
 def one_map_an_image(
-    sample: Forward, input: torch.Tensor, theta: torch.Tensor, *options: object
+    sample: Forward,
+    input: torch.Tensor,
+    theta: torch.Tensor,
+    size: tuple[int, int],
+    padding_mode: str,
+    align_corners: bool,
+    transform: str = "affine",
+    mode: str = "bilinear",
 ) -> torch.Tensor:
-    """``sample`` of what takes one θ (N, 2, 3) an image, in its dtype: K maps cost K copies."""
-    theta = theta.to(input.dtype)
-    if theta.ndim == 3:
+    """``sample`` of what takes one θ an image: K maps (N, K, *) cost K copies of the image."""
+    options = (size, padding_mode, align_corners, transform, mode)
+    if theta.ndim == 3 or transform in sources.FIELDS:  # no case has K grids an image
         return sample(input, theta, *options)
     k = theta.shape[1]
     return sample(input.repeat_interleave(k, 0), theta.flatten(0, 1), *options).unflatten(
@@ -75,9 +99,19 @@ def one_map_an_image(
     )
 
 
-def _eager(input, theta, size, padding_mode, align_corners):
-    grid = F.affine_grid(theta, (*input.shape[:2], *size), align_corners)
-    return F.grid_sample(input, grid, "bilinear", padding_mode, align_corners)
+def _eager(input, theta, size, padding_mode, align_corners, transform, mode):
+    if transform == "affine":  # affine_grid needs no other dtype; the other grids are rounded last
+        theta = theta.to(input.dtype)
+    grid = sources.grid(transform, theta, input.shape[2:], size, align_corners).to(input.dtype)
+    return F.grid_sample(input, grid, mode, padding_mode, align_corners)
+
+
+def eager_spline(input, theta, size, padding_mode, align_corners, transform, mode):
+    """``eager`` of a spline evaluated anew, with the roundings that a kernel has too: the measure
+    of errors. The matrix that ``eager`` keeps is rounded from float64.
+    """
+    grid = sources.spline(transform).grid(theta, size, align_corners).to(input.dtype)
+    return F.grid_sample(input, grid, mode, padding_mode, align_corners)
 
 
 def build_eager() -> Forward:
@@ -86,7 +120,7 @@ def build_eager() -> Forward:
 
 
 def build_compiled(mode: str) -> Forward:
-    """``torch.compile`` of the same two calls, for one shape."""
+    """``torch.compile`` of the same calls, for one shape."""
     from torch._dynamo import config as dynamo
     from torch._functorch import config as functorch
 
@@ -101,11 +135,13 @@ def build_kornia() -> Forward:
     """kornia's ``homography_warp``, whose normalised homography maps as θ does."""
     from kornia.geometry.transform import homography_warp
 
-    def sample(input, theta, size, padding_mode, align_corners):
-        last = torch.tensor([0.0, 0.0, 1.0], dtype=theta.dtype, device=theta.device)
-        matrix = torch.cat((theta, last.expand(len(theta), 1, 3)), 1)
+    def sample(input, theta, size, padding_mode, align_corners, transform, mode):
+        theta = theta.to(input.dtype)
+        if transform == "affine":
+            last = torch.tensor([0.0, 0.0, 1.0], dtype=theta.dtype, device=theta.device)
+            theta = torch.cat((theta, last.expand(len(theta), 1, 3)), 1)
         return homography_warp(
-            input, matrix, size, padding_mode=padding_mode, align_corners=align_corners
+            input, theta, size, padding_mode=padding_mode, align_corners=align_corners
         )
 
     return partial(one_map_an_image, sample)
@@ -115,10 +151,10 @@ def build_fireants() -> Forward:
     """FireANTs' fused affine sampler (CUDA C++); it takes NCHW, and makes it where it is not."""
     from fireants.interpolator.fused_grid_sample import fused_grid_sampler_2d
 
-    def sample(input, theta, size, padding_mode, align_corners):
+    def sample(input, theta, size, padding_mode, align_corners, transform, mode):
         return fused_grid_sampler_2d(
             input,
-            theta.contiguous(),
+            theta.to(input.dtype).contiguous(),
             padding_mode=padding_mode,
             align_corners=align_corners,
             out_shape=size,
@@ -168,7 +204,7 @@ def _why_not_without_cudnn(device_type: str, task: Task) -> str:
         return "there is no cuDNN on a CPU"
     # cond_cudnn_grid_sampler in aten/src/ATen/native/GridSamplerUtils.h
     taken = task.padding_mode == "zeros" and task.align_corners and task.case.c <= 1024
-    if not taken or task.dtype == "bfloat16":
+    if not taken or task.case.mode != "bilinear" or task.dtype == "bfloat16":
         return "the same as eager: PyTorch takes cuDNN with align_corners=True and no bfloat16"
     return ""
 
@@ -176,6 +212,8 @@ def _why_not_without_cudnn(device_type: str, task: Task) -> str:
 def _why_not_tf32(device_type: str, task: Task) -> str:
     if device_type == "cpu" or task.dtype != "float32":
         return "the same as eager: TF32 is for float32 on a GPU"
+    if task.case.transform in ("projective", *sources.FIELDS):
+        return "the same as eager: no matrix product makes this grid"
     return ""
 
 
@@ -191,8 +229,15 @@ def _why_not_graphs(device_type: str, task: Task) -> str:
     return _why_not_compiled(device_type, task)
 
 
-def _other_package(module: str, attribute: str, device_type: str, task: Task) -> str:
-    return "measured on a GPU alone" if device_type == "cpu" else missing(module, attribute)
+def _other_package(
+    module: str, attribute: str, transforms: tuple[str, ...], device_type: str, task: Task
+) -> str:
+    """``transforms`` are those it has a bilinear sampler of; empty where it replaces PyTorch's."""
+    if device_type == "cpu":
+        return "measured on a GPU alone"
+    if transforms and (task.case.transform not in transforms or task.case.mode != "bilinear"):
+        return f"{module} is measured on bilinear samples of {' and '.join(transforms)} maps alone"
+    return missing(module, attribute)
 
 
 PROVIDERS = (
@@ -221,20 +266,20 @@ PROVIDERS = (
     Provider(
         "flag_gems",
         build_eager,
-        partial(_other_package, "flag_gems", "grid_sampler_2d"),
+        partial(_other_package, "flag_gems", "grid_sampler_2d", ()),
         half_coordinates=True,
         context=gems,
     ),
     Provider(
         "kornia",
         build_kornia,
-        partial(_other_package, "kornia", ""),
+        partial(_other_package, "kornia", "", ("affine", "projective")),
         half_coordinates=True,
     ),
     Provider(
         "fireants",
         build_fireants,
-        partial(_other_package, "fireants_fused_ops", ""),
+        partial(_other_package, "fireants_fused_ops", "", ("affine",)),
         half_coordinates=True,
     ),
 )

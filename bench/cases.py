@@ -11,13 +11,19 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
+from bench import sources
+
+# At identity, and at this zoom in wherever H_out = H / 2, coordinates fall on integers.
+THETA_KINDS = ("identity", "rotation_30", "zoom_in_2", "zoom_out_2")
+TURNED = "rotation_30"  # where one θ has to do
+
 
 @dataclass(frozen=True)
 class Case:
     """A workload: N images (C, H, W), K maps an image, output (H_out, W_out).
 
-    ``n_cpu`` is the batch used on a CPU, where the full one would take minutes; the results
-    always carry the N that ran.
+    ``n_cpu`` is the batch used on a CPU, where the full one would take minutes, or 0 to leave the
+    case out there; the results always carry the N that ran. ``bench.sources`` has the transforms.
     """
 
     name: str
@@ -29,6 +35,9 @@ class Case:
     h_out: int
     w_out: int
     n_cpu: int
+    transform: str = "affine"
+    theta_kinds: tuple[str, ...] = THETA_KINDS
+    mode: str = "bilinear"
 
 
 #                        N   K    C     H     W  H_out W_out n_cpu
@@ -44,11 +53,19 @@ CASES = (
     Case("birds_448", 32, 1, 3, 448, 448, 224, 224, 4),
     Case("birds_448_k4", 32, 4, 3, 448, 448, 224, 224, 2),
     Case("photo_4096", 1, 1, 3, 4096, 4096, 4096, 4096, 1),
+    # Sixteen crops an image at its own resolution, text lines, keypoints, optical flow.
+    Case("crops_448_k16", 16, 16, 3, 448, 448, 112, 112, 0, theta_kinds=("zoom_in_4",)),
+    Case("large_512_bicubic", 16, 1, 3, 512, 512, 512, 512, 0, "affine", (TURNED,), "bicubic"),
+    Case("large_512_projective", 16, 1, 3, 512, 512, 512, 512, 0, "projective", ("tilt_0.2",)),
+    Case("photo_4096_projective", 1, 1, 3, 4096, 4096, 4096, 4096, 0, "projective", ("tilt_0.2",)),
+    Case("text_100_tps16", 64, 1, 1, 32, 100, 32, 100, 16, "tps_16", ("bend_0.1",)),
+    Case("text_100_tps64", 64, 1, 1, 32, 100, 32, 100, 0, "tps_64", ("bend_0.1",)),
+    Case("square_256_tps16", 16, 1, 3, 256, 256, 256, 256, 0, "tps_16", ("bend_0.1",)),
+    Case("square_256_tps64", 16, 1, 3, 256, 256, 256, 256, 0, "tps_64", ("bend_0.1",)),
+    Case("flow_1080", 8, 1, 3, 1080, 1920, 1080, 1920, 0, "flow", ("bend_0.02",)),
+    Case("points_2048", 8, 1, 256, 120, 160, 1, 2048, 1, "grid", ("random",)),
 )
-
-# At identity, and at this zoom in wherever H_out = H / 2, coordinates fall on integers.
-THETA_KINDS = ("identity", "rotation_30", "zoom_in_2", "zoom_out_2")
-TURNED = "rotation_30"  # where one θ has to do
+PHOTO = "photo_4096"
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("contiguous", "channels_last")
 PASSES = ("forward", "backward_input", "backward_theta", "backward", "forward_backward")
@@ -91,6 +108,33 @@ def angle_and_scale(kind: str) -> tuple[float, float]:
     return 0.0, 1 / value if match[1] == "zoom_in" else value
 
 
+def argument_of(case: Case, theta_kind: str) -> torch.Tensor:
+    """θ, grid or flow of one image, (K, *), float32.
+
+    For what is not affine ``theta_kind`` is "identity", "tilt_<a>" (a homography with the third row
+    a, a, 1), "bend_<a>" (control points or a flow, by ``sources.bent``) or "random" (a grid).
+    """
+    if case.transform == "affine":
+        return theta_of(theta_kind, case.k)
+    tilts = case.transform == "projective"
+    if theta_kind == "random":
+        noise = torch.rand(case.h_out, case.w_out, 2, generator=torch.Generator().manual_seed(0))
+        return (2 * noise - 1).expand(case.k, -1, -1, -1)
+    prefix = "tilt_" if tilts else "bend_"
+    amount = 0.0 if theta_kind == "identity" else float(theta_kind.removeprefix(prefix))
+    if tilts:
+        theta = torch.eye(3)
+        theta[2, :2] = amount
+    elif case.transform in sources.FIELDS:
+        base = F.affine_grid(theta_of("identity"), (1, 1, case.h_out, case.w_out), False)[0]
+        theta = sources.bent(base, amount)
+        if case.transform == "flow":
+            theta = ((theta - base) * torch.tensor([case.w, case.h]) / 2).permute(2, 0, 1)
+    else:
+        theta = sources.bent(sources.spline(case.transform).points, amount).float()
+    return theta.expand(case.k, *theta.shape).contiguous()
+
+
 @dataclass(frozen=True)
 class Task:
     """One thing to time: the rows of the table that differ by the provider alone."""
@@ -115,22 +159,22 @@ def suite(name: str, device_type: str) -> list[Task]:
     quick: float32, contiguous; on a CPU also two passes instead of five, the batches of
     ``n_cpu``, and the photo under one θ (a call on it takes seconds there).
     full: every dtype, layout and pass, the sweep over angle and zoom, and align_corners, with
-    which PyTorch takes cuDNN, under one θ.
+    which PyTorch takes cuDNN, under one θ, for the cases that have all of ``THETA_KINDS``.
     """
     cases = CASES
     if device_type == "cpu":
-        cases = tuple(replace(case, n=case.n_cpu) for case in CASES)
+        cases = tuple(replace(case, n=case.n_cpu) for case in CASES if case.n_cpu)
     if name == "full":
         tasks = [task for case in cases for task in _cross(case, DTYPES, LAYOUTS)]
         (swept,) = (case for case in cases if case.name == SWEEP_CASE)
         tasks += _cross(swept, ("float32",), ("contiguous",), SWEEP)
-        aligned = [t for c in cases for t in _cross(c, ("float32",), ("contiguous",), (TURNED,))]
+        plain = [case for case in cases if case.theta_kinds == THETA_KINDS]
+        aligned = [t for c in plain for t in _cross(c, ("float32",), ("contiguous",), (TURNED,))]
         return tasks + [replace(task, align_corners=True) for task in aligned]
     tasks = [task for case in cases for task in _cross(case, ("float32",), ("contiguous",))]
     if device_type == "cpu":
         tasks = [task for task in tasks if task.pass_name in ("forward", "forward_backward")]
-        photo = CASES[-1].name
-        tasks = [t for t in tasks if t.case.name != photo or t.theta_kind == TURNED]
+        tasks = [t for t in tasks if t.case.name != PHOTO or t.theta_kind == TURNED]
     return tasks
 
 
@@ -138,7 +182,7 @@ def _cross(
     case: Case,
     dtypes: Sequence[str],
     layouts: Sequence[str],
-    theta_kinds: Sequence[str] = THETA_KINDS,
+    theta_kinds: Sequence[str] = (),
 ) -> list[Task]:
     return [
         Task(case, pass_name, theta_kind, dtype, layout)
@@ -146,7 +190,7 @@ def _cross(
         for layout in layouts
         # With one channel both layouts are the same memory.
         if case.c > 1 or layout == "contiguous"
-        for theta_kind in theta_kinds
+        for theta_kind in theta_kinds or case.theta_kinds
         for pass_name in PASSES
     ]
 
@@ -155,18 +199,12 @@ def min_bytes(task: Task) -> int:
     """The least device-memory traffic of the pass: every element that matters, moved once.
 
     Only what is in view counts as read: input pixels to which some output gives a weight, output
-    pixels that see the input at all. What is returned is written whole, in view or not. θ's and
-    grad_theta's bytes are left out: at most 1% of the smallest case.
+    pixels that see the input at all. What is returned is written whole, in view or not. So are a
+    grid or a flow, float32, read by every pass, and its gradient. The bytes of any other θ are left
+    out: at most 1% of the smallest affine case, 4% of a line of text in 16 bits under 64 points.
     """
     case = task.case
-    touched, seen = in_view(
-        (case.h, case.w),
-        (case.h_out, case.w_out),
-        task.theta_kind,
-        case.k,
-        task.padding_mode,
-        task.align_corners,
-    )
+    touched, seen = in_view(case, task.theta_kind, task.padding_mode, task.align_corners)
     read_input = case.n * case.c * touched
     write_input = case.n * case.c * case.h * case.w
     read_output = case.n * case.c * seen
@@ -180,28 +218,30 @@ def min_bytes(task: Task) -> int:
         "backward": backward,
         "forward_backward": forward + backward,
     }[task.pass_name]
-    return elements * getattr(torch, task.dtype).itemsize
+    image_bytes = elements * getattr(torch, task.dtype).itemsize
+    if case.transform not in sources.FIELDS:
+        return image_bytes
+    field = case.n * case.k * case.h_out * case.w_out * 2 * torch.float32.itemsize
+    moves = {"forward": 1, "backward_input": 1, "backward_theta": 2, "backward": 2}
+    return image_bytes + field * moves.get(task.pass_name, 3)
 
 
 @lru_cache(maxsize=256)
 def in_view(
-    size: tuple[int, int],
-    output_size: tuple[int, int],
-    theta_kind: str,
-    k: int = 1,
-    padding_mode: str = "zeros",
-    align_corners: bool = False,
+    case: Case, theta_kind: str, padding_mode: str = "zeros", align_corners: bool = False
 ) -> tuple[int, int]:
     """How many input pixels of one image are read, and how many of its K outputs see any.
 
     Counted by sampling a plane of ones and spreading ones back.
     """
-    plane = torch.ones(1, 1, *size, requires_grad=True)
-    grid = F.affine_grid(theta_of(theta_kind, k), (k, 1, *output_size), align_corners)
-    image = plane.expand(k, -1, -1, -1)
+    plane = torch.ones(1, 1, case.h, case.w, requires_grad=True)
+    extent, size = (case.h, case.w), (case.h_out, case.w_out)
+    theta = argument_of(case, theta_kind)
+    grid = sources.grid(case.transform, theta, extent, size, align_corners)
+    image = plane.expand(case.k, -1, -1, -1)
     sampled = F.grid_sample(
-        image, grid, padding_mode=padding_mode, align_corners=align_corners
+        image, grid, case.mode, padding_mode, align_corners
     )  # (K, 1, H_out, W_out)
     (weight,) = torch.autograd.grad(sampled.sum(), plane)
     # float32 coordinates err by up to 1e-3 pixel at 4096: less than that is a weight of zero.
-    return int((weight > 1e-3).sum()), int((sampled > 1e-3).sum())
+    return int((weight.abs() > 1e-3).sum()), int((sampled.abs() > 1e-3).sum())

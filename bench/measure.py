@@ -156,6 +156,8 @@ def _new_row(task: Task, provider: Provider, machine: Machine) -> Row:
         "commit": machine.commit,
         "utc": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "copy_gb_per_s": machine.copy_gb_per_s,
+        "transform": case.transform,
+        "mode": case.mode,
     }
 
 

@@ -16,10 +16,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 
-from bench import baselines
-from bench.cases import Case, Task, theta_of
+from bench import baselines, sources
+from bench.cases import Case, Task, argument_of
 from bench.passes import RESULTS, Forward, prepare
 
 # In pixels along x and y. The kinds' coordinates have fractions 0, 1/4, 1/2 or 3/4 (a rotation:
@@ -36,17 +35,19 @@ class Reference:
     """The float64 results of one case under one θ, and the float32 yardstick."""
 
     def __init__(self, task: Task, device: str) -> None:
-        self.case, self.device = task.case, device
-        self.options = ((task.case.h_out, task.case.w_out), task.padding_mode, task.align_corners)
-        self.input, self.grad = make_data(task.case, device)
-        theta = theta_of(task.theta_kind, task.case.k)
-        nudged = theta.clone()
-        nudged[:, :, 2] += 2 * torch.tensor(NUDGE) / torch.tensor([task.case.w, task.case.h])
+        self.case, self.device = case, device = task.case, device
+        how = (task.padding_mode, task.align_corners, case.transform, case.mode)
+        self.options = ((case.h_out, case.w_out), *how)
+        is_spline = case.transform.startswith("tps")
+        self.yardstick = baselines.eager_spline if is_spline else baselines.eager
+        self.input, self.grad = make_data(case, device)
+        theta = argument_of(case, task.theta_kind)
+        nudged = sources.shifted(case.transform, theta, torch.tensor(NUDGE), case.w, case.h)
         self.theta, self.nudged = (self._batch(t.to(device)) for t in (theta, nudged))
         self.smooth_grad = self.grad * self._away_from_kinks()
 
-        y, grad_input, _ = self._run(baselines.eager, "forward_backward", torch.float64)
-        (grad_theta,) = self._run(baselines.eager, "backward_theta", torch.float64, smooth=True)
+        y, grad_input, _ = self._run(self.yardstick, "forward_backward", torch.float64)
+        (grad_theta,) = self._run(self.yardstick, "backward_theta", torch.float64, smooth=True)
         self.expected = {"y": y, "grad_input": grad_input, "grad_theta": grad_theta}
         self.largest = {name: float(x.abs().amax()) for name, x in self.expected.items()}
         self._eager_errors: dict[tuple, Errors] = {}
@@ -69,9 +70,10 @@ class Reference:
 
         NaN where the result has one: it is never below a tolerance.
         """
-        if forward is not baselines.eager:
+        if forward not in (baselines.eager, self.yardstick):
             return self._errors(forward, pass_name, dtype, layout)
-        key = (pass_name, dtype, layout)  # eager is provider and yardstick: once is enough
+        # Eager is provider and, but for splines, yardstick: once is enough.
+        key = (forward, pass_name, dtype, layout)
         if key not in self._eager_errors:
             self._eager_errors[key] = self._errors(forward, pass_name, dtype, layout)
         return self._eager_errors[key]
@@ -79,7 +81,7 @@ class Reference:
     def allowed(self, result: str, result_dtype: torch.dtype, like: torch.dtype) -> float:
         """Twice eager PyTorch's own error in ``like``, one rounding, and 1e-5 of the largest."""
         own = max(
-            self.errors(baselines.eager, "forward_backward", dtype)[result][0]
+            self.errors(self.yardstick, "forward_backward", dtype)[result][0]
             for dtype in (torch.float32, like)
         )
         return 2 * own + (torch.finfo(result_dtype).eps + 1e-5) * self.largest[result]
@@ -113,15 +115,15 @@ class Reference:
         return tuple(x.detach().clone() for x in results)
 
     def _batch(self, theta: torch.Tensor) -> torch.Tensor:
-        """θ (K, 2, 3) for each image: (N, 2, 3), or (N, K, 2, 3) when K > 1."""
+        """θ (K, *) for each image: (N, *), or (N, K, *) when K > 1."""
         theta = theta if self.case.k > 1 else theta[0]
         return theta.expand(self.case.n, *theta.shape).contiguous()
 
     def _away_from_kinks(self) -> torch.Tensor:
         """Which outputs of one image are differentiable in θ: ([K,] 1, H_out, W_out)."""
-        case, (size, padding_mode, align_corners) = self.case, self.options
-        theta = self.nudged[0].double().reshape(-1, 2, 3)
-        grid = F.affine_grid(theta, (case.k, 1, *size), align_corners)
+        case, (size, padding_mode, align_corners, *_) = self.case, self.options
+        theta = (self.nudged[0] if case.k > 1 else self.nudged[:1]).double()
+        grid = sources.grid(case.transform, theta, (case.h, case.w), size, align_corners)
         extent = torch.tensor([case.w, case.h], dtype=grid.dtype, device=grid.device)
         source = (grid * (extent - 1 if align_corners else extent) + extent - 1) / 2
         # Reflection turns at half-integers.

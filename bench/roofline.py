@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from bench import addresses, table
-from bench.cases import CASES, THETA_KINDS, Case, Task, angle_and_scale, in_view, min_bytes
+from bench.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
 from triton_stn.kernels import configs
 
 PASSES = ("forward", "backward")
@@ -105,7 +105,7 @@ def eager(task: Task, gpu: GPU) -> Work:
     K maps of an image cost K copies of it. How many instructions its kernels take is not known.
     """
     case = task.case
-    touched, _ = in_view((case.h, case.w), (case.h_out, case.w_out), task.theta_kind, case.k)
+    touched, _ = in_view(case, task.theta_kind)
     images = case.n * case.k
     pixels = images * case.h_out * case.w_out
     copies = (case.n + images) * case.c * case.h * case.w if case.k > 1 else 0
@@ -197,12 +197,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = [
         Task(case, pass_name, theta_kind)
         for case in CASES
-        for theta_kind in options.theta or THETA_KINDS
+        for theta_kind in options.theta or case.theta_kinds
         for pass_name in PASSES
     ]
     tasks = [t for t in tasks if all(w in "/".join(_name(t)) for w in options.filter.split())]
+    unknown = [t for t in tasks if (t.case.transform, t.case.mode) != ("affine", "bilinear")]
+    if unknown:
+        names = ", ".join(dict.fromkeys(task.case.name for task in unknown))
+        print(f"Not predicted: {names}. Only bilinear samples of affine maps are modelled.\n")
+        tasks = [task for task in tasks if task not in unknown]
     if not tasks:
-        print(f"Nothing matches --filter {options.filter!r}.", file=sys.stderr)
+        print(f"Nothing to predict with --filter {options.filter!r}.", file=sys.stderr)
         return 2
     csv = options.results or table.folder(gpu.name) / "results.csv"
     try:
@@ -237,7 +242,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         type=_theta,
         metavar="KIND",
-        help=f"rotation_A, zoom_in_F or zoom_out_F; default: {', '.join(THETA_KINDS)}",
+        help="rotation_A, zoom_in_F or zoom_out_F; default: each case's own",
     )
     parser.add_argument(
         "--results", type=Path, metavar="CSV", help="default: bench/results/<device>/results.csv"

@@ -16,9 +16,9 @@ COLUMNS = (
     *("ms_p50", "ms_p20", "ms_p80", "speedup_vs_eager", "min_bytes", "gb_per_s"),
     *("pct_copy_bandwidth", "peak_memory_mib", "max_abs_error"),
     *("status", "device", "torch", "triton", "commit", "utc"),
-    # Ours, after the agreed ones: the copy that the percentage is of (GB/s), and why a row is
-    # not ok.
-    *("copy_gb_per_s", "note"),
+    # Ours, after the agreed ones: the copy that the percentage is of (GB/s), what the case samples
+    # with, and why a row is not ok.
+    *("copy_gb_per_s", "transform", "mode", "note"),
 )
 # What tells a row from every other, whenever and at whichever commit it was measured.
 KEY = (

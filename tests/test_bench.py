@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -10,11 +12,12 @@ import triton_stn
 from bench import __main__ as command
 from bench import baselines, measure, oracle, plots, table
 from bench.baselines import Provider
-from bench.cases import DTYPES, LAYOUTS, PASSES, THETA_KINDS, Case, Task
+from bench.cases import CASES, DTYPES, LAYOUTS, PASSES, THETA_KINDS, Case, Task
 from bench.measure import Forwards, Machine, run_task
 
 TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
 SEVERAL = Case("several", 2, 3, 2, 12, 10, 7, 9, 2)
+BEYOND = [case for case in CASES if case.theta_kinds != THETA_KINDS]
 MACHINE = Machine("cpu", "cpu", 10.0, "2.x", "3.x", "abc1234")
 EAGER = Provider("eager", lambda: baselines.eager, half_coordinates=True)
 OURS = Provider("triton_stn", lambda: baselines.ours)
@@ -64,6 +67,31 @@ def test_eager_and_ours_are_right_and_timed(pass_name, case, theta_kind):
         assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
         assert row["gb_per_s"] == pytest.approx(row["min_bytes"] / row["ms_p50"] / 1e6)
         assert row["pct_copy_bandwidth"] == pytest.approx(row["gb_per_s"] * 10)
+
+
+def tiny(case):
+    """The case, at a size at which a call takes no time."""
+    h_out = min(case.h_out, 7)
+    return replace(case, n=2, k=min(case.k, 3), c=2, h=12, w=10, h_out=h_out, w_out=9)
+
+
+@pytest.mark.parametrize("case", BEYOND, ids=lambda case: case.name)
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_eager_and_ours_are_right_beyond_affine_maps(pass_name, case):
+    task = Task(tiny(case), pass_name, case.theta_kinds[0])
+    for row in run_one(task, OURS, EAGER).values():
+        assert row["status"] == "ok", row["note"]
+        assert (row["transform"], row["mode"]) == (case.transform, case.mode)
+
+
+@pytest.mark.parametrize("case", BEYOND, ids=lambda case: case.name)
+def test_a_pixel_off_is_wrong_for_every_transform(case):
+    def off(input, theta, size, padding_mode, align_corners, transform, mode):
+        options = (size, padding_mode, align_corners, transform, mode)
+        return baselines.eager(input.roll(1, -1), theta, *options)
+
+    row = run_one(Task(tiny(case), "forward", case.theta_kinds[0]), Provider("off", lambda: off))
+    assert row["off"]["status"] == "wrong"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -167,14 +195,36 @@ def test_tf32_is_allowed_to_its_provider_alone():
     assert torch.get_float32_matmul_precision() == before == "highest"
 
 
+@pytest.mark.parametrize("name", ["kornia", "fireants"])
+def test_what_a_package_can_not_do_is_skipped_with_a_reason(name):
+    for case in BEYOND:
+        able = case.mode == "bilinear" and (
+            case.transform == "affine" or (name, case.transform) == ("kornia", "projective")
+        )
+        reason = why_not(name, Task(tiny(case), "forward", case.theta_kinds[0]))
+        assert ("bilinear samples of affine" in reason) == (not able)
+
+
+def test_one_graph_holds_each_of_eagers_ways():
+    for case in BEYOND:
+        task = Task(tiny(case), "forward", case.theta_kinds[0])
+        reference = oracle.reference(task, "cpu")
+        input, theta, _ = reference.arguments(torch.float32)
+        compiled = torch.compile(baselines.eager, backend="eager", dynamic=False, fullgraph=True)
+        y = compiled(input, theta, *reference.options)
+        torch.testing.assert_close(y, baselines.eager(input, theta, *reference.options))
+
+
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("case", [TINY, SEVERAL], ids=lambda case: case.name)
 def test_kornia_means_the_same_by_theta(case, align_corners):
     pytest.importorskip("kornia")
     kornia = Provider("kornia", baselines.build_kornia, half_coordinates=True)
-    task = Task(case, "forward_backward", "rotation_30", align_corners=align_corners)
-    row = run_one(task, kornia)["kornia"]
-    assert row["status"] == "ok", row["note"]
+    tilted = replace(case, transform="projective")
+    for shown, theta_kind in ((case, "rotation_30"), (tilted, "tilt_0.2")):
+        task = Task(shown, "forward_backward", theta_kind, align_corners=align_corners)
+        row = run_one(task, kornia)["kornia"]
+        assert row["status"] == "ok", row["note"]
 
 
 # --- what goes wrong stays in its row ------------------------------------------------------------

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import math
 
+import pytest
+import torch
+
+from bench import sources
 from bench.cases import (
     CASES,
     DTYPES,
@@ -12,6 +16,7 @@ from bench.cases import (
     THETA_KINDS,
     Case,
     Task,
+    argument_of,
     in_view,
     min_bytes,
     suite,
@@ -19,6 +24,7 @@ from bench.cases import (
 )
 
 TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
+QUARTERS = (-0.75, -0.25, 0.25, 0.75)
 
 
 def test_the_full_suite_crosses_everything_once():
@@ -29,12 +35,15 @@ def test_the_full_suite_crosses_everything_once():
     assert {t.dtype for t in tasks} == set(DTYPES) and {t.layout for t in tasks} == set(LAYOUTS)
     assert {t.pass_name for t in tasks} == set(PASSES)
     assert {t.theta_kind for t in tasks} > set(THETA_KINDS)
-    assert {t.case.name for t in tasks if t.align_corners} == {case.name for case in CASES}
+    plain = {case.name for case in CASES if case.theta_kinds == THETA_KINDS}
+    assert {t.case.name for t in tasks if t.align_corners} == plain
 
 
-def test_the_cpu_suite_has_every_case_and_no_larger_batches():
+def test_the_cpu_suite_has_every_plain_case_some_others_and_no_larger_batches():
     tasks = suite("quick", "cpu")
-    assert {t.case.name for t in tasks} == {case.name for case in CASES}
+    names = {t.case.name for t in tasks}
+    assert names > {case.name for case in CASES if case.theta_kinds == THETA_KINDS}
+    assert {"tps_16", "grid"} <= {t.case.transform for t in tasks}
     full = {case.name: case for case in CASES}
     assert all(t.case.n <= full[t.case.name].n for t in tasks)
     assert {t.pass_name for t in tasks} == {"forward", "forward_backward"}
@@ -47,7 +56,7 @@ def test_the_cpu_suite_has_every_case_and_no_larger_batches():
     [("identity", 64, 64), ("zoom_in_2", 36, 64), ("zoom_out_2", 64, 16), ("rotation_90", 64, 64)],
 )
 def test_pixels_in_view(theta_kind, touched, seen):
-    assert in_view((8, 8), (8, 8), theta_kind) == (touched, seen)
+    assert in_view(TINY, theta_kind) == (touched, seen)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +82,79 @@ def test_theta_kinds_are_what_they_say():
     assert theta_of("zoom_out_2", 3)[:, 0].tolist() == [[2, 0, -0.5], [2, 0, 0], [2, 0, 0.5]]
     with pytest.raises(ValueError, match="sideways"):
         theta_of("sideways")
+    for transform in ("projective", "tps_16", "flow"):
+        with pytest.raises(ValueError, match="rotation_30"):
+            argument_of(planes(transform), "rotation_30")
+
+
+# --- beyond affine maps --------------------------------------------------------------------------
+
+
+def planes(transform, h=4, w=4, h_out=4, w_out=4, n=2, c=3, k=1, mode="bilinear"):
+    return Case("planes", n, k, c, h, w, h_out, w_out, n, transform, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("transform", "theta_kind", "expected"),
+    [
+        ("projective", "tilt_0.2", [[[1, 0, 0], [0, 1, 0], [0.2, 0.2, 1]]]),
+        # The corners stay: sin(±π) = 0. 4 × 4 points at ±1 and ±1/3, row by row.
+        ("tps_16", "bend_0", [[x / 3, y / 3] for y in (-3, -1, 1, 3) for x in (-3, -1, 1, 3)]),
+        # Pixel centres at y = ±3/4, ±1/4 push along x by 0.1 · 2 pixels · sin πy, and likewise y.
+        ("flow", "bend_0.1", [[[0.2 * math.sin(math.pi * y)] * 4 for y in QUARTERS]]),
+    ],
+)
+def test_arguments_are_what_their_kinds_say(transform, theta_kind, expected):
+    argument = argument_of(planes(transform), theta_kind)
+    argument = argument[:, :1].squeeze(1) if transform == "flow" else argument
+    assert argument.flatten().tolist() == pytest.approx(torch.tensor(expected).flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("transform", "theta_kind"),
+    [
+        ("affine", "rotation_30"),
+        ("projective", "tilt_0.2"),
+        ("tps_16", "bend_0.1"),
+        ("grid", "random"),
+        ("flow", "bend_0.1"),
+    ],
+)
+def test_a_shift_moves_every_source_by_as_many_pixels(transform, theta_kind):
+    case, shift = planes(transform, h=5, w=8), torch.tensor([0.37, 0.63])
+    theta = argument_of(case, theta_kind)
+    moved = sources.shifted(transform, theta, shift, case.w, case.h)
+    before, after = (sources.grid(transform, t, (5, 8), (4, 4), False) for t in (theta, moved))
+    pixels = (after - before) * torch.tensor([8, 5]) / 2
+    torch.testing.assert_close(pixels, shift.expand_as(pixels), rtol=0, atol=1e-5)
+
+
+def test_random_points_cover_the_view_and_are_the_same_every_time():
+    (points,) = argument_of(planes("grid", h_out=1, w_out=2048), "random")
+    assert points.shape == (1, 2048, 2) and points.abs().max() <= 1
+    assert torch.histc(points, 4, -1, 1).min() > 900  # 4096 numbers: 1024 each, σ = 28
+    assert torch.equal(points, argument_of(planes("grid", h_out=1, w_out=2048), "random")[0])
+
+
+@pytest.mark.parametrize(
+    ("case", "theta_kind", "pass_name", "expected"),
+    # N·C = 6 planes of 16 pixels; at identity each pixel meets one output.
+    [
+        (planes("projective"), "identity", "forward", 4 * 6 * 32),
+        (planes("tps_16"), "bend_0", "backward_theta", 4 * 6 * 32),
+        # 2 images of 16 outputs of two numbers, read and, by the passes that want it, written.
+        (planes("flow"), "identity", "forward", 4 * (6 * 32 + 64)),
+        (planes("flow"), "identity", "backward_input", 4 * (6 * 32 + 64)),
+        (planes("flow"), "identity", "backward", 4 * (6 * 48 + 2 * 64)),
+        (planes("flow"), "identity", "forward_backward", 4 * (6 * 80 + 3 * 64)),
+        # A row of 2 points halfway down, (-0.5, 0) and (0.5, 0): x = 0.5 and 2.5, all of rows 1, 2.
+        (planes("grid", h_out=1, w_out=2), "bend_0", "forward", 4 * (6 * (8 + 2) + 8)),
+        # 2 × 2 outputs at x = 1.25 and 1.75: between pixels 1 and 2, but cubic taps reach 0 to 3.
+        (planes("affine", h_out=2, w_out=2, mode="bicubic"), "zoom_in_4", "forward", 4 * 6 * 20),
+        # Two maps of an image: read once, written twice.
+        (planes("affine", k=2), "identity", "forward", 4 * 6 * (16 + 32)),
+    ],
+    ids=lambda x: f"{x.transform}-{x.mode}-k{x.k}" if isinstance(x, Case) else None,
+)
+def test_least_bytes_beyond_affine(case, theta_kind, pass_name, expected):
+    assert min_bytes(Task(case, pass_name, theta_kind)) == expected

@@ -8,7 +8,7 @@ import pytest
 from bench import __main__ as command
 from bench import compare, measure, report, table
 from bench.baselines import PROVIDERS
-from bench.cases import Case, Task
+from bench.cases import SWEEP_CASE, Case, Task
 from bench.measure import Machine
 
 TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
@@ -85,6 +85,15 @@ def test_report_writes_the_readme_from_the_csv_and_checks_it(tmp_path, measured)
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
     assert "3.00 (3.00)" in text and "(speedup.png)" in text
+
+
+def test_the_report_has_every_case_but_not_the_sweep(measured):
+    frame = table.read(measured)
+    crops = frame.assign(case="crops", theta_kind="zoom_in_4")
+    swept = crops.assign(case=SWEEP_CASE)
+    text = report.block(pd.concat([frame, crops, swept]), "speedup.png")
+    by_case = text[: text.index("All rows")]
+    assert "tiny" in by_case and "crops" in by_case and SWEEP_CASE not in by_case
 
 
 def test_the_readme_agrees_with_the_results_of_the_repository(capsys):

@@ -1,0 +1,104 @@
+"""Where outputs read: what a case's ``transform`` is to the library and to plain PyTorch.
+
+A case's ``transform`` is "affine", "projective", "tps_<T>" (a spline of T control points, √T by
+√T), "grid" or "flow". The second argument of its call is called θ here whatever it is: the
+transform's θ, a grid (N, H_out, W_out, 2), or a flow in pixels (N, 2, H_out, W_out).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+from triton_stn.transforms import Projective, ThinPlateSpline
+
+FIELDS = ("grid", "flow")  # transforms whose θ has a number for every output
+PROJECTIVE = Projective()
+
+
+@lru_cache
+def spline(transform: str) -> ThinPlateSpline:
+    """The spline that "tps_<T>" names."""
+    side = math.isqrt(int(transform.removeprefix("tps_")))
+    return ThinPlateSpline(side, side)
+
+
+def bent(points: torch.Tensor, amount: float) -> torch.Tensor:
+    """Points (..., 2), normalised, pushed by up to ``amount`` along each axis, smoothly."""
+    return points + amount * torch.sin(math.pi * points.flip(-1))
+
+
+def shifted(
+    transform: str, theta: torch.Tensor, shift: torch.Tensor, w: int, h: int
+) -> torch.Tensor:
+    """θ (K, *), its source coordinates moved by ``shift`` pixels, (x, y)."""
+    if transform == "flow":
+        return theta + shift[:, None, None]
+    shift = 2 * shift / torch.tensor([w, h])
+    if transform == "affine":
+        return torch.cat((theta[..., :2], theta[..., 2:] + shift[:, None]), -1)
+    if transform == "projective":
+        xy, w_row = theta[:, :2], theta[:, 2:]
+        return torch.cat((xy + shift[:, None] * w_row, w_row), 1)
+    return theta + shift
+
+
+def grid(
+    transform: str,
+    theta: torch.Tensor,
+    extent: tuple[int, int],
+    size: tuple[int, int],
+    align_corners: bool,
+) -> torch.Tensor:
+    """The grid (N, H_out, W_out, 2) for ``F.grid_sample``, as one gets it in plain PyTorch.
+
+    Args:
+        theta: one an image, (N, *).
+        extent: the input's (H, W).
+        size: the output's.
+    """
+    if transform == "affine":
+        return F.affine_grid(theta, (len(theta), 1, *size), align_corners)
+    if transform == "projective":
+        return PROJECTIVE.grid(theta, size, align_corners)
+    if transform == "grid":
+        return theta
+    if transform == "flow":
+        (h, w), (h_out, w_out) = extent, size
+        x = theta[:, 0] + torch.arange(w_out, device=theta.device)
+        y = theta[:, 1] + torch.arange(h_out, device=theta.device)[:, None]
+        # Pixel 0 lies at 1/W - 1.
+        return torch.stack((x * (2 / w) + (1 / w - 1), y * (2 / h) + (1 / h - 1)), -1)
+    matrix = spline_matrix(transform, size, align_corners, theta.device, theta.dtype)
+    return (matrix @ theta).unflatten(1, size)
+
+
+@torch.compiler.assume_constant_result
+def spline_matrix(*arguments: object) -> torch.Tensor:
+    """``_spline_matrix``, which torch.compile takes as it is."""
+    return _spline_matrix(*arguments)
+
+
+@lru_cache
+def _spline_matrix(
+    transform: str,
+    size: tuple[int, int],
+    align_corners: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """(H_out·W_out, T), what takes θ (T, 2) to the grid: the basis times the inverse of the system.
+
+    Usual implementations keep the two factors; their product takes less time and rounds less.
+    """
+    control = spline(transform).points
+    units = torch.eye(len(control), dtype=torch.float64)[..., None].expand(-1, -1, 2)
+    inverse = spline(transform).coefficients(units)[..., 0].T
+    still = torch.eye(2, 3, dtype=torch.float64)[None]
+    points = F.affine_grid(still, (1, 1, *size), align_corners).flatten(0, 2)
+    square = (points[:, None] - control).square().sum(-1)
+    basis = torch.cat((torch.xlogy(square, square), torch.ones_like(points[:, :1]), points), 1)
+    return (basis @ inverse).to(device, dtype)
