@@ -23,6 +23,8 @@ MIN_W = 1e-6
 OUT_OF_VIEW = 1e4
 # Control points nearer than this share of their extent are one point, or lie on one line.
 _DEGENERATE = 1e-6
+# Elements of a spline's matrix for one output size, up to which it is kept.
+_KEPT = 2**24
 
 
 class Transform(ABC):
@@ -268,6 +270,7 @@ class ThinPlateSpline(Transform):
         self.points = _lattice(rows, cols) if points is None else _check_points(points)
         self.theta_shape = tuple(self.points.shape)
         self._inverse = self._solve()
+        self._matrices: dict[tuple, torch.Tensor] = {}
         self._copies: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def coefficients(self, theta: torch.Tensor) -> torch.Tensor:
@@ -286,6 +289,30 @@ class ThinPlateSpline(Transform):
         a0, a1, a2 = affine.split(1, -2)
         with torch.autocast(points.device.type, enabled=False):
             return basis @ weights + (a0 + a1 * points[:, :1] + a2 * points[:, 1:])
+
+    def grid(self, theta, output_size, align_corners=False):
+        size = check_size("output_size", output_size, self.ndim)
+        checks.check_bool("align_corners", align_corners)
+        theta = self.check_theta(theta)
+        matrix = self._grid_matrix(size, align_corners, theta)
+        with torch.autocast(theta.device.type, enabled=False):
+            planes = theta.transpose(-1, -2) @ matrix.T  # (..., 2, prod(size)), one product
+        return planes.transpose(-1, -2).unflatten(-2, size)
+
+    def _grid_matrix(self, size, align_corners, like) -> torch.Tensor:
+        """(prod(size), T): the grid is this times θ. The last ones, unless huge, are kept."""
+        key = (size, align_corners, like.dtype, like.device)
+        if not torch.compiler.is_compiling() and key in self._matrices:
+            return self._matrices[key]
+        inverse, centres = self._on(like.device)
+        points = _pixels(size, align_corners, inverse)
+        weights, one, along = inverse.split((len(centres), 1, 2))
+        matrix = (_kernel(points, centres) @ weights + one + points @ along).to(like.dtype)
+        if not torch.compiler.is_compiling() and matrix.numel() <= _KEPT:
+            while len(self._matrices) >= 4:
+                del self._matrices[next(iter(self._matrices))]
+            self._matrices[key] = matrix
+        return matrix
 
     def kernel_theta(self, theta):
         coefficients = self.coefficients(theta)  # (..., T + 3, 2)
