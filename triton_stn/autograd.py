@@ -148,3 +148,74 @@ class Splat(torch.autograd.Function):
                 planes, grad, theta, *options, False, True, source
             )[1]
         return grad_planes, grad_theta, None, None, None
+
+
+_library.define(
+    "sample_3d(Tensor input, Tensor theta, SymInt d_out, SymInt h_out, SymInt w_out, str mode, "
+    "str padding_mode, bool align_corners) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "sample_3d_backward(Tensor grad_output, Tensor input, Tensor theta, str mode, "
+    "str padding_mode, bool align_corners, bool needs_input, bool needs_theta) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@torch.library.impl(_library, "sample_3d", "CompositeExplicitAutograd")
+def _sample_3d(*args):
+    from triton_stn.backends import volume
+
+    return volume.sample(*args)
+
+
+@torch.library.register_fake("triton_stn::sample_3d", lib=_library)
+def _sample_3d_fake(input, theta, d_out, h_out, w_out, mode, padding_mode, align_corners):
+    return empty_output(input, theta.shape[1], d_out, h_out, w_out)
+
+
+@torch.library.impl(_library, "sample_3d_backward", "CompositeExplicitAutograd")
+def _sample_3d_backward(*args):
+    from triton_stn.backends import volume
+
+    return volume.sample_backward(*args)
+
+
+@torch.library.register_fake("triton_stn::sample_3d_backward", lib=_library)
+def _sample_3d_backward_fake(
+    grad_output, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta
+):
+    return empty_gradients(input, theta, needs_input, needs_theta)
+
+
+class Sample3d(torch.autograd.Function):
+    """input (N, C, D, H, W), theta (N, K, 3, 4) -> (N, K, C, D_out, H_out, W_out)."""
+
+    @staticmethod
+    def forward(ctx, input, theta, d_out, h_out, w_out, *options):
+        ctx.save_for_backward(input, theta)
+        ctx.options = options  # mode, padding_mode, align_corners
+        with torch._C._AutoDispatchBelowAutograd():
+            return sample_3d(input, theta, d_out, h_out, w_out, *options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        input, theta = ctx.saved_tensors
+        needs_input, needs_theta = ctx.needs_input_grad[:2]
+        grad_input, grad_theta = torch.ops.triton_stn.sample_3d_backward(
+            grad_output, input, theta, *ctx.options, needs_input, needs_theta
+        )
+        return (
+            grad_input if needs_input else None,
+            grad_theta if needs_theta else None,
+            *(None,) * 6,
+        )
+
+
+@torch.library.impl(_library, "sample_3d", "Autograd")
+def _sample_3d_autograd(*args):
+    return Sample3d.apply(*args)
+
+
+sample_3d = torch.ops.triton_stn.sample_3d

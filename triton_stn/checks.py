@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from triton_stn.transforms import Transform
 
 MODES = ("nearest", "bilinear", "bicubic")
+MODES_3D = ("nearest", "bilinear")
 PADDING_MODES = ("zeros", "border", "reflection")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -31,13 +32,24 @@ def check_dtype(name: str, tensor: torch.Tensor) -> None:
         raise TypeError(f"{name} must have one of the dtypes {expected}, got {tensor.dtype}")
 
 
-def check_input(input: Any) -> None:
+def check_input(input: Any, volumes: bool = False) -> None:
+    """An image, or with ``volumes`` an image or a volume."""
     check_tensor("input", input)
     check_dtype("input", input)
-    if input.ndim != 4:
-        raise ValueError(f"input must have shape (N, C, H, W), got {shape_of(input)}")
-    if input.shape[2] == 0 or input.shape[3] == 0:
-        raise ValueError(f"input must have H > 0 and W > 0, got shape {shape_of(input)}")
+    if input.ndim != 4 and not (volumes and input.ndim == 5):
+        expected = "(N, C, H, W)" + " or (N, C, D, H, W)" * volumes
+        raise ValueError(f"input must have shape {expected}, got {shape_of(input)}")
+    if 0 in input.shape[2:]:
+        sides = "D > 0, " * (input.ndim == 5) + "H > 0 and W > 0"
+        raise ValueError(f"input must have {sides}, got shape {shape_of(input)}")
+
+
+def check_dimensions(transform: Transform, input: torch.Tensor) -> None:
+    if transform.ndim != input.ndim - 2:
+        raise ValueError(
+            f"transform must have ndim = {input.ndim - 2} for an input of shape "
+            f"{shape_of(input)}, got {transform!r} with ndim = {transform.ndim}"
+        )
 
 
 def check_splat_input(input: Any, k: int | None) -> None:
@@ -95,7 +107,7 @@ def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:
         article = "an" if name[0] in "aeiou" else "a"
         raise ValueError(
             f"theta of {article} {name} transform must have shape ({one}), (N, {one}) or "
-            f"(N, K, {one}), got {shape_of(theta)}"
+            f"(N, K, {one}) for an input of shape {shape_of(input)}, got {shape_of(theta)}"
         )
     if leading > 0:
         check_batch("theta", theta, input)
@@ -138,14 +150,19 @@ def check_device(name: str, tensor: torch.Tensor, input: torch.Tensor) -> None:
         )
 
 
-def check_output_size(output_size: Any, input: torch.Tensor) -> tuple[int, int]:
-    """The output's (height, width)."""
+def check_output_size(output_size: Any, input: torch.Tensor) -> tuple[int, ...]:
+    """The output's (height, width), or (depth, height, width)."""
+    ndim = input.ndim - 2
     if output_size is None:
-        return input.shape[2], input.shape[3]
-    sizes = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
-    if isinstance(output_size, str) or len(sizes) != 2:
-        raise ValueError(f"output_size must be an int or (H_out, W_out), got {output_size!r}")
-    return _check_size(sizes[0], output_size), _check_size(sizes[1], output_size)
+        return tuple(input.shape[2:])
+    sizes = output_size if isinstance(output_size, Sequence) else (output_size,) * ndim
+    if isinstance(output_size, str) or len(sizes) != ndim:
+        expected = "(H_out, W_out)" if ndim == 2 else "(D_out, H_out, W_out)"
+        raise ValueError(
+            f"output_size must be an int or {expected} for an input of shape {shape_of(input)}, "
+            f"got {output_size!r}"
+        )
+    return tuple(_check_size(size, output_size) for size in sizes)
 
 
 def _check_size(size: Any, output_size: Any) -> int:
@@ -155,7 +172,7 @@ def _check_size(size: Any, output_size: Any) -> int:
         size = size if isinstance(size, (int, torch.SymInt)) else operator.index(size)
     except TypeError:
         raise TypeError(
-            f"output_size must be an int or a pair of ints, got {output_size!r}"
+            f"output_size must be an int or a sequence of ints, got {output_size!r}"
         ) from None
     if size <= 0:
         raise ValueError(f"output_size must be positive, got {output_size!r}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from triton_stn import autograd, backends, checks, transforms
-from triton_stn.backends import pytorch
+from triton_stn.backends import pytorch, pytorch_volume
 
 
 def spatial_transform(
@@ -28,18 +28,20 @@ def spatial_transform(
     mode, padding_mode, align_corners)``; the grid is never stored.
 
     Args:
-        input: images, ``(N, C, H, W)``; float16, bfloat16, float32 or float64; any strides.
+        input: images, ``(N, C, H, W)``, or volumes, ``(N, C, D, H, W)``, for an affine map alone;
+            float16, bfloat16, float32 or float64; any strides.
         theta: maps normalised output coordinates to normalised input coordinates, in (x, y)
-            order, both in [-1, 1] over the image. Its last dimensions are the transform's
-            ``theta_shape``, ``(2, 3)`` for an affine map; before them nothing, one map for the
-            whole batch; ``(N,)``, one an image; or ``(N, K)``, K an image, without copying the
+            order, (x, y, z) of a volume, both in [-1, 1] over the image. Its last dimensions are
+            the transform's ``theta_shape``, ``(2, 3)`` for an affine map, ``(3, 4)`` for one of a
+            volume; before them nothing, one map for the whole batch; ``(N,)``, one an image; or ``(N, K)``, K an image, without copying the
             image. Any floating dtype.
-        output_size: ``(H_out, W_out)``, an int for a square, or None for the input's size.
+        output_size: ``(H_out, W_out)``, or ``(D_out, H_out, W_out)`` of a volume, an int for a
+            square or a cube, or None for the input's size.
         transform: ``"affine"`` (2, 3), ``"attention"`` (3,), ``"similarity"`` (4,),
             ``"projective"`` (3, 3), or an object of `triton_stn.transforms`, such as
             ``ThinPlateSpline(rows, cols)``.
-        mode: ``"bilinear"``, ``"nearest"`` (halves round to even) or ``"bicubic"`` (A = -0.75),
-            with PyTorch's results.
+        mode: ``"bilinear"`` (trilinear on a volume), ``"nearest"`` (halves round to even) or
+            ``"bicubic"`` (A = -0.75; not on a volume), with PyTorch's results.
         padding_mode: what lies outside the image: ``"zeros"``, ``"border"`` (the nearest edge
             pixel) or ``"reflection"``.
         fill_value: with ``padding_mode="zeros"``, what lies outside instead of 0: a number, or one
@@ -51,8 +53,8 @@ def spatial_transform(
             each axis. For affine, attention and similarity with ``mode="bilinear"``.
 
     Returns:
-        ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)`` when ``theta`` has K, in the dtype
-        and the memory format of ``input``. Coordinates, weights and sums are float32 (float64 for a
+        ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)`` when ``theta`` has K, with D_out
+        before H_out for a volume, in the dtype and the memory format of ``input``. Coordinates, weights and sums are float32 (float64 for a
         float64 input) and are rounded once, at the store. A finite source coordinate, however
         large, is out of view; a non-finite one gives NaN at that output and nowhere else.
 
@@ -63,9 +65,10 @@ def spatial_transform(
 
     Source: Jaderberg et al., "Spatial Transformer Networks", 2015, arXiv 1506.02025, section 3.
     """
-    checks.check_input(input)
-    transform = transforms.resolve(transform)
-    _check_options(mode, padding_mode, align_corners)
+    checks.check_input(input, volumes=True)
+    transform = transforms.resolve(transform, input.ndim - 2)
+    checks.check_dimensions(transform, input)
+    _check_options(mode, padding_mode, align_corners, input.ndim)
     checks.check_theta(theta, input, transform)
     checks.check_fill_value(fill_value, input, padding_mode)
     checks.check_antialias(antialias, mode, transform)
@@ -180,6 +183,7 @@ def splat(
     checks.check_splat_input(input, theta.shape[1] if has_k else None)
     checks.check_theta(theta, input, transform)
     planes = input if has_k else input[:, None]  # (N, K, C, h, w)
+    checks.check_dimensions(transform, planes[:, 0])
     size = checks.check_output_size(output_size, planes[:, 0])
     source, theta, _ = _operand(transform, theta, planes, planes.shape[3:], align_corners)
     return _splat(planes, theta, size, (mode, padding_mode, align_corners, source), normalize)
@@ -224,8 +228,8 @@ def grid_splat(
     return _splat(planes, grids, size, (mode, padding_mode, align_corners, "grid"), normalize)
 
 
-def _check_options(mode, padding_mode, align_corners) -> None:
-    checks.check_choice("mode", mode, checks.MODES)
+def _check_options(mode, padding_mode, align_corners, ndim=4) -> None:
+    checks.check_choice("mode", mode, checks.MODES if ndim == 4 else checks.MODES_3D)
     checks.check_choice("padding_mode", padding_mode, checks.PADDING_MODES)
     checks.check_bool("align_corners", align_corners)
 
@@ -246,8 +250,13 @@ def _operand(transform, theta, input, size, align_corners) -> tuple[str, torch.T
 
 
 def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
-    """(N, K, C, H_out, W_out), by the backend of ``input``."""
-    sample = autograd.sample if backends.uses_triton(input) else pytorch.sample
+    """(N, K, C, *size), by the backend of ``input``."""
+    uses_triton = backends.uses_triton(input)
+    if input.ndim == 5:
+        sample = autograd.sample_3d if uses_triton else pytorch_volume.sample
+        rules = rules[:3]  # the source is an affine map
+    else:
+        sample = autograd.sample if uses_triton else pytorch.sample
     output = sample(input, theta, *size, *rules)
     if fill_value is None:
         return output
@@ -255,7 +264,8 @@ def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
     dtype = torch.promote_types(input.dtype, torch.float32)
     ones = torch.ones((), dtype=dtype, device=input.device).expand_as(input[:, :1])
     inside = sample(ones, theta, *size, *rules)
-    fill = torch.as_tensor(fill_value, dtype=dtype, device=input.device).view(-1, 1, 1)
+    fill = torch.as_tensor(fill_value, dtype=dtype, device=input.device)
+    fill = fill.view(-1, *(1 for _ in size))
     # Rounding leaves up to 1e-6 outside where nothing is: there even an inf is not read.
     outside = torch.where(inside < 1 - 1e-6, fill * (1 - inside), 0.0)
     return (output + outside).to(input.dtype, memory_format=torch.preserve_format)

@@ -8,9 +8,9 @@ import torch
 
 
 def channels_lie_last(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """Whether the channels of a (N, C, H, W) layout lie side by side, pixel after pixel."""
-    c, w = shape[1], shape[3]
-    return c > 1 and strides[1] == 1 and (w == 1 or strides[3] >= c)
+    """Whether the channels of a (N, C, [D,] H, W) layout lie side by side, pixel after pixel."""
+    c, w = shape[1], shape[-1]
+    return c > 1 and strides[1] == 1 and (w == 1 or strides[-1] >= c)
 
 
 def is_channels_last(tensor: torch.Tensor) -> bool:
@@ -18,19 +18,21 @@ def is_channels_last(tensor: torch.Tensor) -> bool:
 
 
 def memory_format(tensor: torch.Tensor) -> torch.memory_format:
-    return torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
+    if not is_channels_last(tensor):
+        return torch.contiguous_format
+    return torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
 
 
-def empty_output(input: torch.Tensor, k: int, h_out: int, w_out: int) -> torch.Tensor:
-    """An uninitialised (N, K, C, H_out, W_out) in the dtype and memory format of ``input``."""
+def empty_output(input: torch.Tensor, k: int, *size: int) -> torch.Tensor:
+    """An uninitialised (N, K, C, *size) in the dtype and memory format of ``input``."""
     n, c = input.shape[:2]
     output = torch.empty(
-        (n * k, c, h_out, w_out),
+        (n * k, c, *size),
         dtype=input.dtype,
         device=input.device,
         memory_format=memory_format(input),
     )
-    return output.view(n, k, c, h_out, w_out)
+    return output.view(n, k, c, *size)
 
 
 def empty_gradients(

@@ -90,6 +90,42 @@ def spline_gradient(images: int, pixels: int, coefficients: int) -> Config:
     )
 
 
+def volume(
+    images: int, channels: int, size: tuple[int, int, int], run: int, most_channels_a_pass: int
+) -> Config:
+    """``images`` is N·K and ``size`` (D, H, W) the output's, or N and the input's for the gather."""
+    d, h, w = size
+    if run > 1:
+        aligned = channels % (run // 8) == 0
+        block_d, block_h, block_w = 1 if d == 1 or not aligned else 2, 2, 4
+        block_c = min(next_power_of_2(channels), run)
+    else:
+        # 2 x 4 x 4 voxels a warp: like 4 x 8 pixels, a patch as nearly as wide as it is high.
+        block_d = min(8, next_power_of_2(d))
+        block_w = 8 if d == 1 else 4
+        block_h, block_c = PATCH_H * PATCH_W // (block_d * block_w), 1
+    channels_a_pass = 1 if run > 1 else min(channels, most_channels_a_pass)
+    step = channels_a_pass * block_c
+    tiles = cdiv(d, block_d) * cdiv(h, block_h) * cdiv(w, block_w)
+    least = max(step, MIN_CHANNELS_A_SPLIT)
+    splits = 1
+    while 2 * splits * least <= channels and images * tiles * splits < ENOUGH_PROGRAMS:
+        splits *= 2
+    return Config(
+        grid=(images * tiles * splits, 1, 1),
+        constants=dict(
+            BLOCK_D=block_d,
+            BLOCK_H=block_h,
+            BLOCK_W=block_w,
+            BLOCK_C=block_c,
+            SPLITS=splits,
+            PASS=channels_a_pass,
+            MASK_CHANNELS=channels % (splits * step) != 0,
+        ),
+        slots=tiles * splits,
+    )
+
+
 def _cut(
     images: int,
     channels: int,
