@@ -18,6 +18,7 @@ WARP = 32
 def footprint(ttgir: str, constants: dict) -> str:
     """What a warp covers: "rows x columns" of pixels, and lanes x channels in channels-last.
 
+    Of voxels, "slices x rows x columns".
     From the threadsPerWarp of the sampling layout, whose first axis counts a tile's pixels.
     """
     layouts = re.findall(
@@ -28,7 +29,11 @@ def footprint(ttgir: str, constants: dict) -> str:
     _, channels, pixels, lanes = map(int, layouts[0])
     columns = min(pixels, constants["BLOCK_W"])
     runs = f", {lanes}x{channels} channels" if lanes * channels > 1 else ""
-    return f"{pixels // columns}x{columns}{runs}"
+    rows = pixels // columns
+    if "BLOCK_D" in constants:
+        slices = max(rows // constants["BLOCK_H"], 1)
+        return f"{slices}x{rows // slices}x{columns}{runs}"
+    return f"{rows}x{columns}{runs}"
 
 
 def nvidia_resources(cubin: bytes, launch: fused.Launch, window: str, itemsize: int) -> dict:

@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench import sass
-from triton_stn.backends import fused
+from triton_stn.backends import fused, volume
 from triton_stn.backends.layout import empty_gradients, empty_output
 
 TARGETS = {
@@ -102,6 +102,58 @@ def _calls() -> Iterator[Specialisation]:
     yield from passes((16, 3, 512, 512), single, nchw, both, "area")  # antialias=True
     yield from passes((64, 64, 56, 56), half, last, both, "area")
     yield from passes((64, 64, 56, 56), half, last, both, "bicubic", "border")
+    # Volumes: few channels, many, channels-last, and thin ones.
+    last = torch.channels_last_3d
+    yield from volume_passes((4, 1, 128, 128, 128), single, nchw, every)
+    yield from volume_passes((4, 3, 64, 64, 64), single, nchw, both, k=3)
+    yield from volume_passes((8, 32, 64, 64, 64), single, nchw, every)
+    yield from volume_passes((8, 32, 64, 64, 64), half, nchw, both)
+    yield from volume_passes((8, 32, 64, 64, 64), half, last, both)
+    yield from volume_passes((8, 32, 64, 64, 64), single, last, both)
+    yield from volume_passes((2, 17, 3, 31, 33), single, nchw, both)
+    yield from volume_passes((2, 3, 16, 16, 16), double, nchw, both)
+    yield from volume_passes((1, 1, 2048, 2048, 2048), single, nchw, both)  # beyond int32
+    yield from volume_passes((8, 32, 64, 64, 64), single, nchw, both, "nearest")
+    for padding_mode in ("border", "reflection"):
+        yield from volume_passes((8, 32, 64, 64, 64), single, nchw, both, "bilinear", padding_mode)
+        yield from volume_passes((8, 32, 64, 64, 64), half, last, both, "bilinear", padding_mode)
+
+
+def volume_passes(
+    shape: tuple[int, int, int, int, int],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    wanted: Sequence[tuple[bool, bool]],
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    k: int = 1,
+) -> Iterator[Specialisation]:
+    """The launches of one call on a volume, as `passes`; the output has the input's size."""
+    n, c, d, h, w = shape
+    input = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=memory_format)
+    theta = torch.empty(n, k, 3, 4, device="meta")
+    output = empty_output(input, k, d, h, w)
+    layout = "channels-last" if memory_format == torch.channels_last_3d else "NCDHW"
+    name = f"C={c} {str(dtype)[6:]} {layout} {mode} {padding_mode}" + (f" K={k}" if k > 1 else "")
+    where = f"{name} {d}x{h}x{w}"
+    x, t, y = fused.layout(input), fused.layout(theta), fused.layout(output)
+    tensors = dict(X_ptr=input, Theta_ptr=theta, Y_ptr=output)
+    plan = volume.plan_forward(x, t, y, mode, padding_mode, False)
+    yield Specialisation(where, plan, tensors)
+    partial = torch.empty(0, dtype=fused.sum_dtype(dtype), device="meta")
+    for needs_input, needs_theta in wanted:
+        needs_theta = needs_theta and mode != "nearest"
+        sums = torch.empty_like(input, dtype=fused.sum_dtype(dtype))
+        sums = sums if needs_input else input.new_empty(0)
+        tensors = dict(X_ptr=input, Theta_ptr=theta, dY_ptr=output, dX_ptr=sums, P_ptr=partial)
+        options = (mode, padding_mode, False, needs_input, needs_theta)
+        plans = volume.plan_backward(y, x, t, fused.layout(sums), *options)
+        wants = "+".join(["input"] * needs_input + ["θ"] * needs_theta)
+        for plan in plans:
+            yield Specialisation(f"{where} → {wants}", plan, tensors)
+        if needs_theta:
+            plan = volume.plan_reduce(y, x, plans[0].slots, False)
+            yield Specialisation(f"{where} → θ", plan, dict(P_ptr=partial, dTheta_ptr=theta))
 
 
 def passes(

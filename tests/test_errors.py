@@ -11,17 +11,57 @@ import pytest
 import torch
 
 import triton_stn
-from triton_stn.backends import fused, pytorch
+from triton_stn.backends import fused, pytorch, pytorch_volume, volume
 
 X = torch.zeros(2, 3, 4, 5)
 T = torch.zeros(2, 2, 3)
+V, T3 = torch.zeros(2, 3, 4, 5, 6), torch.zeros(2, 3, 4)
 
 WRONG = {
     # input
     "input is a list": ((X.tolist(), T), {}, TypeError, ["input", "torch.Tensor", "list"]),
     "input is None": ((None, T), {}, TypeError, ["input", "torch.Tensor", "NoneType"]),
     "input is 3-D": ((X[0], T), {}, ValueError, ["input", "(N, C, H, W)", "(3, 4, 5)"]),
-    "input is 5-D": ((X[None], T), {}, ValueError, ["input", "(N, C, H, W)", "(1, 2, 3, 4, 5)"]),
+    "input is 6-D": (
+        (V[None], T),
+        {},
+        ValueError,
+        ["input", "(N, C, D, H, W)", "(1, 2, 3, 4, 5, 6)"],
+    ),
+    "D = 0": ((V[:, :, :0], T3), {}, ValueError, ["input", "D > 0", "(2, 3, 0, 5, 6)"]),
+    "theta (2, 3) of a volume": (
+        (V, T),
+        {},
+        ValueError,
+        ["theta", "(3, 4)", "(N, K, 3, 4)", "input of shape (2, 3, 4, 5, 6)", "(2, 2, 3)"],
+    ),
+    "theta (3, 4) of an image": (
+        (X, T3),
+        {},
+        ValueError,
+        ["theta", "(2, 3)", "(N, K, 2, 3)", "input of shape (2, 3, 4, 5)", "(2, 3, 4)"],
+    ),
+    "a 3-D transform of an image": (
+        (X, T3),
+        dict(transform=triton_stn.Affine(3)),
+        ValueError,
+        ["transform", "ndim = 2", "Affine(ndim=3)", "(2, 3, 4, 5)"],
+    ),
+    "a 2-D transform of a volume": (
+        (V, T),
+        dict(transform=triton_stn.ThinPlateSpline(2, 2)),
+        ValueError,
+        ["transform", "ndim = 3", "ThinPlateSpline", "(2, 3, 4, 5, 6)"],
+    ),
+    "a homography of a volume": (
+        (V, torch.zeros(3, 3)),
+        dict(transform="projective"),
+        ValueError,
+        ["transform", "'affine'", "3-D", "'projective'"],
+    ),
+    "a volume of another batch": ((V, T3[:1]), {}, ValueError, ["theta", "N = 2", "1"]),
+    "size of a volume": ((V, T3, (4, 4)), {}, ValueError, ["output_size", "(D_out, H_out, W_out)"]),
+    "bicubic on a volume": ((V, T3), dict(mode="bicubic"), ValueError, ["mode", "'bicubic'"]),
     "int image": ((X.int(), T), {}, TypeError, ["input", "float32", "int32"]),
     "uint8 image": ((X.byte(), T), {}, TypeError, ["input", "float32", "uint8"]),
     "bool image": ((X.bool(), T), {}, TypeError, ["input", "float32", "bool"]),
@@ -99,7 +139,9 @@ def nothing_is_launched(monkeypatch):
         raise AssertionError("a kernel was launched")
 
     monkeypatch.setattr(fused, "launch", launch)
+    monkeypatch.setattr(volume, "launch", launch)
     monkeypatch.setattr(pytorch, "sample", launch)
+    monkeypatch.setattr(pytorch_volume, "sample", launch)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -154,6 +196,8 @@ def test_what_the_wrong_calls_differ_from_is_right(backend):
     """It passes every check and reaches a kernel."""
     with triton_stn.use_backend(backend), pytest.raises(AssertionError, match="was launched"):
         triton_stn.spatial_transform(X, T, (4, 4))
+    with triton_stn.use_backend(backend), pytest.raises(AssertionError, match="was launched"):
+        triton_stn.spatial_transform(V, T3, (4, 4, 4))
 
 
 def test_arguments_after_the_size_are_by_name_alone():

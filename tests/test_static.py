@@ -51,6 +51,15 @@ def test_no_register_is_spilled_on_sm_90(sm_90):
     assert (launched.spilled == 0).all() and (launched.registers > 0).all()
 
 
+def test_volumes_spill_nothing_on_sm_90_and_a_warp_covers_2_by_4_by_4_voxels(tmp_path):
+    text = "C=1 float32 NCDHW bilinear zeros 128"
+    status, rows, printed = report(tmp_path / "volume.csv", text, "sm_90")
+    assert status == 0, printed
+    kernels = {"volume_forward", "volume_gather", "volume_scatter", "volume_reduce"}
+    assert set(rows.kernel) == kernels and (rows.spilled == 0).all()
+    assert set(rows[rows.kernel != "volume_reduce"].warp) == {"2x4x4"}
+
+
 def test_a_warp_covers_a_patch_of_4_by_8_pixels_in_nchw(sm_90):
     assert set(sm_90[sm_90.kernel != "reduce"].warp) == {"4x8"}
 

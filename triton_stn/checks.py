@@ -97,8 +97,6 @@ def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:
     """``theta`` has the transform's shape, after nothing, (N,) or (N, K)."""
     check_tensor("theta", theta)
     check_dtype("theta", theta)
-    if transform.ndim != 2:
-        raise ValueError(f"transform must be of 2 dimensions for (N, C, H, W), got {transform!r}")
     last = transform.theta_shape
     leading = theta.ndim - len(last)
     if leading not in (0, 1, 2) or theta.shape[leading:] != last:

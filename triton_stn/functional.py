@@ -33,8 +33,8 @@ def spatial_transform(
         theta: maps normalised output coordinates to normalised input coordinates, in (x, y)
             order, (x, y, z) of a volume, both in [-1, 1] over the image. Its last dimensions are
             the transform's ``theta_shape``, ``(2, 3)`` for an affine map, ``(3, 4)`` for one of a
-            volume; before them nothing, one map for the whole batch; ``(N,)``, one an image; or ``(N, K)``, K an image, without copying the
-            image. Any floating dtype.
+            volume; before them nothing, one map for the whole batch; ``(N,)``, one an image; or
+            ``(N, K)``, K an image, without copying the image. Any floating dtype.
         output_size: ``(H_out, W_out)``, or ``(D_out, H_out, W_out)`` of a volume, an int for a
             square or a cube, or None for the input's size.
         transform: ``"affine"`` (2, 3), ``"attention"`` (3,), ``"similarity"`` (4,),
@@ -54,9 +54,10 @@ def spatial_transform(
 
     Returns:
         ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)`` when ``theta`` has K, with D_out
-        before H_out for a volume, in the dtype and the memory format of ``input``. Coordinates, weights and sums are float32 (float64 for a
-        float64 input) and are rounded once, at the store. A finite source coordinate, however
-        large, is out of view; a non-finite one gives NaN at that output and nowhere else.
+        before H_out for a volume, in the dtype and the memory format of ``input``. Coordinates,
+        weights and sums are float32 (float64 for a float64 input) and are rounded once, at the
+        store. A finite source coordinate, however large, is out of view; a non-finite one gives
+        NaN at that output and nowhere else.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.

@@ -35,6 +35,9 @@ from triton_stn.kernels.volume_scatter import volume_scatter
 
 # Channels whose eight loads are under way at once, and channels that share a window's weights.
 FORWARD_PASS, GATHER_PASS = 3, 4
+# More partial sums of one θ than this are first added by PyTorch, which cuts a sum among many
+# programs (in a fixed order) where volume_reduce has one.
+MANY_SLOTS = 512
 
 
 def sample(
@@ -97,7 +100,9 @@ def sample_backward(
             P_ptr=partial,
         )  # fmt: skip
     if needs_theta:
-        plan = plan_reduce(layout(grad_output), layout(input), plans[0].slots, align_corners)
+        if partial.shape[2] > MANY_SLOTS:
+            partial = partial.sum(2, keepdim=True)
+        plan = plan_reduce(layout(grad_output), layout(input), partial.shape[2], align_corners)
         launch(plan, input.device, P_ptr=partial, dTheta_ptr=grad_theta)
     return sums.to(input.dtype), grad_theta
 
@@ -151,6 +156,8 @@ def plan_backward(
     run = run_length(input, grad_output, written)
     over_input = configs.volume(n, c, input.shape[2:], run, GATHER_PASS)
     over_output = configs.volume(n * k, c, tuple(size), run, 1)
+    if gathers:  # few scatter programs, for most θ leave them without work
+        over_output = configs.walk(over_output, n * k)
     gather_slots = over_input.slots if gathers else 0
     if k > 1:
         per_split = configs.cdiv(c, over_input.constants["SPLITS"])
@@ -175,16 +182,20 @@ def plan_backward(
                 | types
                 | dict(EVERY=deterministic, ONE_THETA=k == 1, NEEDS_THETA=needs_theta),
                 slots=slots if needs_theta else 0,
+                # Left alone, ptxas gives float64 168 registers, and spills one.
+                maxnreg=configs.GATHER_RUN_REGISTERS if input.dtype == torch.float64 else None,
             ),
         )
     if scatters:
         constants = {name: v for name, v in over_output.constants.items() if name != "PASS"}
+        splits = constants["SPLITS"]
         constants |= dict(PADDING=padding_mode, WIDE_ONLY=gathers)
         plans += (
             Launch(
                 kernel=volume_scatter,
                 grid=over_output.grid,
-                numbers=numbers | dict(first_slot=gather_slots),
+                numbers=numbers
+                | dict(first_slot=gather_slots, walkers=over_output.grid[0] // (n * k * splits)),
                 constants=constants
                 | types
                 | dict(NEEDS_INPUT=needs_input, NEEDS_THETA=needs_theta),

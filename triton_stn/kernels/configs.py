@@ -93,7 +93,7 @@ def spline_gradient(images: int, pixels: int, coefficients: int) -> Config:
 def volume(
     images: int, channels: int, size: tuple[int, int, int], run: int, most_channels_a_pass: int
 ) -> Config:
-    """``images`` is N·K and ``size`` (D, H, W) the output's, or N and the input's for the gather."""
+    """``images`` is N·K and ``size`` (D, H, W) the output's; of the gather, N and the input's."""
     d, h, w = size
     if run > 1:
         aligned = channels % (run // 8) == 0
@@ -124,6 +124,14 @@ def volume(
         ),
         slots=tiles * splits,
     )
+
+
+def walk(config: Config, images: int) -> Config:
+    """The same tiles for fewer programs: an idle one costs a launch and the inverse of a theta."""
+    splits = config.constants["SPLITS"]
+    tiles = config.slots // splits
+    walkers = min(tiles, cdiv(4 * ENOUGH_PROGRAMS, images * splits))
+    return Config((images * walkers * splits, 1, 1), config.constants, walkers * splits)
 
 
 def _cut(

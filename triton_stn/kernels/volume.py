@@ -57,7 +57,7 @@ def tile_3d(
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The tile of that number: its first voxel (d, h, w), and the offsets of its voxels and channels.
+    """The tile of that number: its first voxel (d, h, w), its voxels' and channels' offsets.
 
     Offsets are (slices, rows, columns), [voxels, 1] each, and channels [1, BLOCK_C]. The voxels are
     one axis, columns fastest: 32 threads lie over a patch of 2 x 4 x 4 where BLOCK_H = BLOCK_W = 4.
@@ -86,7 +86,7 @@ def offsets_3d(d, h, w, stride_d, stride_h, stride_w, INDEX: tl.constexpr):
 
 @triton.jit
 def corners(along_x, along_y, along_z, mask):
-    """(weights, masks) of the eight taps, x fastest, from what `coordinates.taps` gives per axis."""
+    """(weights, masks) of the eight taps, x fastest, from `coordinates.taps` along each axis."""
     _, wx, in_x0, in_x1, _ = along_x
     _, wy, in_y0, in_y1, _ = along_y
     _, wz, in_z0, in_z1, _ = along_z
@@ -130,7 +130,7 @@ def corner(ptrs, stride_d, stride_h, stride_w, TAP: tl.constexpr):
 
 @triton.jit
 def window_3d(map, centre_d, centre_h, centre_w, MODE: tl.constexpr):
-    """The inverse of a voxel map: (inverse matrix, reach along (j, i, k), whether theta is gathered).
+    """The inverse of a voxel map: (inverse matrix, reach along (j, i, k), theta is gathered).
 
     Output voxels that read input voxel u lie within the reach of A⁻¹(u - b), as in
     `candidates.inverse_map`. The reach is widened by 1/64 and by a bound on the rounding of A⁻¹ and

@@ -27,16 +27,7 @@ from triton_stn.kernels.volume import (
     tile_3d,
     window_3d,
 )
-from triton_stn.kernels.volume_scatter import store_moments_3d
-
-
-@triton.jit
-def zero_moments_3d(VOXELS: tl.constexpr, DTYPE: tl.constexpr):
-    """Twelve zeros a voxel of a tile."""
-    moments = ()
-    for _ in tl.static_range(12):
-        moments = moments + (tl.zeros([VOXELS, 1], DTYPE),)
-    return moments
+from triton_stn.kernels.volume_scatter import add_moments_3d, store_moments_3d, zero_moments_3d
 
 
 @triton.jit
@@ -273,13 +264,3 @@ def gather_theta_3d(
                 i += 1
             k += 1
     return acc, moments
-
-
-@triton.jit
-def add_moments_3d(m, x, y, z, j, i, k):
-    """moments - (x·(j, i, k, 1), y·(j, i, k, 1), z·(j, i, k, 1))"""
-    return (
-        tl.fma(-j, x, m[0]), tl.fma(-i, x, m[1]), tl.fma(-k, x, m[2]), m[3] - x,
-        tl.fma(-j, y, m[4]), tl.fma(-i, y, m[5]), tl.fma(-k, y, m[6]), m[7] - y,
-        tl.fma(-j, z, m[8]), tl.fma(-i, z, m[9]), tl.fma(-k, z, m[10]), m[11] - z,
-    )  # fmt: skip

@@ -7,7 +7,8 @@ With the eight taps of its coordinate each output voxel has
 for dtheta, and adds dY · wx · wy · wz to the eight taps of grad_input with float atomics, whose
 order is not fixed: for the padding modes that fold space onto the edge, and for a theta whose
 gathering window is too large.
-Launch grid: (N·K·tiles·SPLITS,), splits fastest; a split owns a range of channels.
+Launch grid: (N·K·walkers·SPLITS,), splits fastest; a split owns a range of channels, a walker every
+walkers-th tile. There are as many walkers as tiles, but few where most of a launch may be idle.
 """
 
 import triton
@@ -26,6 +27,25 @@ from triton_stn.kernels.volume import (
     tile_3d,
     window_3d,
 )
+
+
+@triton.jit
+def zero_moments_3d(VOXELS: tl.constexpr, DTYPE: tl.constexpr):
+    """Twelve zeros a voxel of a tile."""
+    moments = ()
+    for _ in tl.static_range(12):
+        moments = moments + (tl.zeros([VOXELS, 1], DTYPE),)
+    return moments
+
+
+@triton.jit
+def add_moments_3d(m, x, y, z, j, i, k):
+    """moments - (x·(j, i, k, 1), y·(j, i, k, 1), z·(j, i, k, 1))"""
+    return (
+        tl.fma(-j, x, m[0]), tl.fma(-i, x, m[1]), tl.fma(-k, x, m[2]), m[3] - x,
+        tl.fma(-j, y, m[4]), tl.fma(-i, y, m[5]), tl.fma(-k, y, m[6]), m[7] - y,
+        tl.fma(-j, z, m[8]), tl.fma(-i, z, m[9]), tl.fma(-k, z, m[10]), m[11] - z,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -49,6 +69,7 @@ def volume_scatter(
     W_out,
     slots,
     first_slot,  # of this kernel's; the others are the gather's
+    walkers,
     stride_xn,
     stride_xc,
     stride_xd,
@@ -102,8 +123,8 @@ def volume_scatter(
 ):
     tiles = count_tiles(D_out, H_out, W_out, BLOCK_D, BLOCK_H, BLOCK_W)
     program = tl.program_id(0) // SPLITS
-    nk = program // tiles
-    tile = program - nk * tiles
+    nk = program // walkers
+    walker = program - nk * walkers
     n = nk // K
     k = nk - n * K
     Theta_ptr += n.to(tl.int64) * stride_tn + k.to(tl.int64) * stride_tk
@@ -116,32 +137,33 @@ def volume_scatter(
     X_ptr += n.to(tl.int64) * stride_xn + first * stride_xc
     dX_ptr += n.to(tl.int64) * stride_dxn + first * stride_dxc
     dY_ptr += n.to(tl.int64) * stride_gn + k.to(tl.int64) * stride_gk + first * stride_gc
-    slot = first_slot + tile * SPLITS + tl.program_id(0) % SPLITS
-    P_ptr += (nk.to(tl.int64) * slots + slot) * 12
     if WIDE_ONLY:
         mine = not window_3d(map, centre_d, centre_h, centre_w, MODE)[2]
     else:
         mine = True
+    moments = zero_moments_3d(BLOCK_D * BLOCK_H * BLOCK_W, DTYPE)
     if mine:
-        scatter_tile(
-            (X_ptr, stride_xc, stride_xd, stride_xh, stride_xw),
-            (dY_ptr, stride_gc, stride_gd, stride_gh, stride_gw),
-            (dX_ptr, stride_dxc, stride_dxd, stride_dxh, stride_dxw),
-            P_ptr, map, tile, count, D_out, H_out, W_out, last_w, last_h, last_d,
-            centre_w, centre_h, centre_d, edge, MODE, PADDING, NEEDS_INPUT, NEEDS_THETA,
-            MASK_CHANNELS, BLOCK_D, BLOCK_H, BLOCK_W, BLOCK_C, DTYPE, INDEX,
-        )  # fmt: skip
-    elif NEEDS_THETA:
-        columns = tl.arange(0, 16)
-        tl.store(P_ptr + columns, tl.zeros([16], DTYPE), mask=columns < 12)
+        for tile in range(walker, tiles, walkers):
+            moments = scatter_tile(
+                moments,
+                (X_ptr, stride_xc, stride_xd, stride_xh, stride_xw),
+                (dY_ptr, stride_gc, stride_gd, stride_gh, stride_gw),
+                (dX_ptr, stride_dxc, stride_dxd, stride_dxh, stride_dxw),
+                map, tile, count, D_out, H_out, W_out, last_w, last_h, last_d,
+                centre_w, centre_h, centre_d, edge, MODE, PADDING, NEEDS_INPUT, NEEDS_THETA,
+                MASK_CHANNELS, BLOCK_D, BLOCK_H, BLOCK_W, BLOCK_C, DTYPE, INDEX,
+            )  # fmt: skip
+    if NEEDS_THETA:
+        slot = first_slot + walker * SPLITS + tl.program_id(0) % SPLITS
+        store_moments_3d(P_ptr + (nk.to(tl.int64) * slots + slot) * 12, moments)
 
 
 @triton.jit
 def scatter_tile(
-    X,
+    moments,
+    X,  # (X at the first channel, stride_xc, stride_xd, stride_xh, stride_xw)
     G,
     dX,
-    P_ptr,
     map,
     tile,
     count,
@@ -265,8 +287,6 @@ def scatter_tile(
             s_x = tl.where(mask, s_x * slope_x, 0.0)
             s_y = tl.where(mask, s_y * slope_y, 0.0)
             s_z = tl.where(mask, s_z * slope_z, 0.0)
-            moments = (
-                s_x * j, s_x * i, s_x * k, s_x, s_y * j, s_y * i, s_y * k, s_y,
-                s_z * j, s_z * i, s_z * k, s_z,
-            )  # fmt: skip
-            store_moments_3d(P_ptr, moments)
+            # The sums that `add_moments_3d` takes have the other sign.
+            moments = add_moments_3d(moments, -s_x, -s_y, -s_z, j, i, k)
+    return moments
