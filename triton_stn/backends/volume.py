@@ -182,8 +182,7 @@ def plan_backward(
                 | types
                 | dict(EVERY=deterministic, ONE_THETA=k == 1, NEEDS_THETA=needs_theta),
                 slots=slots if needs_theta else 0,
-                # Left alone, ptxas gives float64 168 registers, and spills one.
-                maxnreg=configs.GATHER_RUN_REGISTERS if input.dtype == torch.float64 else None,
+                maxnreg=configs.volume_registers(c, input.dtype.itemsize, needs_theta),
             ),
         )
     if scatters:

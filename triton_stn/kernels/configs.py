@@ -126,6 +126,13 @@ def volume(
     )
 
 
+def volume_registers(channels: int, itemsize: int, needs_theta: bool) -> int | None:
+    """The register cap of the gather on volumes, where ptxas spills one or two if left alone."""
+    if itemsize == 8:
+        return GATHER_RUN_REGISTERS  # it settles on 168
+    return 64 if channels == 1 and not needs_theta else None  # it settles on 48, on sm_80
+
+
 def walk(config: Config, images: int) -> Config:
     """The same tiles for fewer programs: an idle one costs a launch and the inverse of a theta."""
     splits = config.constants["SPLITS"]
