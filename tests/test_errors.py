@@ -59,6 +59,12 @@ WRONG = {
         ValueError,
         ["transform", "'affine'", "3-D", "'projective'"],
     ),
+    "antialias on a volume": (
+        (V, T3),
+        dict(antialias=True),
+        ValueError,
+        ["antialias", "(N, C, H, W)", "Affine(ndim=3)"],
+    ),
     "a volume of another batch": ((V, T3[:1]), {}, ValueError, ["theta", "N = 2", "1"]),
     "size of a volume": ((V, T3, (4, 4)), {}, ValueError, ["output_size", "(D_out, H_out, W_out)"]),
     "bicubic on a volume": ((V, T3), dict(mode="bicubic"), ValueError, ["mode", "'bicubic'"]),

@@ -87,9 +87,10 @@ def check_antialias(antialias: Any, mode: str, transform: Transform) -> None:
     check_bool("antialias", antialias)
     if antialias and mode != "bilinear":
         raise ValueError(f"antialias needs mode='bilinear', got {mode!r}")
-    if antialias and not transform.is_affine:
+    if antialias and not (transform.is_affine and transform.ndim == 2):
         raise ValueError(
-            f"antialias needs transform 'affine', 'attention' or 'similarity', got {transform!r}"
+            "antialias needs transform 'affine', 'attention' or 'similarity' of (N, C, H, W), "
+            f"got {transform!r}"
         )
 
 
