@@ -73,7 +73,7 @@ def test_every_window_gathers_what_was_read(kernels: Place, window, k, layout, m
     check(kernels, torch.stack(maps)[None], channels, layout, dtype, mode)
 
 
-@pytest.mark.parametrize("channels, layout", [(5, "nchw"), (8, "channels_last")])
+@pytest.mark.parametrize("channels, layout", [(5, "nchw"), (17, "nchw"), (8, "channels_last")])
 def test_the_windows_of_one_image_s_transforms_add_up(kernels: Place, channels, layout):
     maps = [
         theta_from_pixels(WINDOWS[window], SHIFTS[0], SIZE, OUTPUT_SIZE)

@@ -173,7 +173,6 @@ def _cut(
     splits = 1
     while 2 * splits * least <= channels and images * columns * rows * splits < ENOUGH_PROGRAMS:
         splits *= 2
-    per_split = cdiv(channels, splits)
     return Config(
         grid=(images * splits, columns, rows),
         constants=dict(
@@ -182,7 +181,7 @@ def _cut(
             BLOCK_C=block_c,
             SPLITS=splits,
             TILES=tiles,
-            MASK_CHANNELS=per_split % step != 0 or channels % step != 0,
+            MASK_CHANNELS=channels % (splits * step) != 0,
         ),
         slots=columns * rows * splits,
     )

@@ -122,7 +122,8 @@ def gather(
     canvas = (H_out, W_out, centre_h, centre_w)
     STEP: tl.constexpr = PASS * BLOCK_C
     scales = (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h)
-    passes = 1 if ONE_PASS else tl.cdiv(count, STEP)
+    # As many in every split, so that each (tile, split, pass) has a slot and fills it.
+    passes = 1 if ONE_PASS else tl.cdiv(tl.cdiv(C, SPLITS), STEP)
     if ONE_THETA:
         map = load_map(Theta_ptr, scales, DTYPE)
         inverse = inverse_map(map, MODE)
