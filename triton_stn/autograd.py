@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.autograd.function import once_differentiable
 
-from triton_stn.backends.layout import empty_gradients, empty_output, is_channels_last
+from triton_stn.backends.layout import empty_gradients, empty_output
 
 _library = torch.library.Library("triton_stn", "DEF")
 _library.define(
@@ -80,37 +80,39 @@ def _sample_backward_fake(
 
 
 class Sample(torch.autograd.Function):
-    """input (N, C, H, W), theta (N, K, *) -> (N, K, C, H_out, W_out). Saves its two inputs."""
+    """input (N, C, *), theta (N, K, *) -> (N, K, C, *size), of images and of volumes.
+
+    ``arguments`` are those of the operator after theta. Saves its two inputs.
+    """
 
     @staticmethod
-    def forward(
-        ctx, input, theta, h_out, w_out, mode, padding_mode, align_corners, source="affine"
-    ):
+    def forward(ctx, input, theta, *arguments):
         ctx.save_for_backward(input, theta)
-        ctx.options, ctx.source = (mode, padding_mode, align_corners), source
+        ctx.arguments = arguments
+        operator = sample if input.ndim == 4 else sample_3d
         with torch._C._AutoDispatchBelowAutograd():  # past this Function, to the kernel
-            return sample(input, theta, h_out, w_out, mode, padding_mode, align_corners, source)
+            return operator(input, theta, *arguments)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
         input, theta = ctx.saved_tensors
         needs_input, needs_theta = ctx.needs_input_grad[:2]
-        grad_input, grad_theta = torch.ops.triton_stn.sample_backward(
-            grad_output, input, theta, *ctx.options, needs_input, needs_theta, ctx.source
-        )
+        operator = sample_backward if input.ndim == 4 else sample_3d_backward
+        # mode, padding_mode and align_corners follow the size; of an image, the source comes last.
+        mode, padding_mode, align_corners, *source = ctx.arguments[input.ndim - 2 :]
+        options = (mode, padding_mode, align_corners, needs_input, needs_theta, *source)
+        grad_input, grad_theta = operator(grad_output, input, theta, *options)
         return (
             grad_input if needs_input else None,
             grad_theta if needs_theta else None,
-            *(None,) * 6,
+            *(None,) * len(ctx.arguments),
         )
 
 
 @torch.library.impl(_library, "sample", "Autograd")
-def _sample_autograd(
-    input, theta, h_out, w_out, mode, padding_mode, align_corners, source="affine"
-):
-    return Sample.apply(input, theta, h_out, w_out, mode, padding_mode, align_corners, source)
+def _sample_autograd(*args):
+    return Sample.apply(*args)
 
 
 sample = torch.ops.triton_stn.sample
@@ -129,10 +131,8 @@ class Splat(torch.autograd.Function):
         ctx.save_for_backward(planes, theta)
         ctx.rules, ctx.backend = rules, backend
         *options, source = rules
-        n, _, c = planes.shape[:3]
-        image = planes.new_empty((n, c, *size))  # its values are not read, its layout is
-        if is_channels_last(planes[:, 0]):
-            image = image.to(memory_format=torch.channels_last)
+        # Its values are not read, its layout is.
+        image = empty_output(planes[:, 0], 1, *size).squeeze(1)
         return backend.sample_backward(planes, image, theta, *options, True, False, source)[0]
 
     @staticmethod
@@ -188,34 +188,10 @@ def _sample_3d_backward_fake(
     return empty_gradients(input, theta, needs_input, needs_theta)
 
 
-class Sample3d(torch.autograd.Function):
-    """input (N, C, D, H, W), theta (N, K, 3, 4) -> (N, K, C, D_out, H_out, W_out)."""
-
-    @staticmethod
-    def forward(ctx, input, theta, d_out, h_out, w_out, *options):
-        ctx.save_for_backward(input, theta)
-        ctx.options = options  # mode, padding_mode, align_corners
-        with torch._C._AutoDispatchBelowAutograd():
-            return sample_3d(input, theta, d_out, h_out, w_out, *options)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
-        input, theta = ctx.saved_tensors
-        needs_input, needs_theta = ctx.needs_input_grad[:2]
-        grad_input, grad_theta = torch.ops.triton_stn.sample_3d_backward(
-            grad_output, input, theta, *ctx.options, needs_input, needs_theta
-        )
-        return (
-            grad_input if needs_input else None,
-            grad_theta if needs_theta else None,
-            *(None,) * 6,
-        )
-
-
 @torch.library.impl(_library, "sample_3d", "Autograd")
 def _sample_3d_autograd(*args):
-    return Sample3d.apply(*args)
+    return Sample.apply(*args)
 
 
 sample_3d = torch.ops.triton_stn.sample_3d
+sample_3d_backward = torch.ops.triton_stn.sample_3d_backward

@@ -200,7 +200,7 @@ def plan_forward(
     return Launch(
         kernel=forward,
         grid=config.grid,
-        numbers=numbers | geometry(input, h_out, w_out, align_corners),
+        numbers=numbers | geometry(input, (h_out, w_out), align_corners),
         constants=config.constants
         | number_types(input, input, output, theta)
         | dict(SOURCE=source, MODE=mode, PADDING=padding_mode),
@@ -227,7 +227,7 @@ def plan_gather(
     numbers |= strides("x", input)
     numbers |= dict(stride_tn=theta.strides[0], stride_tk=theta.strides[1])
     numbers |= strides("g", grad_output) | strides("dx", grad_input)
-    numbers |= geometry(input, h_out, w_out, align_corners)
+    numbers |= geometry(input, (h_out, w_out), align_corners)
     del numbers["edge"]  # where reflection turns
     return Launch(
         kernel=gather,
@@ -268,7 +268,7 @@ def plan_scatter(
     return Launch(
         kernel=scatter,
         grid=config.grid,
-        numbers=numbers | geometry(input, h_out, w_out, align_corners),
+        numbers=numbers | geometry(input, (h_out, w_out), align_corners),
         constants=config.constants
         | number_types(input, input, grad_output, written, theta)
         | dict(SOURCE=source, MODE=mode, PADDING=padding_mode)
@@ -280,7 +280,7 @@ def plan_scatter(
 @lru_cache(maxsize=4096)
 def plan_reduce(grad_output: Layout, input: Layout, slots: int, align_corners: bool) -> Launch:
     n, k, _, h_out, w_out = grad_output.shape
-    scales = geometry(input, h_out, w_out, align_corners)
+    scales = geometry(input, (h_out, w_out), align_corners)
     names = ("ratio_xx", "ratio_xy", "ratio_yx", "ratio_yy", "half_w", "half_h")
     return Launch(
         kernel=reduce,
@@ -296,7 +296,7 @@ def plan_spline_gradient(
 ) -> Launch:
     n, k, _, h_out, w_out = grad_output.shape
     config = configs.spline_gradient(n * k, h_out * w_out, theta.shape[2])
-    scales = geometry(input, h_out, w_out, align_corners)
+    scales = geometry(input, (h_out, w_out), align_corners)
     numbers = dict(K=k, H_out=h_out, W_out=w_out)
     numbers |= {name: scales[name] for name in ("centre_w", "centre_h")}
     from_theta = theta_numbers(theta, "spline", h_out, w_out, input, align_corners)
@@ -310,26 +310,24 @@ def plan_spline_gradient(
     )
 
 
-def geometry(input: Layout, h_out: int, w_out: int, align_corners: bool) -> dict[str, Any]:
-    """The numbers that take a normalised theta to centred pixels, for either align_corners."""
-    h, w = input.shape[2:]
+def geometry(input: Layout, size: tuple[int, ...], align_corners: bool) -> dict[str, Any]:
+    """The numbers that take a normalised theta to centred pixels, for either align_corners.
+
+    ``size`` is the output's, (H_out, W_out) or (D_out, H_out, W_out).
+    """
     less = 1 if align_corners else 0
-    span_w, span_h = w - less, h - less  # of the image, from -1 to 1
-    extent_w, extent_h = max(w_out - less, 1), max(h_out - less, 1)
     exact = float64_bits if input.dtype == torch.float64 else float
-    return dict(
-        ratio_xx=exact(span_w / extent_w),
-        ratio_xy=exact(span_w / extent_h),
-        ratio_yx=exact(span_h / extent_w),
-        ratio_yy=exact(span_h / extent_h),
-        half_w=span_w / 2,
-        half_h=span_h / 2,
-        last_w=float(w - 1),
-        last_h=float(h - 1),
-        centre_w=(w_out - 1) / 2,
-        centre_h=(h_out - 1) / 2,
-        edge=0.0 if align_corners else -0.5,
-    )
+    axes = "xyz"[: len(size)]
+    into = dict(zip(axes, reversed(input.shape[2:]), strict=True))
+    out = dict(zip(axes, reversed(size), strict=True))
+    numbers = {
+        f"ratio_{a}{b}": exact((into[a] - less) / max(out[b] - less, 1)) for a in axes for b in axes
+    }
+    for a, side in zip(axes, "whd", strict=False):
+        numbers[f"half_{side}"] = (into[a] - less) / 2
+        numbers[f"last_{side}"] = float(into[a] - 1)
+        numbers[f"centre_{side}"] = (out[a] - 1) / 2
+    return numbers | dict(edge=0.0 if align_corners else -0.5)
 
 
 def float64_bits(value: float) -> int:
@@ -341,9 +339,9 @@ def float64_bits(value: float) -> int:
     return struct.unpack("q", struct.pack("d", value or 2.0**-500))[0]
 
 
-def strides(name: str, tensor: Layout) -> dict[str, int]:
-    """stride_xn, stride_xc, ... of (N, C, H, W); of (N, K, C, H, W) also stride_gk."""
-    axes = "nkchw" if len(tensor.shape) == 5 else "nchw"
+def strides(name: str, tensor: Layout, sides: str = "hw") -> dict[str, int]:
+    """stride_xn, stride_xc, ... of (N, C, *sides); of (N, K, C, *sides) also stride_gk."""
+    axes = ("nkc" if len(tensor.shape) == 3 + len(sides) else "nc") + sides
     return {f"stride_{name}{axis}": s for axis, s in zip(axes, tensor.strides, strict=True)}
 
 
@@ -372,7 +370,8 @@ def as_rows(theta: torch.Tensor, source: str) -> torch.Tensor:
 def run_length(input: Layout, *others: Layout) -> int:
     """Channels that a program reads of one pixel at a time: 1 in NCHW, a line in channels-last."""
     run = configs.RUN_BYTES // input.dtype.itemsize
-    near = all(run * other.strides[-3] <= INT32_MAX for other in others)
+    channel = 1 - len(input.shape)  # counted from the end: others may have a K
+    near = all(run * other.strides[channel] <= INT32_MAX for other in others)
     last = channels_lie_last(input.shape, input.strides)
     return run if last and input.shape[1] >= MIN_RUN and near else 1
 
@@ -388,10 +387,11 @@ def tl_dtype(dtype: torch.dtype) -> tl.dtype:
 
 def number_types(input: Layout, *images: Layout) -> dict[str, tl.dtype]:
     """DTYPE of coordinates and sums; INDEX of offsets inside one image (or grid) of each tensor."""
+    inner = slice(1 - len(input.shape), None)  # all but N, and K
     far = max(
         sum(
             (size - 1) * stride
-            for size, stride in zip(image.shape[-3:], image.strides[-3:], strict=True)
+            for size, stride in zip(image.shape[inner], image.strides[inner], strict=True)
         )
         for image in images
     )

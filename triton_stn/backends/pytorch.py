@@ -40,10 +40,15 @@ def sample(
     n, c = input.shape[:2]
     k = theta.shape[1]
     if n * k * c == 0:
-        # An empty sum keeps both arguments in the graph, so their gradients are zeros, not None.
-        empty = input.new_empty(n, k, c, h_out, w_out)
-        return empty + (input.sum() * 0 + theta.sum().to(input.dtype) * 0)
+        return empty_of(input, theta, h_out, w_out)
     return _Sample.apply(input, theta, h_out, w_out, mode, padding_mode, align_corners)
+
+
+def empty_of(input: torch.Tensor, theta: torch.Tensor, *size: int) -> torch.Tensor:
+    """An output without elements that keeps both arguments in the graph: their gradients are zeros,
+    not None."""
+    empty = input.new_empty(input.shape[0], theta.shape[1], input.shape[1], *size)
+    return empty + (input.sum() * 0 + theta.sum().to(input.dtype) * 0)
 
 
 def sample_backward(
@@ -358,6 +363,11 @@ def _safe_grid(theta, x, size, padding_mode, align_corners):
         and float(torch.linalg.vector_norm(theta.detach(), torch.inf)) < _SAFE_COORDINATE / 3
     ):
         return grid, None
+    return safe_coordinates(grid, padding_mode)
+
+
+def safe_coordinates(grid, padding_mode):
+    """(grid, hole): the grid with every coordinate near, and where it was not finite."""
     finite = grid.isfinite().all(-1)
     grid = torch.where(finite[..., None], grid, 0.0)
     if padding_mode == "reflection":  # has period 4 in normalised coordinates

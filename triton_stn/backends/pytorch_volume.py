@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from triton_stn.backends.layout import memory_format
-from triton_stn.backends.pytorch import _SAFE_COORDINATE, _centred, _in_float
+from triton_stn.backends.pytorch import _centred, _in_float, empty_of, safe_coordinates
 
 
 def sample(
@@ -24,20 +24,12 @@ def sample(
     k = theta.shape[1]
     size = (d_out, h_out, w_out)
     if n * k * c == 0:
-        # An empty sum keeps both arguments in the graph, so their gradients are zeros, not None.
-        empty = input.new_empty(n, k, c, *size)
-        return empty + (input.sum() * 0 + theta.sum().to(input.dtype) * 0)
+        return empty_of(input, theta, *size)
     x = _in_float(input)
     grid = affine_grid(theta.to(x.dtype), size, align_corners)
-    # F.grid_sample on the CPU faults on coordinates that no int32 holds.
-    finite = grid.isfinite().all(-1)
-    grid = torch.where(finite[..., None], grid, 0.0)
-    if padding_mode == "reflection":  # has period 4 in normalised coordinates
-        grid = torch.where(grid.abs() < _SAFE_COORDINATE, grid, grid.remainder(4.0))
-    else:
-        grid = grid.clamp(-_SAFE_COORDINATE, _SAFE_COORDINATE)
+    grid, hole = safe_coordinates(grid, padding_mode)
     y = F.grid_sample(x, grid, mode, padding_mode, align_corners)
-    y = y.masked_fill(~finite[:, None], torch.nan).unflatten(2, (k, d_out)).transpose(1, 2)
+    y = y.masked_fill(hole[:, None], torch.nan).unflatten(2, (k, d_out)).transpose(1, 2)
     y = y.flatten(0, 1).to(input.dtype).contiguous(memory_format=memory_format(input))
     return y.view(n, k, c, *size)
 

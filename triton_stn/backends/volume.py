@@ -8,25 +8,24 @@ whose gathering window is too large, which only the device knows. Under
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import torch
-import triton.language as tl
 
 from triton_stn.backends.fused import (
-    INT32_MAX,
-    MIN_RUN,
     Launch,
     Layout,
     as_rows,
     check_deterministic,
-    float64_bits,
+    geometry,
     launch,
     layout,
+    number_types,
+    run_length,
+    strides,
     sum_dtype,
     tl_dtype,
 )
-from triton_stn.backends.layout import channels_lie_last, empty_gradients, empty_output
+from triton_stn.backends.layout import empty_gradients, empty_output
 from triton_stn.kernels import configs
 from triton_stn.kernels.volume_forward import volume_forward
 from triton_stn.kernels.volume_gather import volume_gather
@@ -119,7 +118,7 @@ def plan_forward(
     n, k, c, *size = output.shape
     run = run_length(input, output)
     config = configs.volume(n * k, c, tuple(size), run, FORWARD_PASS)
-    numbers = call_numbers(input, theta, size) | strides("x", input)
+    numbers = call_numbers(input, theta, size) | strides("x", input, "dhw")
     # From one of the N·K output images to the next; an axis of one has no stride to speak of.
     numbers.update(stride_yn=output.strides[1] if k > 1 else output.strides[0])
     names = ("stride_yc", "stride_yd", "stride_yh", "stride_yw")
@@ -165,7 +164,11 @@ def plan_backward(
         gather_slots *= configs.cdiv(per_split, step)
     slots = gather_slots + (over_output.slots if scatters else 0)
     numbers = call_numbers(input, theta, size) | dict(slots=slots)
-    numbers |= strides("x", input) | strides("g", grad_output) | strides("dx", written)
+    numbers |= (
+        strides("x", input, "dhw")
+        | strides("g", grad_output, "dhw")
+        | strides("dx", written, "dhw")
+    )
     numbers |= geometry(input, size, align_corners)
     types = number_types(input, input, grad_output, written) | dict(MODE=mode)
     plans = ()
@@ -217,51 +220,7 @@ def plan_reduce(grad_output: Layout, input: Layout, slots: int, align_corners: b
     )
 
 
-def geometry(input: Layout, size: tuple[int, int, int], align_corners: bool) -> dict[str, Any]:
-    """The numbers that take a normalised theta to centred voxels, for either align_corners."""
-    less = 1 if align_corners else 0
-    exact = float64_bits if input.dtype == torch.float64 else float
-    into = dict(zip("zyx", input.shape[2:], strict=True))
-    out = dict(zip("zyx", size, strict=True))
-    numbers = {
-        f"ratio_{a}{b}": exact((into[a] - less) / max(out[b] - less, 1))
-        for a in "xyz"
-        for b in "xyz"
-    }
-    for a, side in zip("xyz", "whd", strict=True):
-        numbers[f"half_{side}"] = (into[a] - less) / 2
-        numbers[f"last_{side}"] = float(into[a] - 1)
-        numbers[f"centre_{side}"] = (out[a] - 1) / 2
-    return numbers | dict(edge=0.0 if align_corners else -0.5)
-
-
 def call_numbers(input: Layout, theta: Layout, size: tuple[int, int, int]) -> dict[str, int]:
     d_out, h_out, w_out = size
     numbers = dict(K=theta.shape[1], C=input.shape[1], D_out=d_out, H_out=h_out, W_out=w_out)
     return numbers | dict(stride_tn=theta.strides[0], stride_tk=theta.strides[1])
-
-
-def strides(name: str, tensor: Layout) -> dict[str, int]:
-    """stride_xn, stride_xc, ... of (N, C, D, H, W); of (N, K, C, D, H, W) also stride_gk."""
-    axes = "nkcdhw" if len(tensor.shape) == 6 else "ncdhw"
-    return {f"stride_{name}{axis}": s for axis, s in zip(axes, tensor.strides, strict=True)}
-
-
-def run_length(input: Layout, *others: Layout) -> int:
-    """Channels that a program reads of one voxel at a time: 1, or a line in channels-last."""
-    run = configs.RUN_BYTES // input.dtype.itemsize
-    near = all(run * other.strides[-4] <= INT32_MAX for other in others)
-    last = channels_lie_last(input.shape, input.strides)
-    return run if last and input.shape[1] >= MIN_RUN and near else 1
-
-
-def number_types(input: Layout, *images: Layout) -> dict[str, tl.dtype]:
-    """DTYPE of coordinates and sums; INDEX of offsets inside one image of each tensor."""
-    far = max(
-        sum(
-            (size - 1) * stride
-            for size, stride in zip(image.shape[-4:], image.strides[-4:], strict=True)
-        )
-        for image in images
-    )
-    return dict(DTYPE=tl_dtype(input.dtype), INDEX=tl.int32 if far <= INT32_MAX else tl.int64)
