@@ -14,6 +14,9 @@ from triton_stn.backends.layout import empty_output, memory_format
 _SAFE_COORDINATE = 1024.0
 # From here on, sums of channels-last pixels beat F.grid_sample on planes (docs/performance.md).
 _ROW_CHANNELS = 16
+# F.grid_sample goes through the planes of a tensor point by point: with more planes at a time than
+# this, of all tensors, their rows push one another out of the first-level cache.
+_PLANES = 32
 # A piece that is converted afterwards stays in the cache, and its memory is used again.
 _PIECE_BYTES = 8 * 2**20
 
@@ -129,13 +132,16 @@ def _sample_planes(input, theta, size, mode, padding_mode, align_corners):
     x = _in_float(input)
     grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners)
     rows = grid.shape[1]
-    if n == 1 or rows * size[1] >= h * w:  # reading planes repays cutting them out
+    groups = _channel_groups(n, c, _PLANES // 2)
+    if groups > 1 or rows * size[1] >= h * w:  # reading planes repays cutting them out
         x = x.contiguous()
-    if n == 1 and not torch.compiler.is_compiling():  # channels, or rows, serve as the batch
-        groups = _channel_groups(c)
-        blocks = _row_blocks(rows) if c == 1 else 1
-        x = x.view(groups, c // groups, h, w).expand(groups * blocks, -1, -1, -1)
-        grid = grid.reshape(blocks, rows // blocks, size[1], 2).expand(groups * blocks, -1, -1, -1)
+    if n * c == 1:  # rows serve as the batch
+        blocks = _row_blocks(rows)
+        x = x.expand(blocks, -1, -1, -1)
+        grid = grid.reshape(blocks, rows // blocks, size[1], 2)
+    elif groups > 1:
+        x = x.view(n * groups, c // groups, h, w)
+        grid = _for_each_group(grid, groups)
     y = F.grid_sample(x, grid, mode, padding_mode, align_corners).view(n, c, rows, size[1])
     return _finish(y, hole, k)
 
@@ -238,11 +244,11 @@ def _gradients(
     grad = grad_output.to(x.dtype).transpose(1, 2).flatten(2, 3)  # (N, C, K·H_out, W_out)
     if hole is not None:
         grad = grad.masked_fill(hole[:, None], 0.0)
-    if n == 1 and not torch.compiler.is_compiling():
-        groups = _channel_groups(c)
-        x = x.reshape(groups, c // groups, h, w)
-        grad = grad.reshape(groups, c // groups, *grad.shape[2:])
-        grid = grid.expand(groups, -1, -1, -1)
+    groups = _channel_groups(n, c, _PLANES // 4)  # grad_input and grad_output too
+    if groups > 1:
+        x = x.reshape(n * groups, c // groups, h, w)
+        grad = grad.reshape(n * groups, c // groups, *grad.shape[2:])
+        grid = _for_each_group(grid, groups)
     grad_input, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
         grad,
         x,
@@ -255,16 +261,29 @@ def _gradients(
     grad_input = grad_input.view(n, c, h, w).to(input.dtype) if needs_input else None
     if not needs_theta:
         return grad_input, None
+    if groups > 1:
+        grad_grid = grad_grid.view(n, groups, *grad_grid.shape[1:]).sum(1)
     if theta.ndim == 5:
-        return grad_input, grad_grid.reshape(-1, *theta.shape).sum(0).to(theta.dtype)
+        return grad_input, grad_grid.view(theta.shape).to(theta.dtype)
     return grad_input, _theta_gradient(grad_grid, theta, size, align_corners)
 
 
-def _channel_groups(c: int) -> int:
-    """Into how many equal groups of channels to cut one image, to occupy the threads."""
+def _channel_groups(n: int, c: int, most: int) -> int:
+    """Into how many equal groups of at most ``most`` to cut the channels of each image, which then
+    serve as the batch: the planes of one stay in the cache, and one image occupies all threads."""
     if torch.compiler.is_compiling():  # which does not trace the number of threads
         return 1
-    return next((g for g in range(1, c) if c % g == 0 and g >= torch.get_num_threads()), c)
+    if n == 1:
+        most, least = min(most, c // torch.get_num_threads()), 1
+    else:
+        least = most // 2  # smaller groups would not repay the copies of the grid
+    return c // next((size for size in range(most, least - 1, -1) if c % size == 0), c)
+
+
+def _for_each_group(grid: torch.Tensor, groups: int) -> torch.Tensor:
+    """(N, H, W, 2) -> (N·groups, H, W, 2), without a copy where N = 1."""
+    planes = grid.permute(0, 3, 1, 2)[:, None].expand(-1, groups, -1, -1, -1)
+    return planes.flatten(0, 1).permute(0, 2, 3, 1)
 
 
 def _row_blocks(rows: int) -> int:
@@ -280,10 +299,11 @@ def affine_grid(theta: torch.Tensor, h_out: int, w_out: int, align_corners: bool
     x = _centred(w_out, align_corners, theta)
     y = _centred(h_out, align_corners, theta)
     # x and y are kept in planes of their own: the CPU sampler reads both layouts equally well,
-    # and a plane is written by one broadcast multiply-add.
+    # and a plane is written by one broadcast addition (an addcmul of this shape is not vectorised).
     theta = theta.transpose(1, 2).contiguous()  # (N, 2, K, 3)
-    row = torch.addcmul(theta[..., 2, None], theta[..., 1, None], y)  # (N, 2, K, H_out)
-    planes = torch.addcmul(row[..., None], theta[..., 0, None, None], x)
+    along_x = theta[..., 0, None] * x  # (N, 2, K, W_out)
+    along_y = torch.addcmul(theta[..., 2, None], theta[..., 1, None], y)  # (N, 2, K, H_out)
+    planes = along_x[..., None, :] + along_y[..., None]
     return planes.view(n, 2, k * h_out, w_out).permute(0, 2, 3, 1)
 
 
@@ -324,18 +344,17 @@ def _flow_grid(flow, input, align_corners):
 
 
 def _theta_gradient(grad_grid, theta, size, align_corners):
-    """The adjoint of affine_grid: (groups·N, K·H_out, W_out, 2) -> (N, K, 2, 3)."""
+    """The adjoint of affine_grid: (N, K·H_out, W_out, 2) -> (N, K, 2, 3)."""
     h_out, w_out = size
     x = _centred(w_out, align_corners, grad_grid)
     y = _centred(h_out, align_corners, grad_grid)
-    basis = torch.stack((x, torch.ones_like(x)), -1)
-    basis = torch.kron(basis, torch.eye(2, dtype=x.dtype, device=x.device))  # (W_out·2, 4)
+    basis = torch.stack((y, torch.ones_like(y)))
     with torch.autocast(x.device.type, enabled=False):
-        rows = grad_grid.reshape(-1, 2 * w_out) @ basis
-    rows = rows.view(-1, *theta.shape[:2], h_out, 2, 2).sum(0)  # (N, K, H_out, (X, 1), (x, y))
-    along_x, constant = rows.unbind(-2)
-    grad = torch.stack((along_x.sum(2), (constant * y[:, None]).sum(2), constant.sum(2)), -1)
-    return grad.to(theta.dtype)
+        columns = basis @ grad_grid.view(*theta.shape[:2], h_out, 2 * w_out)
+    columns = columns.view(*theta.shape[:2], 2, w_out, 2)  # (N, K, (Y, 1), W_out, (x, y))
+    by_y, constant = columns.sum(3).unbind(2)
+    by_x = (columns[:, :, 1] * x[:, None]).sum(2)
+    return torch.stack((by_x, by_y, constant), -1).to(theta.dtype)
 
 
 def _centred(size: int, align_corners: bool, like: torch.Tensor) -> torch.Tensor:
@@ -357,12 +376,11 @@ def _safe_grid(theta, x, size, padding_mode, align_corners):
     """
     theta = theta.to(x.dtype)
     grid = theta.flatten(1, 2) if theta.ndim == 5 else affine_grid(theta, *size, align_corners)
-    can_look = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if (
-        can_look
-        and float(torch.linalg.vector_norm(theta.detach(), torch.inf)) < _SAFE_COORDINATE / 3
-    ):
-        return grid, None
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        bound = _SAFE_COORDINATE / 3
+        values = theta.detach()
+        if float(values.amax()) < bound and float(values.amin()) > -bound:  # no NaN either
+            return grid, None
     return safe_coordinates(grid, padding_mode)
 
 
