@@ -190,28 +190,30 @@ def passes(
         needs_theta = needs_theta and mode != "nearest"
         grad_input, grad_theta = empty_gradients(input, theta, needs_input, needs_theta)
         gathers = needs_input and fused.gathers(source, mode, padding_mode)
-        if needs_input and not gathers:
+        if needs_input and (not gathers or fused.scatters_rest(source, False)):
             grad_input = torch.empty_like(input, dtype=fused.sum_dtype(dtype))
         partial = torch.empty(0, dtype=fused.sum_dtype(dtype), device="meta")
         tensors = dict(X_ptr=input, Theta_ptr=theta, dY_ptr=output, dX_ptr=grad_input)
         tensors.update(P_ptr=partial)
         layouts = (y, x, t, fused.layout(grad_input))
         options = (mode, padding_mode, False, needs_input, needs_theta)
-        if gathers:
-            plan = fused.plan_gather(*layouts, *options)
-        else:
-            plan = fused.plan_scatter(*layouts, *options, source)
         wants = "+".join(["input"] * needs_input + ["θ"] * needs_theta)
-        yield Specialisation(f"{where} → {wants}", plan, tensors)
-        for window in ("axis", "three") if windows and gathers and needs_theta else ():
-            path = replace(plan, constants=plan.constants | dict(WINDOW=window))
+        plans = fused.plan_backward(*layouts, *options, source)
+        for plan in plans:
+            yield Specialisation(f"{where} → {wants}", plan, tensors)
+        if gathers and source == "projective":  # as torch.use_deterministic_algorithms has it
+            (plan,) = fused.plan_backward(*layouts, *options, source, True)
+            yield Specialisation(f"{where} every → {wants}", plan, tensors)
+        narrow = windows and gathers and needs_theta and source == "affine"
+        for window in ("axis", "three") if narrow else ():
+            path = replace(plans[0], constants=plans[0].constants | dict(WINDOW=window))
             yield Specialisation(f"{where} → {wants}", path, tensors, window)
         if needs_theta and source == "spline":
             plan = fused.plan_spline_gradient(y, t, x, False)
             tensors = dict(Theta_ptr=theta, dG_ptr=partial, P_ptr=partial)
             yield Specialisation(f"{where} → θ", plan, tensors)
         if needs_theta and source == "affine":
-            plan = fused.plan_reduce(y, x, plan.slots, False)
+            plan = fused.plan_reduce(y, x, plans[0].slots, False)
             tensors = dict(P_ptr=partial, dTheta_ptr=grad_theta)
             yield Specialisation(f"{where} → θ", plan, tensors)
 

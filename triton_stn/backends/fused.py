@@ -107,10 +107,8 @@ def sample_backward(
     source: str = "affine",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of input and theta; one that is not needed comes back without elements."""
-    by_gathering = gathers(source, mode, padding_mode) or grad_output.numel() == 0
-    grad_input, grad_theta = empty_gradients(
-        input, theta, needs_input and by_gathering, needs_theta
-    )
+    by_gathering = needs_input and gathers(source, mode, padding_mode)
+    grad_input, grad_theta = empty_gradients(input, theta, needs_input, needs_theta)
     if grad_output.numel() == 0:
         return grad_input.zero_(), grad_theta.zero_()
     if mode == "nearest":
@@ -119,29 +117,30 @@ def sample_backward(
     if not needs_input and not needs_theta:
         return grad_input, grad_theta
 
-    sums = grad_input
+    deterministic = torch.are_deterministic_algorithms_enabled()
     if needs_input and not by_gathering:
         check_deterministic(source, padding_mode, mode)
-        sums = torch.zeros_like(input, dtype=sum_dtype(input.dtype))
+        grad_input = torch.zeros_like(input, dtype=sum_dtype(input.dtype))
+    elif needs_input and scatters_rest(source, deterministic):
+        grad_input = torch.empty_like(input, dtype=sum_dtype(input.dtype))
     theta = as_rows(theta, source)
-    layouts = (layout(grad_output), layout(input), layout(theta), layout(sums))
+    layouts = (layout(grad_output), layout(input), layout(theta), layout(grad_input))
     options = (mode, padding_mode, align_corners, needs_input, needs_theta)
-    if needs_input and by_gathering:
-        plan = plan_gather(*layouts, *options)
-    else:
-        plan = plan_scatter(*layouts, *options, source)
+    plans = plan_backward(*layouts, *options, source, deterministic)
     n, k, _, h_out, w_out = grad_output.shape
     of_one = {"affine": (6,), "projective": (12,)}.get(source, (h_out, w_out, 2))
-    partial = input.new_empty((n, k, plan.slots, *of_one), dtype=sum_dtype(input.dtype))
-    launch(
-        plan, input.device, X_ptr=input, Theta_ptr=theta, dY_ptr=grad_output, dX_ptr=sums,
-        P_ptr=partial,
-    )  # fmt: skip
+    slots = plans[0].slots
+    partial = input.new_empty((n, k, slots, *of_one), dtype=sum_dtype(input.dtype))
+    for plan in plans:
+        launch(
+            plan, input.device, X_ptr=input, Theta_ptr=theta, dY_ptr=grad_output,
+            dX_ptr=grad_input, P_ptr=partial,
+        )  # fmt: skip
     if needs_theta and source == "affine":
-        plan = plan_reduce(layout(grad_output), layout(input), plan.slots, align_corners)
+        plan = plan_reduce(layout(grad_output), layout(input), slots, align_corners)
         launch(plan, input.device, P_ptr=partial, dTheta_ptr=grad_theta)
     elif needs_theta:
-        grad = partial.sum(2) if plan.slots > 1 else partial.squeeze(2)
+        grad = partial.sum(2) if slots > 1 else partial.squeeze(2)
         if source == "projective":
             grad_theta.copy_(grad[..., :9].unflatten(-1, (3, 3)))
         elif source == "spline":
@@ -154,12 +153,18 @@ def sample_backward(
             grad_theta[..., :2] = partial.sum(2)
         else:
             grad_theta.copy_(grad)
-    return sums.to(input.dtype), grad_theta
+    return grad_input.to(input.dtype), grad_theta
 
 
 def gathers(source: str, mode: str, padding_mode: str) -> bool:
     """Whether grad_input is gathered; elsewhere it is scattered, by atomics."""
-    return source == "affine" and mode in ("nearest", "bilinear") and padding_mode == "zeros"
+    plain = mode in ("nearest", "bilinear") and padding_mode == "zeros"
+    return plain and source in ("affine", "projective")
+
+
+def scatters_rest(source: str, deterministic: bool) -> bool:
+    """Whether a scatter follows the gather, for each theta that has no bounded window."""
+    return source == "projective" and not deterministic
 
 
 def check_deterministic(source: str, padding_mode: str, mode: str) -> None:
@@ -208,41 +213,7 @@ def plan_forward(
 
 
 @lru_cache(maxsize=4096)
-def plan_gather(
-    grad_output: Layout,
-    input: Layout,
-    theta: Layout,
-    grad_input: Layout,
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    needs_input: bool,
-    needs_theta: bool,
-) -> Launch:
-    n, c, h, w = input.shape
-    k, h_out, w_out = grad_output.shape[1], *grad_output.shape[3:]
-    run = run_length(input, grad_output, grad_input)
-    config = configs.gather(n, c, h, w, run, one_theta=k == 1)
-    numbers = dict(K=k, C=c, H=h, W=w, H_out=h_out, W_out=w_out, slots=config.slots)
-    numbers |= strides("x", input)
-    numbers |= dict(stride_tn=theta.strides[0], stride_tk=theta.strides[1])
-    numbers |= strides("g", grad_output) | strides("dx", grad_input)
-    numbers |= geometry(input, (h_out, w_out), align_corners)
-    del numbers["edge"]  # where reflection turns
-    return Launch(
-        kernel=gather,
-        grid=config.grid,
-        numbers=numbers,
-        constants=config.constants
-        | number_types(input, input, grad_output, grad_input)
-        | dict(MODE=mode, NEEDS_THETA=needs_theta, WINDOW="any"),
-        slots=config.slots if needs_theta else 0,
-        maxnreg=configs.GATHER_REGISTERS if run == 1 else configs.GATHER_RUN_REGISTERS,
-    )
-
-
-@lru_cache(maxsize=4096)
-def plan_scatter(
+def plan_backward(
     grad_output: Layout,
     input: Layout,
     theta: Layout,
@@ -253,28 +224,56 @@ def plan_scatter(
     needs_input: bool,
     needs_theta: bool,
     source: str = "affine",
-) -> Launch:
-    n, c = input.shape[:2]
+    deterministic: bool = False,
+) -> tuple[Launch, ...]:
+    """A gather, a scatter, or a gather and the scatter of what it leaves. They share ``slots``."""
+    n, c, h, w = input.shape
     k, h_out, w_out = grad_output.shape[1], *grad_output.shape[3:]
+    by_gathering = needs_input and gathers(source, mode, padding_mode)
+    rest = by_gathering and scatters_rest(source, deterministic)
     written = grad_input if needs_input else input
     run = run_length(input, grad_output, written)
-    config = configs.scatter(n * k, c, h_out, w_out, run)
-    slots = config.slots if source in ("affine", "projective") else config.constants["SPLITS"]
-    numbers = dict(K=k, C=c, H_out=h_out, W_out=w_out, slots=slots)
-    numbers |= strides("x", input) | theta_numbers(
-        theta, source, h_out, w_out, input, align_corners
-    )
-    numbers |= strides("g", grad_output) | strides("dx", written)
-    return Launch(
-        kernel=scatter,
-        grid=config.grid,
-        numbers=numbers | geometry(input, (h_out, w_out), align_corners),
-        constants=config.constants
-        | number_types(input, input, grad_output, written, theta)
-        | dict(SOURCE=source, MODE=mode, PADDING=padding_mode)
-        | dict(NEEDS_INPUT=needs_input, NEEDS_THETA=needs_theta),
-        slots=slots if needs_theta else 0,
-    )
+    over_input = configs.gather(n, c, h, w, run, one_theta=k == 1)
+    over_output = configs.scatter(n * k, c, h_out, w_out, run, rest)
+    gather_slots = over_input.slots if by_gathering else 0
+    if source in ("affine", "projective"):
+        scatter_slots = over_output.slots
+    else:
+        scatter_slots = over_output.constants["SPLITS"]
+    slots = gather_slots + (scatter_slots if rest or not by_gathering else 0)
+    from_theta = theta_numbers(theta, source, h_out, w_out, input, align_corners)
+    images = strides("x", input) | strides("g", grad_output) | strides("dx", written)
+    images |= dict(K=k, C=c, H_out=h_out, W_out=w_out, slots=slots)
+    images |= geometry(input, (h_out, w_out), align_corners)
+    types = number_types(input, input, grad_output, written, theta)
+    types |= dict(SOURCE=source, MODE=mode, NEEDS_THETA=needs_theta)
+    plans = ()
+    if by_gathering:
+        wanted = ("stride_tn", "stride_tk", "unit_w", "unit_h")
+        numbers = images | {name: from_theta[name] for name in wanted} | dict(H=h, W=w)
+        del numbers["edge"]  # where reflection turns
+        plans += (
+            Launch(
+                kernel=gather,
+                grid=over_input.grid,
+                numbers=numbers,
+                constants=over_input.constants | types | dict(WINDOW="any", EVERY=not rest),
+                slots=slots if needs_theta else 0,
+                maxnreg=configs.GATHER_REGISTERS if run == 1 else configs.GATHER_RUN_REGISTERS,
+            ),
+        )
+    if rest or not by_gathering:
+        of_scatter = dict(PADDING=padding_mode, NEEDS_INPUT=needs_input, REST=rest)
+        plans += (
+            Launch(
+                kernel=scatter,
+                grid=over_output.grid,
+                numbers=images | from_theta | dict(first_slot=gather_slots),
+                constants=over_output.constants | types | of_scatter,
+                slots=slots if needs_theta else 0,
+            ),
+        )
+    return plans
 
 
 @lru_cache(maxsize=4096)

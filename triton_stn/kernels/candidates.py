@@ -98,15 +98,14 @@ def accumulate(
 
 
 @triton.jit
-def locate(map, i, j, u, v, mask, MODE: tl.constexpr, TAME: tl.constexpr):
-    """Where output pixel (i, j), centred, falls in the cell of pixel (u, v), one for each.
+def locate(x, y, u, v, mask, MODE: tl.constexpr, TAME: tl.constexpr):
+    """Where coordinate (x, y) of an output pixel falls in the cell of pixel (u, v), one for each.
 
     Returns (wx, wy, distance_x, distance_y, inside); ``mask`` says that there is such a pixel,
     TAME that all coordinates are finite.
     """
-    a00, a01, b0, a10, a11, b1 = map
-    wx, distance_x, in_x = hat(affine(a00, a01, b0, j, i), u, MODE)
-    wy, distance_y, in_y = hat(affine(a10, a11, b1, j, i), v, MODE)
+    wx, distance_x, in_x = hat(x, u, MODE)
+    wy, distance_y, in_y = hat(y, v, MODE)
     if MODE == "nearest" or not TAME:
         inside = mask & in_x & in_y
     else:
@@ -115,6 +114,13 @@ def locate(map, i, j, u, v, mask, MODE: tl.constexpr, TAME: tl.constexpr):
         inside = tl.minimum(distance_x, distance_y) >= -1
         inside &= mask & (tl.maximum(distance_x, distance_y) < 1)
     return wx, wy, distance_x, distance_y, inside
+
+
+@triton.jit
+def source_of(map, i, j):
+    """(x, y) of output pixel (i, j), centred, under an affine map."""
+    a00, a01, b0, a10, a11, b1 = map
+    return affine(a00, a01, b0, j, i), affine(a10, a11, b1, j, i)
 
 
 @triton.jit
@@ -145,7 +151,8 @@ def gather_candidate(
 
     Selects where a product with 0 would do but for an overflowing coordinate or an inf of X.
     """
-    wx, wy, distance_x, distance_y, inside = locate(map, i, j, u, v, mask, MODE, False)
+    x, y = source_of(map, i, j)
+    wx, wy, distance_x, distance_y, inside = locate(x, y, u, v, mask, MODE, False)
     wx = tl.where(inside, wx, 0.0)
     wy = tl.where(inside, wy, 0.0)
     acc, t = accumulate(

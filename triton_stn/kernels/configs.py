@@ -70,11 +70,13 @@ def gather(
     return Config(config.grid, config.constants, config.slots * cdiv(per_split, step))
 
 
-def scatter(images: int, channels: int, height: int, width: int, run: int) -> Config:
-    """``images`` is N·K and the canvas is the output's."""
-    config = _cut(images, channels, height, width, run, 1, 1)
-    del config.constants["TILES"]
-    return config
+def scatter(
+    images: int, channels: int, height: int, width: int, run: int, rest: bool = False
+) -> Config:
+    """``images`` is N·K and the canvas is the output's; ``rest``: most programs may be idle."""
+    # Several tiles a program share one reduction, or what an idle program costs.
+    tiles = 32 if rest else 1
+    return _cut(images, channels, height, width, run, tiles, 1)
 
 
 def spline_gradient(images: int, pixels: int, coefficients: int) -> Config:

@@ -10,7 +10,8 @@ Input pixel (u, v) receives from the output pixels p with x(p) in [u-1, u+1), y(
 and S is the gradient of the pixel map. The preimage of the 2 x 2 cell is a parallelogram whose
 bounding box, the window, has the same size for every pixel of a theta.
 Membership is decided on x(p), y(p) as the forward kernel rounds them, so every tap is counted
-exactly once. A tile is NCHW or channels-last as `coordinates.tile` says.
+exactly once. A homography has windows and moments of its own, in `perspective.py`. A tile is NCHW
+or channels-last as `coordinates.tile` says.
 Launch grid: (N·SPLITS, tiles along W, tiles along H); a split owns a range of channels.
 """
 
@@ -18,8 +19,9 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.candidates import inverse_map, is_tame
-from triton_stn.kernels.coordinates import channel_range, load_map, tile
+from triton_stn.kernels.coordinates import channel_range, load_map, source_map, tile
 from triton_stn.kernels.narrow import axis_kind, gather_axis, gather_three
+from triton_stn.kernels.perspective import gather_perspective, inverse_homography
 from triton_stn.kernels.wide import gather_walk, gather_wide
 
 
@@ -53,19 +55,54 @@ def sum_of_eights(x):
 
 
 @triton.jit
-def zero_moments(BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, DTYPE: tl.constexpr):
-    """Six zeros a pixel of a tile."""
-    zero = tl.zeros([BLOCK_H * BLOCK_W, 1], DTYPE)
-    return zero, zero, zero, zero, zero, zero
+def zero_moments(SOURCE: tl.constexpr, PIXELS: tl.constexpr, DTYPE: tl.constexpr):
+    """As many zeros a pixel of a tile as theta has numbers: six, or nine of a homography."""
+    moments = ()
+    for _ in tl.static_range(9 if SOURCE == "projective" else 6):
+        moments = moments + (tl.zeros([PIXELS, 1], DTYPE),)
+    return moments
+
+
+@triton.jit
+def store_sums(P_ptr, row, m, swap, SOURCE: tl.constexpr):
+    """The sums of one theta, in its row of 6, or of 12 where it is a homography."""
+    if SOURCE == "projective":
+        zero = tl.zeros(m[0].shape, m[0].dtype)
+        store_moments(P_ptr + row * 12, (m[0], m[1], m[2], m[3], m[4], m[5]), False)
+        store_moments(P_ptr + row * 12 + 6, (m[6], m[7], m[8], zero, zero, zero), False)
+    else:
+        store_moments(P_ptr + row * 6, m, swap)
+
+
+@triton.jit
+def load_theta(
+    Theta_ptr,
+    scales,
+    units,
+    canvas,
+    SOURCE: tl.constexpr,
+    MODE: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """One theta: (the map of `source_map`, its inverse, the moments lie swapped)."""
+    map = source_map(Theta_ptr, scales, units, SOURCE, DTYPE)
+    if SOURCE == "projective":
+        inverse = inverse_homography(map, canvas, MODE)
+        swap = False
+    else:
+        inverse = inverse_map(map, MODE)
+        swap = axis_kind(map)[1]
+    return map, inverse, swap
 
 
 @triton.jit
 def gather(
     X_ptr,  # (N, C, H, W), any strides
-    Theta_ptr,  # (N, K, 2, 3), the last two dimensions contiguous
+    Theta_ptr,  # (N, K, 2, 3), or (N, K, 3, 3); the last two dimensions contiguous
     dY_ptr,  # (N, K, C, H_out, W_out), any strides
     dX_ptr,  # (N, C, H, W)
-    P_ptr,  # (N, K, slots, 6): partial sums of the gradient of the pixel map
+    # Partial sums of the gradient of the pixel map, (N, K, slots, 6), or of a homography,
+    P_ptr,  # (N, K, slots, 12)
     K,
     C,
     H,
@@ -98,6 +135,10 @@ def gather(
     last_h,
     centre_w,
     centre_h,
+    unit_w,
+    unit_h,
+    SOURCE: tl.constexpr,  # of coordinates: "affine" or "projective"
+    EVERY: tl.constexpr,  # leave no homography to the scatter kernel
     MODE: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
     ONE_THETA: tl.constexpr,  # K = 1: moments stay in registers over passes and tiles
@@ -122,12 +163,12 @@ def gather(
     canvas = (H_out, W_out, centre_h, centre_w)
     STEP: tl.constexpr = PASS * BLOCK_C
     scales = (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h)
+    units = (unit_w, unit_h, 0)
     # As many in every split, so that each (tile, split, pass) has a slot and fills it.
     passes = 1 if ONE_PASS else tl.cdiv(tl.cdiv(C, SPLITS), STEP)
     if ONE_THETA:
-        map = load_map(Theta_ptr, scales, DTYPE)
-        inverse = inverse_map(map, MODE)
-        moments = zero_moments(BLOCK_H, BLOCK_W, DTYPE)
+        map, inverse, swap = load_theta(Theta_ptr, scales, units, canvas, SOURCE, MODE, DTYPE)
+        moments = zero_moments(SOURCE, BLOCK_H * BLOCK_W, DTYPE)
 
     for t in range(TILES):
         v_first = (tl.program_id(2) * TILES + t) * BLOCK_H
@@ -152,19 +193,20 @@ def gather(
                 X = (X_pass, stride_xc, stride_xh, stride_xw)
                 G = (G_ptr, stride_gc, stride_gh, stride_gw)
                 if not ONE_THETA:
-                    map = load_map(Theta_k, scales, DTYPE)
-                    inverse = inverse_map(map, MODE)
-                    moments = zero_moments(BLOCK_H, BLOCK_W, DTYPE)
+                    map, inverse, swap = load_theta(
+                        Theta_k, scales, units, canvas, SOURCE, MODE, DTYPE
+                    )
+                    moments = zero_moments(SOURCE, BLOCK_H * BLOCK_W, DTYPE)
                 acc, moments = gather_theta(
                     acc, moments, X_pass + offs_x, X, G, Theta_k, scales, map, inverse, u, v,
                     u_first, v_first, H, W, mask, channels, canvas, MODE, PASS, MASK_CHANNELS,
-                    NEEDS_THETA, WINDOW, BLOCK_H, BLOCK_W, BLOCK_C, INDEX,
+                    NEEDS_THETA, WINDOW, BLOCK_H, BLOCK_W, BLOCK_C, INDEX, SOURCE, EVERY,
                 )  # fmt: skip
                 if NEEDS_THETA and not ONE_THETA:
                     slot = (tl.program_id(2) * TILES + t) * tl.num_programs(1) + tl.program_id(1)
                     slot = (slot * SPLITS + tl.program_id(0) % SPLITS) * passes + step
                     row = (n.to(tl.int64) * K + k) * slots + slot
-                    store_moments(P_ptr + row * 6, moments, axis_kind(map)[1])
+                    store_sums(P_ptr, row, moments, swap, SOURCE)
                 G_ptr += stride_gk
                 Theta_k += stride_tk
             for c in tl.static_range(PASS):
@@ -179,7 +221,7 @@ def gather(
     if NEEDS_THETA and ONE_THETA:
         slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
         slot = slot * SPLITS + tl.program_id(0) % SPLITS
-        store_moments(P_ptr + (n.to(tl.int64) * slots + slot) * 6, moments, axis_kind(map)[1])
+        store_sums(P_ptr, n.to(tl.int64) * slots + slot, moments, swap, SOURCE)
 
 
 @triton.jit
@@ -211,8 +253,56 @@ def gather_theta(
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
     INDEX: tl.constexpr,
+    SOURCE: tl.constexpr,
+    EVERY: tl.constexpr,
 ):
     """Choose the window of one theta, the same for every thread, and gather through it."""
+    if SOURCE == "projective":
+        if EVERY or inverse[4]:
+            acc, moments = gather_perspective(
+                acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
+                MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, EVERY,
+            )  # fmt: skip
+    else:
+        acc, moments = gather_affine(
+            acc, moments, X_ptrs, X, G, Theta_ptr, scales, map, inverse, u, v, u_first, v_first,
+            H, W, mask, channels, canvas, MODE, PASS, MASK_CHANNELS, NEEDS_THETA, WINDOW,
+            BLOCK_H, BLOCK_W, BLOCK_C, INDEX,
+        )  # fmt: skip
+    return acc, moments
+
+
+@triton.jit
+def gather_affine(
+    acc,
+    moments,
+    X_ptrs,
+    X,
+    G,
+    Theta_ptr,
+    scales,
+    map,
+    inverse,
+    u,
+    v,
+    u_first,
+    v_first,
+    H,
+    W,
+    mask,
+    channels,
+    canvas,
+    MODE: tl.constexpr,
+    PASS: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """The windows of an affine map, from the narrowest."""
     a00, a01, b0, a10, a11, b1 = map
     finite = a00 * 0 + a01 * 0 + b0 * 0 + a10 * 0 + a11 * 0 + b1 * 0 == 0
     upright, on_side = axis_kind(map)

@@ -14,6 +14,7 @@ from triton_stn.kernels.candidates import (
     load_pass,
     locate,
     pointers,
+    source_of,
     window_corner,
 )
 
@@ -176,10 +177,8 @@ def gather_three(
     places = ()
     for di in tl.static_range(3):
         for dj in tl.static_range(3):
-            place = locate(
-                map, outside(i + di, centre_h), outside(j + dj, centre_w), u, v, mask, MODE, True
-            )
-            places = places + (place,)
+            x, y = source_of(map, outside(i + di, centre_h), outside(j + dj, centre_w))
+            places = places + (locate(x, y, u, v, mask, MODE, True),)
     # X is read only where some candidate is inside: no inf of X meets the 0 of a masked dY.
     values = load_pass(X_ptrs, mask, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, u.dtype)
     for di in tl.static_range(3):

@@ -7,8 +7,9 @@ dtheta alone needs no scatter: with the four taps of its coordinate each output 
 or, of a grid, S_x and S_y themselves without the sum over pixels, which `spline_gradient` takes on
 to the coefficients of a spline; and grad_input, where no window
 can be bounded (the padding modes that fold the plane onto the image's edge, and grids), adds
-dY · wx · wy to the four taps with float atomics, whose order is not fixed.
-Launch grid: (N·K·SPLITS, tiles along W, tiles along H); a split owns a range of channels.
+dY · wx · wy to the four taps with float atomics, whose order is not fixed. Of homographies with
+zeros padding it takes those that `perspective.py` does not gather.
+Launch grid: (N·K·SPLITS, tiles along W, runs of tiles along H); a split owns a range of channels.
 """
 
 import triton
@@ -27,7 +28,8 @@ from triton_stn.kernels.coordinates import (
     taps,
     tile,
 )
-from triton_stn.kernels.gather import store_moments
+from triton_stn.kernels.gather import store_sums, zero_moments
+from triton_stn.kernels.perspective import add_rows, inverse_homography
 
 
 @triton.jit
@@ -35,7 +37,7 @@ def scatter(
     X_ptr,  # (N, C, H, W), any strides
     Theta_ptr,  # (N, K, *): see coordinates.source; all but a grid and a flow contiguous past K
     dY_ptr,  # (N, K, C, H_out, W_out), any strides
-    dX_ptr,  # (N, C, H, W), zeros, in the dtype of the sums
+    dX_ptr,  # (N, C, H, W), in the dtype of the sums; what it holds is added to
     # Partial sums of the gradient of the pixel map, (N, K, slots, 6), or of a homography,
     # (N, K, slots, 12); else the gradient of each pixel's coordinates,
     P_ptr,  # (N, K, SPLITS, H_out, W_out, 2)
@@ -44,6 +46,7 @@ def scatter(
     H_out,
     W_out,
     slots,
+    first_slot,  # of this kernel's; those before it are the gather's
     stride_xn,
     stride_xc,
     stride_xh,
@@ -79,10 +82,12 @@ def scatter(
     SOURCE: tl.constexpr,  # of coordinates
     MODE: tl.constexpr,
     PADDING: tl.constexpr,
+    REST: tl.constexpr,  # leave alone every theta that is gathered
     NEEDS_INPUT: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
     MASK_CHANNELS: tl.constexpr,  # BLOCK_C does not divide a split's channels
     SPLITS: tl.constexpr,
+    TILES: tl.constexpr,  # tiles a program walks, downwards
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,  # 1: NCHW; else channels-last
@@ -95,24 +100,84 @@ def scatter(
     scales = (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h)
     Theta_ptr += n.to(tl.int64) * stride_tn + k.to(tl.int64) * stride_tk
     map = source_map(Theta_ptr, scales, (unit_w, unit_h, T), SOURCE, DTYPE)
-    offs_i, offs_j, offs_c = tile(
-        tl.program_id(2) * BLOCK_H, tl.program_id(1) * BLOCK_W, BLOCK_H, BLOCK_W, BLOCK_C
-    )
+    first, count = channel_range(C, SPLITS)
+    X_ptr += n.to(tl.int64) * stride_xn + first * stride_xc
+    dX_ptr += n.to(tl.int64) * stride_dxn + first * stride_dxc
+    dY_ptr += n.to(tl.int64) * stride_gn + k.to(tl.int64) * stride_gk + first * stride_gc
+    split = tl.program_id(0) % SPLITS
+    if REST:
+        mine = inverse_homography(map, (H_out, W_out, centre_h, centre_w), MODE)[4] == 0
+    else:
+        mine = True
+    sums: tl.constexpr = SOURCE == "affine" or SOURCE == "projective"
+    moments = zero_moments(SOURCE, BLOCK_H * BLOCK_W, DTYPE)
+    if mine:
+        for t in range(TILES):
+            moments = scatter_tile(
+                moments,
+                (X_ptr, stride_xc, stride_xh, stride_xw),
+                (dX_ptr, stride_dxc, stride_dxh, stride_dxw),
+                (dY_ptr, stride_gc, stride_gh, stride_gw),
+                P_ptr + (nk.to(tl.int64) * SPLITS + split) * H_out * W_out * 2,
+                Theta_ptr, (stride_ti, stride_tj, stride_tc), map,
+                (tl.program_id(2) * TILES + t) * BLOCK_H, tl.program_id(1) * BLOCK_W, count,
+                (H_out, W_out, centre_h, centre_w), (half_w, half_h, last_w, last_h, edge),
+                SOURCE, MODE, PADDING, NEEDS_INPUT, NEEDS_THETA, MASK_CHANNELS,
+                BLOCK_H, BLOCK_W, BLOCK_C, DTYPE, INDEX,
+            )  # fmt: skip
+    if NEEDS_THETA and sums:
+        slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+        slot = first_slot + slot * SPLITS + split
+        store_sums(P_ptr, nk.to(tl.int64) * slots + slot, moments, False, SOURCE)
+
+
+@triton.jit
+def scatter_tile(
+    moments,
+    X,  # (X at the first channel, stride_xc, stride_xh, stride_xw)
+    dX,
+    G,
+    P_ptr,  # of one theta and split
+    Theta_ptr,
+    theta_strides,
+    map,
+    i_first,
+    j_first,
+    count,
+    canvas,
+    frame,  # of the input: (half_w, half_h, last_w, last_h, edge)
+    SOURCE: tl.constexpr,
+    MODE: tl.constexpr,
+    PADDING: tl.constexpr,
+    NEEDS_INPUT: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    DTYPE: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """Adds to dX; returns the moments with this tile's, or stores each pixel's gradient."""
+    X_ptr, stride_xc, stride_xh, stride_xw = X
+    dX_ptr, stride_dxc, stride_dxh, stride_dxw = dX
+    G_ptr, stride_gc, stride_gh, stride_gw = G
+    H_out, W_out, centre_h, centre_w = canvas
+    half_w, half_h, last_w, last_h, edge = frame
+    offs_i, offs_j, offs_c = tile(i_first, j_first, BLOCK_H, BLOCK_W, BLOCK_C)
     i = centred(offs_i, centre_h, DTYPE)
     j = centred(offs_j, centre_w, DTYPE)
-    canvas = (offs_i < H_out) & (offs_j < W_out)
+    canvas_mask = (offs_i < H_out) & (offs_j < W_out)
     x, y = source(
-        map, Theta_ptr, (stride_ti, stride_tj, stride_tc), offs_i, offs_j, centre_h, centre_w,
-        canvas, SOURCE, DTYPE, INDEX,
+        map, Theta_ptr, theta_strides, offs_i, offs_j, centre_h, centre_w,
+        canvas_mask, SOURCE, DTYPE, INDEX,
     )  # fmt: skip
     # An output that is not finite gives nothing to any gradient.
-    mask = canvas & (nonfinite(x) + nonfinite(y) == 0)
+    mask = canvas_mask & (nonfinite(x) + nonfinite(y) == 0)
 
-    first, count = channel_range(C, SPLITS)
-    X_ptr += n.to(tl.int64) * stride_xn + first * stride_xc + offs_c * stride_xc
-    dX_ptr += n.to(tl.int64) * stride_dxn + first * stride_dxc + offs_c * stride_dxc
-    G_ptrs = dY_ptr + n.to(tl.int64) * stride_gn + k.to(tl.int64) * stride_gk
-    G_ptrs += first * stride_gc + offs_c * stride_gc
+    X_ptr += offs_c * stride_xc
+    dX_ptr += offs_c * stride_dxc
+    G_ptrs = G_ptr + offs_c * stride_gc
     G_ptrs += offs_i.to(INDEX) * stride_gh + offs_j.to(INDEX) * stride_gw
 
     if MODE == "nearest":
@@ -129,8 +194,8 @@ def scatter(
             G_ptrs += BLOCK_C * stride_gc
             D_ptrs += BLOCK_C * stride_dxc
     elif MODE == "area":
-        moments = scatter_area(
-            X_ptr, dX_ptr, G_ptrs, map, i, j, canvas, offs_c, count,
+        of_tile = scatter_area(
+            X_ptr, dX_ptr, G_ptrs, map, i, j, canvas_mask, offs_c, count,
             (stride_xc, stride_xh, stride_xw), (stride_dxc, stride_dxh, stride_dxw), stride_gc,
             last_w, last_h, edge, PADDING, NEEDS_INPUT, NEEDS_THETA, MASK_CHANNELS, BLOCK_C,
             DTYPE, INDEX,
@@ -189,30 +254,27 @@ def scatter(
         if MODE != "area":
             s_x = tl.where(mask, s_x, 0.0)
             s_y = tl.where(mask, s_y, 0.0)
-        split = tl.program_id(0) % SPLITS
         if SOURCE == "affine":
-            slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-            row = nk.to(tl.int64) * slots + slot * SPLITS + split
             if MODE != "area":
-                moments = (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y)
-            store_moments(P_ptr + row * 6, moments, False)
+                of_tile = (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y)
+            before = moments
+            moments = ()
+            for m in tl.static_range(6):
+                moments = moments + (before[m] + of_tile[m],)
         elif SOURCE == "projective":
             X = j * map[4]
             Y = i * map[5]
-            x, y, inverse = homography(map, X, Y)
-            s_x = tl.where(mask, s_x * half_w * inverse, 0.0)
-            s_y = tl.where(mask, s_y * half_h * inverse, 0.0)
+            x, y, over_w = homography(map, X, Y)
+            s_x = tl.where(mask, s_x * half_w * over_w, 0.0)
+            s_y = tl.where(mask, s_y * half_h * over_w, 0.0)
             s_w = tl.where(mask, -(s_x * x + s_y * y), 0.0)
-            slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-            row = (nk.to(tl.int64) * slots + slot * SPLITS + split) * 12
-            zero = tl.zeros(s_x.shape, DTYPE)
-            store_moments(P_ptr + row, (s_x * X, s_x * Y, s_x, s_y * X, s_y * Y, s_y), False)
-            store_moments(P_ptr + row + 6, (s_w * X, s_w * Y, s_w, zero, zero, zero), False)
+            # The sums that `add_rows` takes have the other sign.
+            moments = add_rows(moments, -s_x, -s_y, -s_w, X, Y)
         else:
-            row = (nk.to(tl.int64) * SPLITS + split) * H_out
-            P_ptrs = P_ptr + ((row + offs_i) * W_out + offs_j) * 2
-            tl.store(P_ptrs, s_x if SOURCE == "flow" else s_x * half_w, mask=canvas)
-            tl.store(P_ptrs + 1, s_y if SOURCE == "flow" else s_y * half_h, mask=canvas)
+            P_ptrs = P_ptr + (offs_i.to(tl.int64) * W_out + offs_j) * 2
+            tl.store(P_ptrs, s_x if SOURCE == "flow" else s_x * half_w, mask=canvas_mask)
+            tl.store(P_ptrs + 1, s_y if SOURCE == "flow" else s_y * half_h, mask=canvas_mask)
+    return moments
 
 
 @triton.jit
