@@ -22,12 +22,12 @@ YARDSTICK = "eager"  # the provider that speedups are against
 
 @dataclass(frozen=True)
 class Provider:
-    """Something that samples images.
+    """Something that samples images or volumes.
 
     ``build()`` is called once a case, dtype and layout and returns the forward
     ``f(input, theta, output_size, padding_mode, align_corners, transform, mode)``, with input
-    (N, C, H, W), theta (N, *) or (N, K, *) in float32 (`bench.sources` says what it is), and the
-    result (N, C, H_out, W_out) or (N, K, C, H_out, W_out). ``why_not(device_type, task)`` gives the
+    (N, C, *extent), theta (N, *) or (N, K, *) in float32 (`bench.sources` says what it is), and the
+    result (N, C, *output_size) or (N, K, C, *output_size). ``why_not(device_type, task)`` gives the
     reason to skip it, or "". ``half_coordinates`` says that it computes coordinates in the image's
     dtype. Its calls run inside ``context()``, which is entered outside the timing.
     """
@@ -42,7 +42,7 @@ class Provider:
 def ours(
     input: torch.Tensor,
     theta: torch.Tensor,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     padding_mode: str,
     align_corners: bool,
     transform: str = "affine",
@@ -67,7 +67,7 @@ def ours(
 def eager(
     input: torch.Tensor,
     theta: torch.Tensor,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     padding_mode: str,
     align_corners: bool,
     transform: str = "affine",
@@ -83,7 +83,7 @@ def one_map_an_image(
     sample: Forward,
     input: torch.Tensor,
     theta: torch.Tensor,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     padding_mode: str,
     align_corners: bool,
     transform: str = "affine",
@@ -148,12 +148,13 @@ def build_kornia() -> Forward:
 
 
 def build_fireants() -> Forward:
-    """FireANTs' fused affine sampler (CUDA C++); it takes NCHW, and makes it where it is not."""
-    from fireants.interpolator.fused_grid_sample import fused_grid_sampler_2d
+    """FireANTs' fused affine samplers (CUDA C++). They take channels first alone."""
+    from fireants.interpolator import fused_grid_sample
 
     def sample(input, theta, size, padding_mode, align_corners, transform, mode):
-        return fused_grid_sampler_2d(
-            input,
+        sampler = getattr(fused_grid_sample, f"fused_grid_sampler_{len(size)}d")
+        return sampler(
+            input.contiguous(),
             theta.to(input.dtype).contiguous(),
             padding_mode=padding_mode,
             align_corners=align_corners,
@@ -203,9 +204,10 @@ def _why_not_without_cudnn(device_type: str, task: Task) -> str:
     if device_type == "cpu":
         return "there is no cuDNN on a CPU"
     # cond_cudnn_grid_sampler in aten/src/ATen/native/GridSamplerUtils.h
-    taken = task.padding_mode == "zeros" and task.align_corners and task.case.c <= 1024
-    if not taken or task.case.mode != "bilinear" or task.dtype == "bfloat16":
-        return "the same as eager: PyTorch takes cuDNN with align_corners=True and no bfloat16"
+    case = task.case
+    taken = task.padding_mode == "zeros" and task.align_corners and task.dtype != "bfloat16"
+    if not taken or case.mode != "bilinear" or case.c > 1024 or case.ndim > 2:
+        return "the same as eager: PyTorch takes cuDNN for images, align_corners=True, no bfloat16"
     return ""
 
 
@@ -230,11 +232,18 @@ def _why_not_graphs(device_type: str, task: Task) -> str:
 
 
 def _other_package(
-    module: str, attribute: str, transforms: tuple[str, ...], device_type: str, task: Task
+    module: str,
+    attribute: str,
+    transforms: tuple[str, ...],
+    device_type: str,
+    task: Task,
+    ndims: tuple[int, ...] = (2,),
 ) -> str:
     """``transforms`` are those it has a bilinear sampler of; empty where it replaces PyTorch's."""
     if device_type == "cpu":
         return "measured on a GPU alone"
+    if task.case.ndim not in ndims:
+        return f"{module} is measured on images alone"
     if transforms and (task.case.transform not in transforms or task.case.mode != "bilinear"):
         return f"{module} is measured on bilinear samples of {' and '.join(transforms)} maps alone"
     return missing(module, attribute)
@@ -279,7 +288,7 @@ PROVIDERS = (
     Provider(
         "fireants",
         build_fireants,
-        partial(_other_package, "fireants_fused_ops", "", ("affine",)),
+        partial(_other_package, "fireants_fused_ops", "", ("affine",), ndims=(2, 3)),
         half_coordinates=True,
     ),
 )

@@ -24,6 +24,7 @@ class Case:
 
     ``n_cpu`` is the batch used on a CPU, where the full one would take minutes, or 0 to leave the
     case out there; the results always carry the N that ran. ``bench.sources`` has the transforms.
+    Volumes have a depth, ``d`` and ``d_out``, which is 0 for images.
     """
 
     name: str
@@ -38,6 +39,23 @@ class Case:
     transform: str = "affine"
     theta_kinds: tuple[str, ...] = THETA_KINDS
     mode: str = "bilinear"
+    d: int = 0
+    d_out: int = 0
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """The input's (H, W) or (D, H, W)."""
+        return (self.d, self.h, self.w) if self.d else (self.h, self.w)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The output's (H_out, W_out) or (D_out, H_out, W_out)."""
+        return (self.d_out, self.h_out, self.w_out) if self.d else (self.h_out, self.w_out)
+
+    @property
+    def ndim(self) -> int:
+        """2 for images, 3 for volumes."""
+        return len(self.extent)
 
 
 #                        N   K    C     H     W  H_out W_out n_cpu
@@ -64,8 +82,12 @@ CASES = (
     Case("square_256_tps64", 16, 1, 3, 256, 256, 256, 256, 0, "tps_64", ("bend_0.1",)),
     Case("flow_1080", 8, 1, 3, 1080, 1920, 1080, 1920, 0, "flow", ("bend_0.02",)),
     Case("points_2048", 8, 1, 256, 120, 160, 1, 2048, 1, "grid", ("random",)),
+    # Features of a volume, and a scan.
+    Case("volume_64", 8, 1, 32, 64, 64, 64, 64, 1, d=64, d_out=64),
+    Case("volume_128", 4, 1, 1, 128, 128, 128, 128, 1, d=128, d_out=128),
 )
-PHOTO = "photo_4096"
+# Where a call takes most of a second or more on a CPU.
+LARGE = ("photo_4096", "volume_64", "volume_128")
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("contiguous", "channels_last")
 PASSES = ("forward", "backward_input", "backward_theta", "backward", "forward_backward")
@@ -79,19 +101,26 @@ SWEEP = (
 )
 
 
-def theta_of(kind: str, k: int = 1) -> torch.Tensor:
-    """θ (K, 2, 3), float32, normalised, output to input.
+def theta_of(kind: str, k: int = 1, ndim: int = 2) -> torch.Tensor:
+    """θ (K, 2, 3), or (K, 3, 4) of a volume, float32, normalised, output to input.
 
     ``kind`` is "identity", "rotation_<degrees>", "zoom_in_<factor>" (the input appears larger) or
-    "zoom_out_<factor>". The K maps of one image differ by their place along x, as the crops of
-    parallel transformers do.
+    "zoom_out_<factor>". A volume turns about its diagonal (1, 1, 1), which leaves no axis where it
+    was. The K maps of one image differ by their place along x, as the crops of parallel
+    transformers do.
     """
     angle, scale = angle_and_scale(kind)
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    if ndim == 2:
+        turn = torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
+    else:  # Rodrigues' formula
+        cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64)
+        turn = cos * torch.eye(3, dtype=torch.float64) + (1 - cos) / 3 + sin / 3**0.5 * cross
     # The rounding makes a quarter turn exact: math.cos(math.pi / 2) is 6e-17.
-    cos, sin = (round(f(math.radians(angle)), 15) * scale for f in (math.cos, math.sin))
-    theta = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).repeat(k, 1, 1)
+    turn = F.pad(turn.round(decimals=15) * scale, (0, 1))
+    theta = turn.float().repeat(k, 1, 1)
     if k > 1:
-        theta[:, 0, 2] = torch.linspace(-0.5, 0.5, k)
+        theta[:, 0, -1] = torch.linspace(-0.5, 0.5, k)
     return theta
 
 
@@ -115,10 +144,10 @@ def argument_of(case: Case, theta_kind: str) -> torch.Tensor:
     a, a, 1), "bend_<a>" (control points or a flow, by ``sources.bent``) or "random" (a grid).
     """
     if case.transform == "affine":
-        return theta_of(theta_kind, case.k)
+        return theta_of(theta_kind, case.k, case.ndim)
     tilts = case.transform == "projective"
     if theta_kind == "random":
-        noise = torch.rand(case.h_out, case.w_out, 2, generator=torch.Generator().manual_seed(0))
+        noise = torch.rand(*case.size, 2, generator=torch.Generator().manual_seed(0))
         return (2 * noise - 1).expand(case.k, -1, -1, -1)
     prefix = "tilt_" if tilts else "bend_"
     amount = 0.0 if theta_kind == "identity" else float(theta_kind.removeprefix(prefix))
@@ -126,7 +155,7 @@ def argument_of(case: Case, theta_kind: str) -> torch.Tensor:
         theta = torch.eye(3)
         theta[2, :2] = amount
     elif case.transform in sources.FIELDS:
-        base = F.affine_grid(theta_of("identity"), (1, 1, case.h_out, case.w_out), False)[0]
+        base = F.affine_grid(theta_of("identity"), (1, 1, *case.size), False)[0]
         theta = sources.bent(base, amount)
         if case.transform == "flow":
             theta = ((theta - base) * torch.tensor([case.w, case.h]) / 2).permute(2, 0, 1)
@@ -157,7 +186,7 @@ def suite(name: str, device_type: str) -> list[Task]:
     """The tasks of ``--suite quick|full`` on "cuda" or "cpu", in the order they run.
 
     quick: float32, contiguous; on a CPU also two passes instead of five, the batches of
-    ``n_cpu``, and the photo under one θ (a call on it takes seconds there).
+    ``n_cpu``, and the ``LARGE`` cases under one θ.
     full: every dtype, layout and pass, the sweep over angle and zoom, and align_corners, with
     which PyTorch takes cuDNN, under one θ, for the cases that have all of ``THETA_KINDS``.
     """
@@ -174,7 +203,7 @@ def suite(name: str, device_type: str) -> list[Task]:
     tasks = [task for case in cases for task in _cross(case, ("float32",), ("contiguous",))]
     if device_type == "cpu":
         tasks = [task for task in tasks if task.pass_name in ("forward", "forward_backward")]
-        tasks = [t for t in tasks if t.case.name != PHOTO or t.theta_kind == TURNED]
+        tasks = [t for t in tasks if t.case.name not in LARGE or t.theta_kind == TURNED]
     return tasks
 
 
@@ -206,9 +235,9 @@ def min_bytes(task: Task) -> int:
     case = task.case
     touched, seen = in_view(case, task.theta_kind, task.padding_mode, task.align_corners)
     read_input = case.n * case.c * touched
-    write_input = case.n * case.c * case.h * case.w
+    write_input = case.n * case.c * math.prod(case.extent)
     read_output = case.n * case.c * seen
-    write_output = case.n * case.k * case.c * case.h_out * case.w_out
+    write_output = case.n * case.k * case.c * math.prod(case.size)
     forward = read_input + write_output
     backward = read_output + read_input + write_input
     elements = {
@@ -221,7 +250,7 @@ def min_bytes(task: Task) -> int:
     image_bytes = elements * getattr(torch, task.dtype).itemsize
     if case.transform not in sources.FIELDS:
         return image_bytes
-    field = case.n * case.k * case.h_out * case.w_out * 2 * torch.float32.itemsize
+    field = case.n * case.k * math.prod(case.size) * 2 * torch.float32.itemsize
     moves = {"forward": 1, "backward_input": 1, "backward_theta": 2, "backward": 2}
     return image_bytes + field * moves.get(task.pass_name, 3)
 
@@ -234,14 +263,12 @@ def in_view(
 
     Counted by sampling a plane of ones and spreading ones back.
     """
-    plane = torch.ones(1, 1, case.h, case.w, requires_grad=True)
-    extent, size = (case.h, case.w), (case.h_out, case.w_out)
+    plane = torch.ones(1, 1, *case.extent, requires_grad=True)
     theta = argument_of(case, theta_kind)
-    grid = sources.grid(case.transform, theta, extent, size, align_corners)
-    image = plane.expand(case.k, -1, -1, -1)
-    sampled = F.grid_sample(
-        image, grid, case.mode, padding_mode, align_corners
-    )  # (K, 1, H_out, W_out)
+    grid = sources.grid(case.transform, theta, case.extent, case.size, align_corners)
+    image = plane.expand(case.k, *plane.shape[1:])
+    # (K, 1, *size)
+    sampled = F.grid_sample(image, grid, case.mode, padding_mode, align_corners)
     (weight,) = torch.autograd.grad(sampled.sum(), plane)
     # float32 coordinates err by up to 1e-3 pixel at 4096: less than that is a weight of zero.
     return int((weight.abs() > 1e-3).sum()), int((sampled.abs() > 1e-3).sum())

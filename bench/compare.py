@@ -67,8 +67,7 @@ def pair(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     if len(devices) > 1:
         raise ValueError(f"times of different devices do not compare: {', '.join(devices)}")
     both = old.merge(new, on=list(table.KEY), suffixes=("_old", "_new"))
-    shape = ["n", "k", "c", "h", "w", "h_out", "w_out"]
-    for name in shape:
+    for name in table.SHAPE:
         if (both[f"{name}_old"] != both[f"{name}_new"]).any():
             raise ValueError(f"the tables hold cases of the same name with another {name}")
     return both

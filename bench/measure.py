@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import baselines, oracle
+from bench import baselines, oracle, table
 from bench.baselines import Provider
 from bench.cases import Case, Task, min_bytes
 from bench.passes import Call, Forward, prepare
@@ -142,7 +142,7 @@ def _new_row(task: Task, provider: Provider, machine: Machine) -> Row:
         "case": case.name,
         "pass": task.pass_name,
         "provider": provider.name,
-        **{name: getattr(case, name) for name in ("n", "k", "c", "h", "w", "h_out", "w_out")},
+        **{name: getattr(case, name) for name in table.SHAPE},
         "dtype": task.dtype,
         "layout": task.layout,
         "padding_mode": task.padding_mode,

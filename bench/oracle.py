@@ -21,12 +21,18 @@ from bench import baselines, sources
 from bench.cases import Case, Task, argument_of
 from bench.passes import RESULTS, Forward, prepare
 
-# In pixels along x and y. The kinds' coordinates have fractions 0, 1/4, 1/2 or 3/4 (a rotation:
+# In pixels along x, y and z. The kinds' coordinates have fractions 0, 1/4, 1/2 or 3/4 (a rotation:
 # any); moved by this much they stay 0.1 away from integers.
-NUDGE = (0.37, 0.63)
+NUDGE = (0.37, 0.63, 0.13)
 KINK_MARGIN = 0.01  # pixels; float32 coordinates err by 1e-3 at 4096
 # As of a mean loss. Without it float16 sums of grad_theta overflow in eager PyTorch.
 GRAD_SCALE = 2.0**-10
+FORMATS = {  # by the table's layout and the spatial dimensions
+    ("contiguous", 2): torch.contiguous_format,
+    ("contiguous", 3): torch.contiguous_format,
+    ("channels_last", 2): torch.channels_last,
+    ("channels_last", 3): torch.channels_last_3d,
+}
 
 Errors = dict[str, tuple[float, torch.dtype]]  # by result
 
@@ -37,12 +43,13 @@ class Reference:
     def __init__(self, task: Task, device: str) -> None:
         self.case, self.device = case, device = task.case, device
         how = (task.padding_mode, task.align_corners, case.transform, case.mode)
-        self.options = ((case.h_out, case.w_out), *how)
+        self.options = (case.size, *how)
         is_spline = case.transform.startswith("tps")
         self.yardstick = baselines.eager_spline if is_spline else baselines.eager
         self.input, self.grad = make_data(case, device)
         theta = argument_of(case, task.theta_kind)
-        nudged = sources.shifted(case.transform, theta, torch.tensor(NUDGE), case.w, case.h)
+        nudge = torch.tensor(NUDGE[: case.ndim])
+        nudged = sources.shifted(case.transform, theta, nudge, case.extent)
         self.theta, self.nudged = (self._batch(t.to(device)) for t in (theta, nudged))
         self.smooth_grad = self.grad * self._away_from_kinks()
 
@@ -57,10 +64,11 @@ class Reference:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """input, θ and grad as a provider gets them; ``smooth``: the pair that checks dθ."""
         theta, grad = (self.nudged, self.smooth_grad) if smooth else (self.theta, self.grad)
-        memory_format = getattr(torch, f"{layout}_format" if layout == "contiguous" else layout)
+        memory_format = FORMATS[layout, self.case.ndim]
         input = self.input.to(dtype).contiguous(memory_format=memory_format)
-        images = grad.to(dtype).flatten(0, -4).contiguous(memory_format=memory_format)
-        grad = images.unflatten(0, grad.shape[:2]) if grad.ndim == 5 else images
+        images = grad.to(dtype).flatten(0, -2 - self.case.ndim)
+        images = images.contiguous(memory_format=memory_format)
+        grad = images.unflatten(0, grad.shape[:2]) if self.case.k > 1 else images
         return input, theta, grad
 
     def errors(
@@ -120,11 +128,11 @@ class Reference:
         return theta.expand(self.case.n, *theta.shape).contiguous()
 
     def _away_from_kinks(self) -> torch.Tensor:
-        """Which outputs of one image are differentiable in θ: ([K,] 1, H_out, W_out)."""
+        """Which outputs of one image are differentiable in θ: ([K,] 1, *size)."""
         case, (size, padding_mode, align_corners, *_) = self.case, self.options
         theta = (self.nudged[0] if case.k > 1 else self.nudged[:1]).double()
-        grid = sources.grid(case.transform, theta, (case.h, case.w), size, align_corners)
-        extent = torch.tensor([case.w, case.h], dtype=grid.dtype, device=grid.device)
+        grid = sources.grid(case.transform, theta, case.extent, size, align_corners)
+        extent = torch.tensor(case.extent[::-1], dtype=grid.dtype, device=grid.device)
         source = (grid * (extent - 1 if align_corners else extent) + extent - 1) / 2
         # Reflection turns at half-integers.
         step = 0.5 if padding_mode == "reflection" else 1.0
@@ -135,7 +143,7 @@ class Reference:
 
 @lru_cache(maxsize=1)
 def make_data(case: Case, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """White noise in [-2, 2): input (N, C, H, W) and grad shaped as y, float32."""
+    """White noise in [-2, 2): input (N, C, *extent) and grad shaped as y, float32."""
     generator = torch.Generator(device).manual_seed(0)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -143,8 +151,8 @@ def make_data(case: Case, device: str) -> tuple[torch.Tensor, torch.Tensor]:
         return bits.float() / 64
 
     several = (case.k,) if case.k > 1 else ()
-    grad = noise(case.n, *several, case.c, case.h_out, case.w_out) * GRAD_SCALE
-    return noise(case.n, case.c, case.h, case.w), grad
+    grad = noise(case.n, *several, case.c, *case.size) * GRAD_SCALE
+    return noise(case.n, case.c, *case.extent), grad
 
 
 @lru_cache(maxsize=1)

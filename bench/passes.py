@@ -31,8 +31,8 @@ def prepare(
 
     Args:
         forward: a provider's ``forward(input, theta, *options) -> y``.
-        input: (N, C, H, W).
-        theta: (N, 2, 3) or (N, K, 2, 3).
+        input: (N, C, H, W), or (N, C, D, H, W).
+        theta: (N, *) or (N, K, *).
         grad: the gradient that arrives at y, prepared, so that no loss is timed.
 
     A backward pass runs its forward here, outside the timing, and asks for the gradients it is

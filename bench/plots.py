@@ -38,7 +38,8 @@ def draw(frame: pd.DataFrame, out: Path) -> list[Path]:
     rows = frame[frame.status == "ok"]
     if rows.empty:
         return []
-    rows = rows.assign(elements=rows.n * rows.k * rows.c * rows.h_out * rows.w_out)
+    depth = rows.d_out.clip(lower=1)
+    rows = rows.assign(elements=rows.n * rows.k * rows.c * depth * rows.h_out * rows.w_out)
     compared = rows[rows.speedup_vs_eager.notna() & (rows.provider != "eager")]
     remembered = rows[rows.peak_memory_mib > 0]
     turned, zoomed = sweeps(compared)

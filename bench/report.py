@@ -107,8 +107,7 @@ def by_case(frame: pd.DataFrame) -> pd.DataFrame:
         first = of_case.iloc[0]
         line = {
             "case": case,
-            "N,K,C,H,W → out": f"{first.n},{first.k},{first.c},{first.h},{first.w} → "
-            f"{first.h_out},{first.w_out}",
+            "NxKxC[xD]xHxW → out": table.shape_of(first),
         }
         for pass_name in PASSES:
             speedups = of_case[of_case["pass"] == pass_name].speedup_vs_eager

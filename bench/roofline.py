@@ -8,12 +8,13 @@ A prediction is the largest of four floors under the time of a pass:
     issue    instructions of the warps (static report) / (4 schedulers x SMs x clock)
 
 A floor is not a time: latency, launches and a kernel's tail come on top. Float32, contiguous, zeros
-padding.
+padding. Of volumes only the bytes are modelled.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -58,8 +59,10 @@ GPUS = {
     # Datasheet and whitepaper: 108 SMs, 1,410 MHz, 2,039 GB/s. No copy was timed.
     "A100": GPU("NVIDIA A100-SXM4-80GB", "sm_80", 108, 1.41e9, 2.039e12, 5120 * 1.41e9, 4),
 }
-# Kernel launches a pass: eager's as counted in a profile of PyTorch, about; ours from the code.
-LAUNCHES = {"triton_stn": (1, 2), "eager": (11, 12)}
+# Kernel launches a pass, of images and of volumes: eager's as counted in a profile of PyTorch, with
+# about three more for the third axis of a volume's base grid; ours from the code.
+LAUNCHES = {("triton_stn", 2): (1, 2), ("triton_stn", 3): (1, 4)}
+LAUNCHES |= {("eager", 2): (11, 12), ("eager", 3): (14, 15)}
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ class Work:
 
 def ours(task: Task, gpu: GPU) -> Work:
     """triton_stn's work."""
-    case, kind = task.case, addresses.window(addresses.pixel_maps(task.case, task.theta_kind)[0])
-    backward = task.pass_name == "backward"
-    if backward and kind == "wide":
+    case, backward = task.case, task.pass_name == "backward"
+    kind = window(task)
+    if case.ndim == 3 or kind == "wide":
         return Work(min_bytes(task), None, None)
     touched = addresses.ours(case, task.theta_kind, task.pass_name, gpu.tags)
     if backward:
@@ -99,6 +102,13 @@ def ours(task: Task, gpu: GPU) -> Work:
     return Work(min_bytes(task), touched, a_pixel and a_pixel * threads / WARP)
 
 
+def window(task: Task) -> str:
+    """The gathering window of a backward pass on images, else ""."""
+    if task.pass_name != "backward" or task.case.ndim == 3:
+        return ""
+    return addresses.window(addresses.pixel_maps(task.case, task.theta_kind)[0])
+
+
 def eager(task: Task, gpu: GPU) -> Work:
     """PyTorch's work: `affine_grid` (a base grid and a bmm), `grid_sample`, their backward.
 
@@ -107,20 +117,25 @@ def eager(task: Task, gpu: GPU) -> Work:
     case = task.case
     touched, _ = in_view(case, task.theta_kind)
     images = case.n * case.k
-    pixels = images * case.h_out * case.w_out
-    copies = (case.n + images) * case.c * case.h * case.w if case.k > 1 else 0
+    pixels = images * math.prod(case.size)
+    whole = case.c * math.prod(case.extent)
+    streamed = (case.n + images) * whole if case.k > 1 else 0
+    # Base grid written and read, ndim + 1 numbers a pixel.
+    streamed += 2 * (case.ndim + 1) * pixels
+    # Forward, grid written, and read by the sampler; backward, grad_grid read.
+    streamed += case.ndim * pixels
     if task.pass_name == "forward":
-        # Base grid written and read, 3 numbers a pixel; grid written, 2, and read by the sampler.
-        streamed, sampler_grid = 8 * pixels + copies, 2 * pixels
+        sampler_grid = case.ndim * pixels
         sampled = case.n * case.c * touched + pixels * case.c
     else:
-        # grad_grid read, base grid written and read; the zeros of grad_input.
-        streamed = 8 * pixels + images * case.c * case.h * case.w + copies
-        sampler_grid = 4 * pixels  # grid read, grad_grid written
+        streamed += images * whole  # the zeros of grad_input
+        sampler_grid = 2 * case.ndim * pixels  # grid read, grad_grid written
         # grad read, input read, grad_input read and written by the atomics.
         sampled = pixels * case.c + 3 * case.n * case.c * touched
-    sampler = addresses.eager(case, task.theta_kind, task.pass_name, gpu.tags)
     bytes = SIZE * (streamed + sampler_grid + sampled)
+    if case.ndim == 3:
+        return Work(bytes, None, None)
+    sampler = addresses.eager(case, task.theta_kind, task.pass_name, gpu.tags)
     return Work(bytes, sampler + addresses.streamed(SIZE * streamed), None)
 
 
@@ -162,10 +177,8 @@ def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:
             row = {"case": task.case.name, "theta_kind": task.theta_kind, "pass": task.pass_name}
             row |= {"provider": provider, **{f"{name} µs": t for name, t in floors.items()}}
             row |= {"binds": binds, "predicted ms": floors[binds] / 1e3}
-            row["launches"] = LAUNCHES[provider][PASSES.index(task.pass_name)]
-            if provider == "triton_stn" and task.pass_name == "backward":
-                maps = addresses.pixel_maps(task.case, task.theta_kind)
-                row["window"] = addresses.window(maps[0])
+            row["launches"] = LAUNCHES[provider, task.case.ndim][PASSES.index(task.pass_name)]
+            row["window"] = (provider == "triton_stn" and window(task)) or None
             rows.append(row)
     columns = ["memory µs", "L2 µs", "L1 µs", "issue µs", "binds", "predicted ms"]
     keys = ["case", "theta_kind", "pass", "provider"]
@@ -276,5 +289,7 @@ def _print(frame: pd.DataFrame, gpu: GPU, csv: Path | None) -> None:
         "wide": "only the bytes are known; its threads share pixels, which is not modelled.",
     }
     lines += [f"{name}: {note}" for name, note in notes.items() if (frame.window == name).any()]
+    if frame.case.isin([case.name for case in CASES if case.ndim == 3]).any():
+        lines.append("Of volumes only the bytes are known.")
     lines += [f"Measured: {csv}." if csv else f"Measured: nothing, no results of {gpu.name}."]
     print("\n".join(lines))

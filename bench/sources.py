@@ -32,14 +32,17 @@ def bent(points: torch.Tensor, amount: float) -> torch.Tensor:
 
 
 def shifted(
-    transform: str, theta: torch.Tensor, shift: torch.Tensor, w: int, h: int
+    transform: str, theta: torch.Tensor, shift: torch.Tensor, extent: tuple[int, ...]
 ) -> torch.Tensor:
-    """θ (K, *), its source coordinates moved by ``shift`` pixels, (x, y)."""
+    """θ (K, *), its source coordinates moved by ``shift`` pixels, (x, y[, z]).
+
+    ``extent`` is the input's ([D,] H, W).
+    """
     if transform == "flow":
         return theta + shift[:, None, None]
-    shift = 2 * shift / torch.tensor([w, h])
+    shift = 2 * shift / torch.tensor(extent[::-1])
     if transform == "affine":
-        return torch.cat((theta[..., :2], theta[..., 2:] + shift[:, None]), -1)
+        return torch.cat((theta[..., :-1], theta[..., -1:] + shift[:, None]), -1)
     if transform == "projective":
         xy, w_row = theta[:, :2], theta[:, 2:]
         return torch.cat((xy + shift[:, None] * w_row, w_row), 1)
@@ -49,15 +52,15 @@ def shifted(
 def grid(
     transform: str,
     theta: torch.Tensor,
-    extent: tuple[int, int],
-    size: tuple[int, int],
+    extent: tuple[int, ...],
+    size: tuple[int, ...],
     align_corners: bool,
 ) -> torch.Tensor:
-    """The grid (N, H_out, W_out, 2) for ``F.grid_sample``, as one gets it in plain PyTorch.
+    """The grid (N, *size, len(size)) for ``F.grid_sample``, as one gets it in plain PyTorch.
 
     Args:
         theta: one an image, (N, *).
-        extent: the input's (H, W).
+        extent: the input's (H, W), or (D, H, W) of volumes, for which there are affine maps alone.
         size: the output's.
     """
     if transform == "affine":

@@ -16,17 +16,18 @@ COLUMNS = (
     *("ms_p50", "ms_p20", "ms_p80", "speedup_vs_eager", "min_bytes", "gb_per_s"),
     *("pct_copy_bandwidth", "peak_memory_mib", "max_abs_error"),
     *("status", "device", "torch", "triton", "commit", "utc"),
-    # Ours, after the agreed ones: the copy that the percentage is of (GB/s), what the case samples
-    # with, and why a row is not ok.
-    *("copy_gb_per_s", "transform", "mode", "note"),
+    # Ours, after the agreed ones: the depth of volumes (0 for images), the copy that the percentage
+    # is of (GB/s), what the case samples with, and why a row is not ok.
+    *("d", "d_out", "copy_gb_per_s", "transform", "mode", "note"),
 )
+SHAPE = ("n", "k", "c", "d", "h", "w", "d_out", "h_out", "w_out")
 # What tells a row from every other, whenever and at whichever commit it was measured.
 KEY = (
     *("case", "pass", "provider", "theta_kind", "dtype", "layout"),
     *("padding_mode", "align_corners"),
 )
 STATUSES = ("ok", "wrong", "oom", "error", "skipped")
-COUNTS = ("n", "k", "c", "h", "w", "h_out", "w_out", "min_bytes")
+COUNTS = (*SHAPE, "min_bytes")
 RESULTS = Path(__file__).parent / "results"
 TEXT = ("device", "torch", "triton", "commit", "utc", "note")
 
@@ -62,6 +63,14 @@ def read(path: Path) -> pd.DataFrame:
 def keys(frame: pd.DataFrame) -> list[tuple[str, ...]]:
     """The key of every row, as ``Task.key`` writes it."""
     return list(frame[list(KEY)].astype(str).itertuples(index=False, name=None))
+
+
+def shape_of(row: pd.Series) -> str:
+    """A row's shape, "NxKxCxHxW → H_outxW_out", with D before H of volumes."""
+    sides = (["d"] if row.d else []) + ["h", "w"]
+    into = [row[name] for name in ("n", "k", "c", *sides)]
+    out = [row[f"{name}_out"] for name in sides]
+    return " → ".join("x".join(map(str, numbers)) for numbers in (into, out))
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -164,12 +173,10 @@ def _not_ok(frame: pd.DataFrame) -> list[str]:
 
 def _compact(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns that a reader looks at, the shape in one of them."""
-    shape = frame[["n", "k", "c", "h", "w"]].astype(str).agg("x".join, axis=1)
-    out = frame[["h_out", "w_out"]].astype(str).agg("x".join, axis=1)
     return pd.DataFrame(
         {
             "case": frame.case,
-            "NxKxCxHxW → out": shape + " → " + out,
+            "NxKxC[xD]xHxW → out": frame.apply(shape_of, axis=1),
             "θ": frame.theta_kind,
             "dtype": frame["dtype"],
             "layout": frame.layout,

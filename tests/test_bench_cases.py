@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,6 +88,58 @@ def test_theta_kinds_are_what_they_say():
             argument_of(planes(transform), "rotation_30")
 
 
+# --- volumes -------------------------------------------------------------------------------------
+
+BLOCK = Case("block", 2, 1, 3, 8, 8, 8, 8, 2, d=8, d_out=8)
+
+
+def test_a_volume_turns_about_its_diagonal():
+    assert theta_of("identity", ndim=3).tolist() == [torch.eye(3, 4).tolist()]
+    # A third of a turn takes x to y, y to z and z to x.
+    assert theta_of("rotation_120", ndim=3).tolist() == [[[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]]]
+    (turn,) = theta_of("rotation_30", ndim=3)[..., :3].double()
+    torch.testing.assert_close(turn @ turn.T, torch.eye(3).double(), rtol=0, atol=1e-7)
+    assert turn.sum(1).tolist() == pytest.approx([1, 1, 1])  # the diagonal stays
+    assert turn.trace().item() == pytest.approx(1 + 2 * math.cos(math.pi / 6))
+    zoomed = theta_of("zoom_in_2", 2, ndim=3)
+    assert zoomed[:, 0].tolist() == [[0.5, 0, 0, -0.5], [0.5, 0, 0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("theta_kind", "touched", "seen"),
+    # As of an image of 8 × 8 (above), along one axis more; a third of a turn sees it all.
+    [
+        ("identity", 512, 512),
+        ("zoom_in_2", 216, 512),
+        ("zoom_out_2", 512, 64),
+        ("rotation_120", 512, 512),
+    ],
+)
+def test_voxels_in_view(theta_kind, touched, seen):
+    assert in_view(BLOCK, theta_kind) == (touched, seen)
+    forward = Task(BLOCK, "forward", theta_kind, "float16")
+    assert min_bytes(forward) == 2 * 6 * (touched + 512)
+    assert min_bytes(replace(forward, pass_name="backward")) == 2 * 6 * (seen + touched + 512)
+
+
+def test_a_volume_of_another_size_has_its_own_bytes():
+    # Two planes of 4 × 4 to one of 4 × 2: z = 0.5, x = 0.5 and 2.5, every voxel is read.
+    flat = Case("flat", 1, 1, 1, 4, 4, 4, 2, 1, d=2, d_out=1)
+    assert (flat.extent, flat.size, flat.ndim) == ((2, 4, 4), (1, 4, 2), 3)
+    assert min_bytes(Task(flat, "forward", "identity")) == 4 * (32 + 8)
+
+
+def test_a_shift_moves_a_volume_along_every_axis():
+    case, shift = replace(BLOCK, d=5, w=6), torch.tensor([0.37, 0.63, 0.13])
+    theta = argument_of(case, "rotation_30")
+    moved = sources.shifted("affine", theta, shift, case.extent)
+    before, after = (
+        sources.grid("affine", t, case.extent, (2, 3, 4), False) for t in (theta, moved)
+    )
+    pixels = (after - before) * torch.tensor([6, 8, 5]) / 2
+    torch.testing.assert_close(pixels, shift.expand_as(pixels), rtol=0, atol=1e-5)
+
+
 # --- beyond affine maps --------------------------------------------------------------------------
 
 
@@ -123,7 +176,7 @@ def test_arguments_are_what_their_kinds_say(transform, theta_kind, expected):
 def test_a_shift_moves_every_source_by_as_many_pixels(transform, theta_kind):
     case, shift = planes(transform, h=5, w=8), torch.tensor([0.37, 0.63])
     theta = argument_of(case, theta_kind)
-    moved = sources.shifted(transform, theta, shift, case.w, case.h)
+    moved = sources.shifted(transform, theta, shift, case.extent)
     before, after = (sources.grid(transform, t, (5, 8), (4, 4), False) for t in (theta, moved))
     pixels = (after - before) * torch.tensor([8, 5]) / 2
     torch.testing.assert_close(pixels, shift.expand_as(pixels), rtol=0, atol=1e-5)

@@ -52,6 +52,7 @@ def altered(csv, **columns):
         ({"ms_p50": None, "ms_p20": None, "ms_p80": None, "status": "wrong"}, 1, "broken"),
         ({"device": "another"}, 2, "different devices"),
         ({"h": 9}, 2, "another h"),
+        ({"d": 9}, 2, "another d"),
     ],
 )
 def test_compare_exits_1_on_a_regression(measured, capsys, columns, status, said):
@@ -85,6 +86,15 @@ def test_report_writes_the_readme_from_the_csv_and_checks_it(tmp_path, measured)
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
     assert "3.00 (3.00)" in text and "(speedup.png)" in text
+
+
+def test_a_volume_shows_its_depth_and_an_image_none(measured):
+    frame = table.read(measured)
+    assert (frame.d == 0).all() and "2x1x3x8x8 → 8x8" in table.report(frame)
+    volume = frame.assign(case="block", d=5, d_out=6)
+    both = pd.concat([frame, volume])
+    for text in (table.report(both), report.block(both, "speedup.png")):
+        assert "2x1x3x8x8 → 8x8" in text and "2x1x3x5x8x8 → 6x8x8" in text
 
 
 def test_the_report_has_every_case_but_not_the_sweep(measured):

@@ -123,6 +123,20 @@ def test_bytes_of_eager_are_the_published_ones():
             assert work.bytes / elements == pytest.approx(expected)
 
 
+def test_of_volumes_only_the_bytes_are_predicted():
+    volume = Case("volume", 2, 1, 4, 8, 8, 8, 8, 2, d=8, d_out=8)
+    elements = 2 * 4 * 8**3
+    # Eager's grid has 3 numbers a voxel, its base grid 4: 14 moved forward, 17 backward.
+    for pass_name, grid, ours in (("forward", 14, 2), ("backward", 17, 3)):
+        task = Task(volume, pass_name, "identity")
+        eager = roofline.eager(task, H200)
+        moved = {"forward": 2, "backward": 5}[pass_name] * elements
+        assert eager == Work(4 * (moved + grid * elements / 4), None, None)
+        assert roofline.ours(task, H200) == Work(4 * ours * elements, None, None)
+        frame = roofline.predict([task], H200)
+        assert frame.binds.eq("memory").all() and frame.window.isna().all()
+
+
 def test_a_wide_window_has_only_its_bytes():
     task = Task(SQUARE, "backward", "zoom_in_16")
     assert roofline.ours(task, H200) == Work(min_bytes(task), None, None)
