@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -12,58 +13,139 @@ from conftest import INTERPRETED, Place
 
 import triton_stn
 from triton_stn import checks
-from triton_stn.backends import fused
+from triton_stn.backends import fused, volume
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-SPLINE = triton_stn.ThinPlateSpline(2, 2)
+SUPPORTED = README.read_text(encoding="utf-8").split("## What is supported")[1]
 TRANSFORMS = {name: name for name in ("affine", "attention", "similarity", "projective")}
-TRANSFORMS["ThinPlateSpline"] = SPLINE
+TRANSFORMS["ThinPlateSpline"] = triton_stn.ThinPlateSpline(2, 2)
 FIELDS = {
     "grid_sample": (triton_stn.grid_sample, torch.zeros(1, 2, 3, 2)),
     "flow_warp": (triton_stn.flow_warp, torch.zeros(1, 2, 2, 3)),
 }
+SIZES = {"images": (2, 3), "volumes": (2, 2, 3)}
+
+
+class Combination(NamedTuple):
+    source: str
+    of: str
+    mode: str
+    padding_mode: str
 
 
 def rows():
-    """(source, mode, padding_mode) -> grad_input, as the README says."""
-    text = README.read_text().split("## What is supported")[1]
-    table = re.findall(r"^\| (`.*) \|$", text, re.M)
-    for line in table:
-        cells = [re.findall(r"`(\w+)`", cell) for cell in line.split("|")]
-        if len(cells) == 5:
-            grad_input = line.split("|")[4].strip()
-            for combination in itertools.product(cells[0], cells[2], cells[3]):
-                yield combination, grad_input
+    """(combination, θ's cell, grad_input), as the README says."""
+    for line in re.findall(r"^\| (`.*) \|$", SUPPORTED, re.M):
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 6:
+            sources, modes, paddings = (re.findall(r"`(\w+)`", cells[i]) for i in (0, 3, 4))
+            for source, mode, padding in itertools.product(sources, modes, paddings):
+                yield Combination(source, cells[1], mode, padding), cells[2], cells[5].split(",")[0]
 
 
-def test_every_combination_that_the_code_accepts_is_in_the_table_once():
-    listed = [combination for combination, _ in rows()]
-    sources = [*TRANSFORMS, *FIELDS]
-    accepted = itertools.product(sources, checks.MODES, checks.PADDING_MODES)
-    assert sorted(listed) == sorted(accepted)
+ROWS = list(rows())
 
 
-@pytest.mark.parametrize("place", [INTERPRETED])
-@pytest.mark.parametrize(("combination", "grad_input"), list(rows()))
-def test_the_table_says_how_grad_input_is_made(place: Place, monkeypatch, combination, grad_input):
-    source, mode, padding_mode = combination
-    kernels = []
+def sample(combination, dtype=torch.float32, wanted="input"):
+    """(what wants a gradient, output) of the public function; θ is the identity, a field zero.
+
+    ``wanted`` is "input" or "theta".
+    """
+    source, of, mode, padding_mode = combination
+    image = torch.rand(1, 1, *SIZES[of]).to(dtype)
+    if source in FIELDS:
+        function, field = FIELDS[source]
+        theta, options = field.clone(), dict(mode=mode, padding_mode=padding_mode)
+    else:
+        transform = triton_stn.transforms.resolve(TRANSFORMS[source], len(SIZES[of]))
+        function, theta = triton_stn.spatial_transform, transform.identity(1)
+        options = dict(transform=transform, mode=mode, padding_mode=padding_mode)
+    leaf = (image if wanted == "input" else theta).requires_grad_()
+    return leaf, function(image, theta, **options)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The launches, as they come."""
+    plans = []
     real = fused.launch
 
     def launch(plan, *args, **kwargs):
-        kernels.append(plan.kernel.__name__)
+        plans.append(plan)
         return real(plan, *args, **kwargs)
 
     monkeypatch.setattr(fused, "launch", launch)
-    image = torch.rand(1, 1, 2, 3, requires_grad=True)
-    with triton_stn.use_backend(place.backend):
+    monkeypatch.setattr(volume, "launch", launch)
+    return plans
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_the_table_has_every_combination_that_the_code_accepts_once_and_no_other():
+    sources = [*TRANSFORMS, *FIELDS]
+    accepted = []
+    for parts in itertools.product(sources, SIZES, checks.MODES, checks.PADDING_MODES):
+        try:
+            sample(Combination(*parts))
+        except ValueError:
+            continue
+        accepted.append(Combination(*parts))
+    assert sorted(combination for combination, *_ in ROWS) == sorted(accepted)
+
+
+def test_the_table_has_the_shapes_of_theta_and_every_dtype():
+    for (source, of, *_), shapes, _ in ROWS:
         if source in FIELDS:
-            function, field = FIELDS[source]
-            y = function(image, field, mode, padding_mode)
+            assert shapes == "a field"
         else:
-            transform = triton_stn.transforms.resolve(TRANSFORMS[source])
-            options = dict(transform=transform, mode=mode, padding_mode=padding_mode)
-            y = triton_stn.spatial_transform(image, transform.identity(1), **options)
+            transform = triton_stn.transforms.resolve(TRANSFORMS[source], len(SIZES[of]))
+            shape = str(transform.theta_shape)
+            assert (shape.replace("(4, 2)", "(T, 2)") if source[0] == "T" else shape) in shapes
+    (dtypes,) = re.findall(r"^\| image \| \(N, C, H, W\), (.*?);", SUPPORTED, re.M)
+    assert [getattr(torch, name) for name in dtypes.split(", ")] == list(checks.DTYPES)
+
+
+@pytest.mark.parametrize("place", [INTERPRETED])
+@pytest.mark.parametrize("dtype", checks.DTYPES, ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize(("combination", "_", "made"), ROWS)
+def test_the_table_says_how_grad_input_is_made(place: Place, launched, combination, _, made, dtype):
+    with triton_stn.use_backend(place.backend):
+        image, y = sample(combination, dtype)
         y.sum().backward()
-    assert kernels == ["forward", {"gathered": "gather", "atomics": "scatter"}[grad_input]]
-    assert image.grad.isfinite().all()
+    kernels = [plan.kernel.__name__.removeprefix("volume_") for plan in launched]
+    if made == "gathered" and (combination.of == "volumes" or combination.source == "projective"):
+        # What it leaves to a scatter depends on θ, which the device alone knows.
+        assert kernels.pop() == "scatter" and launched[-1].constants["REST"]
+    assert kernels == ["forward", {"gathered": "gather", "atomics": "scatter"}[made]]
+    assert y.dtype == image.grad.dtype == dtype and image.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("place", [INTERPRETED])
+@pytest.mark.parametrize(("combination", "_", "made"), ROWS)
+def test_what_is_gathered_is_deterministic_and_atomics_are_refused(
+    place: Place, deterministic, launched, combination, _, made
+):
+    with triton_stn.use_backend(place.backend):
+        _, y = sample(combination)
+        if made == "gathered":
+            y.sum().backward()
+            assert not any("scatter" in plan.kernel.__name__ for plan in launched)
+        else:
+            with pytest.raises(RuntimeError, match="deterministic"):
+                y.sum().backward()
+
+
+@pytest.mark.parametrize("place", [INTERPRETED])
+@pytest.mark.parametrize("combination", [combination for combination, *_ in ROWS])
+def test_grad_theta_is_deterministic_everywhere_and_zero_for_nearest(
+    place: Place, deterministic, combination
+):
+    with triton_stn.use_backend(place.backend):
+        theta, y = sample(combination, wanted="theta")
+        y.sum().backward()
+    assert theta.grad.any() == (combination.mode != "nearest")

@@ -191,7 +191,7 @@ def plan_backward(
     if scatters:
         constants = {name: v for name, v in over_output.constants.items() if name != "PASS"}
         splits = constants["SPLITS"]
-        constants |= dict(PADDING=padding_mode, WIDE_ONLY=gathers)
+        constants |= dict(PADDING=padding_mode, REST=gathers)
         plans += (
             Launch(
                 kernel=volume_scatter,

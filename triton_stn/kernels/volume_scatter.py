@@ -109,7 +109,7 @@ def volume_scatter(
     edge,
     MODE: tl.constexpr,
     PADDING: tl.constexpr,
-    WIDE_ONLY: tl.constexpr,  # leave alone every theta that `volume_gather` gathers
+    REST: tl.constexpr,  # leave alone every theta that `volume_gather` gathers
     NEEDS_INPUT: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
     MASK_CHANNELS: tl.constexpr,  # BLOCK_C does not divide a split's channels
@@ -137,7 +137,7 @@ def volume_scatter(
     X_ptr += n.to(tl.int64) * stride_xn + first * stride_xc
     dX_ptr += n.to(tl.int64) * stride_dxn + first * stride_dxc
     dY_ptr += n.to(tl.int64) * stride_gn + k.to(tl.int64) * stride_gk + first * stride_gc
-    if WIDE_ONLY:
+    if REST:
         mine = not window_3d(map, centre_d, centre_h, centre_w, MODE)[2]
     else:
         mine = True
