@@ -93,7 +93,7 @@ def test_an_affine_splat_repeats_bit_for_bit(device, k):
     assert all(torch.equal(splat(g, theta, SIZE), first) for _ in range(3))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("fill", [2.5, "a channel"])
 def test_a_fill_value_is_what_lies_outside(device, fill, dtype):
     """The same as sampling an image that is framed with it, as far as the frame reaches."""
@@ -108,8 +108,8 @@ def test_a_fill_value_is_what_lies_outside(device, fill, dtype):
     fill_value = value.to(device) if fill == "a channel" else fill
     got = spatial_transform(x.to(device), theta.to(device), 7, fill_value=fill_value).cpu()
     exact = spatial_transform(framed.double(), (theta * scale).double(), 7)
-    tolerance = dict(rtol=2e-3, atol=2e-3) if dtype == torch.float16 else dict(rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(got.double(), exact, **tolerance)
+    one_rounding = max(torch.finfo(dtype).eps / 2, 1e-5)
+    torch.testing.assert_close(got.double(), exact, rtol=1.01 * one_rounding, atol=1e-5)
 
 
 def test_a_fill_value_has_a_theta_gradient(device):

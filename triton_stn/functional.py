@@ -258,14 +258,15 @@ def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
         rules = rules[:3]  # the source is an affine map
     else:
         sample = autograd.sample if uses_triton else pytorch.sample
-    output = sample(input, theta, *size, *rules)
     if fill_value is None:
-        return output
-    # Sampling is linear: what lies outside has the weight that a plane of ones lacks.
-    dtype = torch.promote_types(input.dtype, torch.float32)
-    ones = torch.ones((), dtype=dtype, device=input.device).expand_as(input[:, :1])
+        return sample(input, theta, *size, *rules)
+    # Sampling is linear: what lies outside has the weight that a plane of ones lacks. Both parts
+    # are float32, so that a half-precision pixel is rounded once.
+    wide = input.to(torch.promote_types(input.dtype, torch.float32))
+    output = sample(wide, theta, *size, *rules)
+    ones = torch.ones((), dtype=wide.dtype, device=input.device).expand_as(input[:, :1])
     inside = sample(ones, theta, *size, *rules)
-    fill = torch.as_tensor(fill_value, dtype=dtype, device=input.device)
+    fill = torch.as_tensor(fill_value, dtype=wide.dtype, device=input.device)
     fill = fill.view(-1, *(1 for _ in size))
     # Rounding leaves up to 1e-6 outside where nothing is: there even an inf is not read.
     outside = torch.where(inside < 1 - 1e-6, fill * (1 - inside), 0.0)
