@@ -101,6 +101,8 @@ def _calls() -> Iterator[Specialisation]:
     yield from passes((16, 3, 512, 512), single, nchw, both, "bicubic")
     yield from passes((16, 3, 512, 512), single, nchw, both, "area")  # antialias=True
     yield from passes((64, 64, 56, 56), half, last, both, "area")
+    for source_of in (((16, 3, 512, 512), single, nchw), ((64, 64, 56, 56), half, last)):
+        yield from passes(*source_of, both, "area", source="patch")
     yield from passes((64, 64, 56, 56), half, last, both, "bicubic", "border")
     # Volumes: few channels, many, channels-last, and thin ones.
     last = torch.channels_last_3d
@@ -176,7 +178,8 @@ def passes(
     n, c, h, w = shape
     size = size or (h, w)
     input = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=memory_format)
-    inner = {"affine": (2, 3), "projective": (3, 3), "spline": (16 + 3, 4)}.get(source, (*size, 2))
+    inner = {"affine": (2, 3), "projective": (3, 3), "spline": (16 + 3, 4), "patch": (*size, 6)}
+    inner = inner.get(source, (*size, 2))
     theta = torch.empty(n, k, *inner, device="meta")
     output = empty_output(input, k, *size)
     layout = "channels-last" if memory_format == torch.channels_last else "NCHW"

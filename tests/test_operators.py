@@ -156,13 +156,13 @@ def test_compile_traces_every_source_whole(place: Place, name):
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("source", ["projective", "spline", "grid", "flow"])
+@pytest.mark.parametrize("source", ["projective", "spline", "grid", "flow", "patch"])
 def test_the_operators_of_every_source_pass_opcheck(kernels: Place, source):
     x, _, grad = arguments(kernels, torch.contiguous_format)
-    last = {"projective": (3, 3), "spline": (6, 4)}.get(source, (3, 4, 2))
+    last = {"projective": (3, 3), "spline": (6, 4), "patch": (3, 4, 6)}.get(source, (3, 4, 2))
     theta = noise(1, 2, *last, seed=4, device=kernels.device)
     operators = torch.ops.triton_stn
-    rules = ("bilinear", "zeros", False)
+    rules = ("area" if source == "patch" else "bilinear", "zeros", False)
     torch.library.opcheck(operators.sample.default, (x, theta, 3, 4, *rules, source))
     backward = (grad, x, theta, *rules, True, True, source)
     torch.library.opcheck(operators.sample_backward.default, backward)

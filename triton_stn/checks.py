@@ -83,15 +83,12 @@ def check_fill_value(fill_value: Any, input: torch.Tensor, padding_mode: str) ->
         raise TypeError(f"fill_value must be a number or a tensor, got {type(fill_value).__name__}")
 
 
-def check_antialias(antialias: Any, mode: str, transform: Transform) -> None:
+def check_antialias(antialias: Any, mode: str, input: torch.Tensor) -> None:
     check_bool("antialias", antialias)
     if antialias and mode != "bilinear":
         raise ValueError(f"antialias needs mode='bilinear', got {mode!r}")
-    if antialias and not (transform.is_affine and transform.ndim == 2):
-        raise ValueError(
-            "antialias needs transform 'affine', 'attention' or 'similarity' of (N, C, H, W), "
-            f"got {transform!r}"
-        )
+    if antialias and input.ndim != 4:
+        raise ValueError(f"antialias needs an input of shape (N, C, H, W), got {shape_of(input)}")
 
 
 def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:

@@ -50,7 +50,9 @@ def spatial_transform(
             edges of the image (False).
         antialias: where the map minifies, take the mean over what each output pixel covers instead
             of one sample: m x n bilinear samples, about one input pixel apart, at most 16 along
-            each axis. For affine, attention and similarity with ``mode="bilinear"``.
+            each axis, counted per output pixel from the local scale of the map. For images with
+            ``mode="bilinear"``. Any transform but affine, attention and similarity then stores
+            six numbers an output pixel, its `Transform.patches`.
 
     Returns:
         ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)`` when ``theta`` has K, with D_out
@@ -72,9 +74,9 @@ def spatial_transform(
     _check_options(mode, padding_mode, align_corners, input.ndim)
     checks.check_theta(theta, input, transform)
     checks.check_fill_value(fill_value, input, padding_mode)
-    checks.check_antialias(antialias, mode, transform)
+    checks.check_antialias(antialias, mode, input)
     size = checks.check_output_size(output_size, input)
-    source, theta, has_k = _operand(transform, theta, input, size, align_corners)
+    source, theta, has_k = _operand(transform, theta, input, size, align_corners, antialias)
     rules = ("area" if antialias else mode, padding_mode, align_corners, source)
     output = _sample(input, theta, size, rules, fill_value)
     return output if has_k else output.squeeze(1)
@@ -235,13 +237,19 @@ def _check_options(mode, padding_mode, align_corners, ndim=4) -> None:
     checks.check_bool("align_corners", align_corners)
 
 
-def _operand(transform, theta, input, size, align_corners) -> tuple[str, torch.Tensor, bool]:
+def _operand(
+    transform, theta, input, size, align_corners, antialias=False
+) -> tuple[str, torch.Tensor, bool]:
     """(source, theta of (N, K, *), it came with a K), as the operators take it."""
     leading = theta.ndim - len(transform.theta_shape)
     if input.dtype == torch.float64:
         theta = theta.double()
-    in_kernel = backends.uses_triton(input) or transform.is_affine
-    of_kernel = transform.kernel_theta(theta) if in_kernel else None
+    if antialias and not transform.is_affine:
+        of_kernel = "patch", transform.patches(theta, size, align_corners)
+    elif backends.uses_triton(input) or transform.is_affine:
+        of_kernel = transform.kernel_theta(theta)
+    else:
+        of_kernel = None
     source, theta = of_kernel or ("grid", transform.grid(theta, size, align_corners))
     if leading == 0:
         theta = theta.expand(input.shape[0], 1, *theta.shape)

@@ -88,6 +88,41 @@ class Transform(ABC):
         theta = self.check_theta(theta)
         return self.source(theta, _pixels(size, align_corners, theta)).unflatten(-2, size)
 
+    def patches(
+        self,
+        theta: torch.Tensor,
+        output_size: int | Sequence[int],
+        align_corners: bool = False,
+    ) -> torch.Tensor:
+        """What every output pixel covers, a parallelogram: its centre and its sides, normalised.
+
+        The sides are those of an affine map near the pixel: the differences of `source` between
+        opposite edges, which may lie beyond [-1, 1], or its derivative. A number of them that is
+        not finite becomes 0. In 2-D.
+
+        Args:
+            theta, output_size, align_corners: as in `grid`.
+
+        Returns:
+            ``(..., H_out, W_out, 6)``: the source coordinates (x, y) of the centre, then their
+            change over one pixel along j (to the right), and along i (downwards), differentiable.
+        """
+        size = check_size("output_size", output_size, self.ndim)
+        checks.check_bool("align_corners", align_corners)
+        centres, sides = self._linearised(self.check_theta(theta), size, align_corners)
+        sides = torch.where(sides.isfinite(), sides, 0.0)
+        return torch.cat((centres, sides), -1).unflatten(-2, size)
+
+    def _linearised(self, theta, size, align_corners) -> tuple[torch.Tensor, torch.Tensor]:
+        """The centres (..., P, 2) and sides (..., P, 4) of `patches`."""
+        h, w = size
+        across, down = (
+            self.source(theta, _pixels(size, align_corners, theta, edges)).unflatten(-2, shape)
+            for edges, shape in (((0, 1), (h, w + 1)), ((1, 0), (h + 1, w)))
+        )
+        sides = torch.cat((across.diff(dim=-2), down.diff(dim=-3)), -1)
+        return self.grid(theta, size, align_corners).flatten(-3, -2), sides.flatten(-3, -2)
+
     def kernel_theta(self, theta: torch.Tensor) -> tuple[str, torch.Tensor] | None:
         """(source, θ) as the kernels take it, ``kernels.coordinates.source`` says in what shape.
 
@@ -204,7 +239,10 @@ class Projective(Transform):
     theta_shape: ClassVar[tuple[int, ...]] = (3, 3)
 
     def source(self, theta, points):
-        theta = self.check_theta(theta)
+        return self._view(self.check_theta(theta), points)[0]
+
+    def _view(self, theta, points) -> tuple[torch.Tensor, torch.Tensor]:
+        """The source coordinates (..., P, 2), and w (..., P, 1), inf behind the viewer."""
         rows = theta[..., None, :, :]
         x, y, w = (
             rows[..., 0] * points[:, 0, None] + rows[..., 1] * points[:, 1, None] + rows[..., 2]
@@ -212,8 +250,19 @@ class Projective(Transform):
         largest = theta.detach()[..., None, 2:, :].abs().sum(-1)  # (..., 1, 1)
         out = w <= MIN_W * largest
         # A safe denominator first: the branch not taken has a gradient too. 0·θ carries NaN.
-        near = torch.cat((x, y), -1) / torch.where(out, 1.0, w)
-        return torch.where(out, OUT_OF_VIEW + 0.0 * largest, near)
+        w = torch.where(out, torch.inf, w)
+        near = torch.cat((x, y), -1) / w
+        return torch.where(out, OUT_OF_VIEW + 0.0 * largest, near), w
+
+    def _linearised(self, theta, size, align_corners):
+        # By the derivative: a pixel whose edge is behind the viewer has one too.
+        centres, w = self._view(theta, _pixels(size, align_corners, theta))
+        rows = theta[..., None, :, :]
+        along_j, along_i = (
+            (rows[..., :2, d] - centres * rows[..., 2:, d]) / w * (2 / _extent(n, align_corners))
+            for d, n in enumerate(reversed(size))
+        )
+        return centres, torch.cat((along_j, along_i), -1)
 
     def kernel_theta(self, theta):
         return "projective", self.check_theta(theta)
@@ -402,12 +451,26 @@ def check_size(name: str, size: Any, ndim: int) -> tuple[int, ...]:
     return sizes
 
 
-def _pixels(size: Sequence[int], align_corners: bool, like: torch.Tensor) -> torch.Tensor:
-    """Normalised coordinates of the pixel centres, row by row: (prod(size), ndim), x first."""
+def _extent(n: int, align_corners: bool) -> int:
+    """Pixels of an axis of ``n`` that lie between -1 and 1."""
+    return max(n - 1, 1) if align_corners else n
+
+
+def _pixels(
+    size: Sequence[int],
+    align_corners: bool,
+    like: torch.Tensor,
+    edges: Sequence[int] = (0, 0, 0),
+) -> torch.Tensor:
+    """Normalised coordinates of the pixel centres, row by row: (prod(size), ndim), x first.
+
+    ``edges`` is 1 for an axis along which to take the n + 1 edges of the pixels instead.
+    """
     axes = []
-    for n in size:  # an axis of one pixel lies at 0, with either align_corners
-        last = (n - 1) / (max(n - 1, 1) if align_corners else n)
-        axes.append(torch.linspace(-last, last, n, dtype=like.dtype, device=like.device))
+    for n, edge in zip(size, edges, strict=False):
+        # An axis of one pixel lies at 0, with either align_corners.
+        last = (n - 1 + edge) / _extent(n, align_corners)
+        axes.append(torch.linspace(-last, last, n + edge, dtype=like.dtype, device=like.device))
     return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).flatten(0, -2)
 
 

@@ -18,6 +18,7 @@ import triton.language as tl
 
 from triton_stn.backends.layout import channels_lie_last, empty_gradients, empty_output
 from triton_stn.kernels import configs
+from triton_stn.kernels.coordinates import FIELDS, SUMS
 from triton_stn.kernels.forward import forward
 from triton_stn.kernels.gather import gather
 from triton_stn.kernels.reduce import reduce
@@ -83,8 +84,8 @@ def sample(
 ) -> torch.Tensor:
     """input (N, C, H, W), theta (N, K, *) -> (N, K, C, H_out, W_out).
 
-    ``source`` says what theta is: "affine", "projective", "spline", "grid" or "flow"
-    (`coordinates.source` has their shapes).
+    ``source`` says what theta is: "affine", "projective", "spline", "grid", "flow" or
+    "patch" (`coordinates.source` has their shapes).
     """
     output = empty_output(input, theta.shape[1], h_out, w_out)
     if output.numel() > 0:
@@ -128,7 +129,8 @@ def sample_backward(
     options = (mode, padding_mode, align_corners, needs_input, needs_theta)
     plans = plan_backward(*layouts, *options, source, deterministic)
     n, k, _, h_out, w_out = grad_output.shape
-    of_one = {"affine": (6,), "projective": (12,)}.get(source, (h_out, w_out, 2))
+    sums, field = numbers_of(source)
+    of_one = (6 * configs.cdiv(sums, 6),) if sums else (h_out, w_out, field)
     slots = plans[0].slots
     partial = input.new_empty((n, k, slots, *of_one), dtype=sum_dtype(input.dtype))
     for plan in plans:
@@ -141,8 +143,8 @@ def sample_backward(
         launch(plan, input.device, P_ptr=partial, dTheta_ptr=grad_theta)
     elif needs_theta:
         grad = partial.sum(2) if slots > 1 else partial.squeeze(2)
-        if source == "projective":
-            grad_theta.copy_(grad[..., :9].unflatten(-1, (3, 3)))
+        if sums:
+            grad_theta.copy_(grad[..., :sums].view_as(grad_theta))
         elif source == "spline":
             plan = plan_spline_gradient(
                 layout(grad_output), layout(theta), layout(input), align_corners
@@ -154,6 +156,12 @@ def sample_backward(
         else:
             grad_theta.copy_(grad)
     return grad_input.to(input.dtype), grad_theta
+
+
+def numbers_of(source: str) -> tuple[int, int]:
+    """(sums that make up grad_theta, numbers a pixel that it is made from); one of them is 0."""
+    sums = SUMS.get(source, 0)
+    return sums, 0 if sums else FIELDS.get(source, 2)
 
 
 def gathers(source: str, mode: str, padding_mode: str) -> bool:
@@ -175,7 +183,7 @@ def check_deterministic(source: str, padding_mode: str, mode: str) -> None:
     message = (
         f"the gradient of the input with {cause} does not have a deterministic implementation, but "
         "you set torch.use_deterministic_algorithms(True); an affine transform with "
-        "padding_mode='zeros' has one unless it is bicubic"
+        "padding_mode='zeros' has one unless it is bicubic or antialiased"
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
@@ -236,17 +244,15 @@ def plan_backward(
     over_input = configs.gather(n, c, h, w, run, one_theta=k == 1)
     over_output = configs.scatter(n * k, c, h_out, w_out, run, rest)
     gather_slots = over_input.slots if by_gathering else 0
-    if source in ("affine", "projective"):
-        scatter_slots = over_output.slots
-    else:
-        scatter_slots = over_output.constants["SPLITS"]
+    sums, field = numbers_of(source)
+    scatter_slots = over_output.slots if sums else over_output.constants["SPLITS"]
     slots = gather_slots + (scatter_slots if rest or not by_gathering else 0)
     from_theta = theta_numbers(theta, source, h_out, w_out, input, align_corners)
     images = strides("x", input) | strides("g", grad_output) | strides("dx", written)
     images |= dict(K=k, C=c, H_out=h_out, W_out=w_out, slots=slots)
     images |= geometry(input, (h_out, w_out), align_corners)
     types = number_types(input, input, grad_output, written, theta)
-    types |= dict(SOURCE=source, MODE=mode, NEEDS_THETA=needs_theta)
+    types |= dict(SOURCE=source, MODE=mode, NEEDS_THETA=needs_theta, SUMS=sums)
     plans = ()
     if by_gathering:
         wanted = ("stride_tn", "stride_tk", "unit_w", "unit_h")
@@ -263,7 +269,7 @@ def plan_backward(
             ),
         )
     if rest or not by_gathering:
-        of_scatter = dict(PADDING=padding_mode, NEEDS_INPUT=needs_input, REST=rest)
+        of_scatter = dict(PADDING=padding_mode, NEEDS_INPUT=needs_input, REST=rest, FIELD=field)
         plans += (
             Launch(
                 kernel=scatter,
@@ -348,7 +354,7 @@ def theta_numbers(
     theta: Layout, source: str, h_out: int, w_out: int, input: Layout, align_corners: bool
 ) -> dict[str, Any]:
     """theta's strides, T of a spline, and normalised output coordinates a pixel."""
-    inner = theta.strides[2:] if source in ("grid", "flow") else (0, 0, 0)
+    inner = theta.strides[2:] if source in FIELDS else (0, 0, 0)
     names = ("stride_tn", "stride_tk", "stride_ti", "stride_tj", "stride_tc")
     less = 1 if align_corners else 0
     exact = float64_bits if input.dtype == torch.float64 else float
@@ -361,7 +367,7 @@ def theta_numbers(
 
 def as_rows(theta: torch.Tensor, source: str) -> torch.Tensor:
     """theta with the numbers of one map side by side; the batch may stay expanded."""
-    if source in ("grid", "flow") or theta.stride()[2:] == (theta.shape[3], 1):
+    if source in FIELDS or theta.stride()[2:] == (theta.shape[3], 1):
         return theta
     return theta.contiguous()
 

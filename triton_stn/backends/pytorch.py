@@ -34,10 +34,11 @@ def sample(
     """Sample input (N, C, H, W) -> (N, K, C, H_out, W_out).
 
     ``theta`` is (N, K, 2, 3) for the source "affine"; or (N, K, H_out, W_out, 2), normalised
-    coordinates for "grid", displacements in pixels for "flow".
+    coordinates for "grid", displacements in pixels for "flow"; or (N, K, H_out, W_out, 6),
+    `Transform.patches`, for "patch", of the mode "area".
     """
     if mode == "area":
-        return _sample_area(input, theta, h_out, w_out, padding_mode, align_corners)
+        return _sample_area(input, theta, h_out, w_out, padding_mode, align_corners, source)
     if source == "flow":
         theta = _flow_grid(theta, input, align_corners)
     n, c = input.shape[:2]
@@ -307,27 +308,38 @@ def affine_grid(theta: torch.Tensor, h_out: int, w_out: int, align_corners: bool
     return planes.view(n, 2, k * h_out, w_out).permute(0, 2, 3, 1)
 
 
-def _sample_area(input, theta, h_out, w_out, padding_mode, align_corners):
+def _sample_area(input, theta, h_out, w_out, padding_mode, align_corners, source):
     """The mean of bilinear samples over each output pixel's area, those of ``kernels.area``."""
     x = _in_float(input)
     theta = theta.to(x.dtype)
     less = 1 if align_corners else 0
     spans = theta.new_tensor([input.shape[3] - less, input.shape[2] - less])
-    extents = theta.new_tensor([max(w_out - less, 1), max(h_out - less, 1)])
-    sides = theta.detach()[..., :2] * spans[:, None] / extents  # (N, K, (x, y), (j, i)), pixels
+    # slopes (N, K, H_out, W_out, (x, y), (j, i)), alike for all pixels of an affine map
+    if source == "patch":
+        centres = theta[..., :2]
+        slopes = theta[..., 2:].unflatten(-1, (2, 2)).transpose(-1, -2)
+        extents = theta.new_tensor([2, 2])  # a pixel's change, where an affine map's is that of 1
+    else:
+        centres, slopes = theta[:, :, None, None, :, 2], theta[:, :, None, None, :, :2]
+        extents = theta.new_tensor([max(w_out - less, 1), max(h_out - less, 1)])
+    sides = slopes.detach() * spans[:, None] / extents  # pixels
     count = (sides.square().sum(-2).sqrt() - 0.01).clamp(max=16).ceil()
-    count = torch.where(count > 1, count, 1.0)  # (N, K, (j, i)); 1 where NaN
-    most_j, most_i = count.flatten(0, 1).amax(0).int().tolist()
+    count = torch.where(count > 1, count, 1.0)  # (N, K, H_out, W_out, (j, i)); 1 where NaN
+    most_j, most_i = count.flatten(0, 3).amax(0).int().tolist()
     total = 0.0
     for index in itertools.product(range(most_j), range(most_i)):
         part = theta.new_tensor(index)
-        used = (part < count).all(-1)  # (N, K)
+        used = (part < count).all(-1)  # (N, K, H_out, W_out)
+        if not used.any():
+            continue
         shift = torch.where(used[..., None], (2 * part + 1 - count) / count / extents, 0.0)
-        moved = theta[..., 2] + (theta[..., :2] * shift[..., None, :]).sum(-1)
-        maps = torch.cat((theta[..., :2], moved[..., None]), -1)
-        sampled = sample(x, maps, h_out, w_out, "bilinear", padding_mode, align_corners)
-        total = total + torch.where(used[..., None, None, None], sampled, 0.0)
-    mean = total / count.prod(-1)[..., None, None, None]
+        place = centres + (slopes * shift[..., None, :]).sum(-1)
+        if source == "affine":
+            place = torch.cat((slopes, place[..., None]), -1)[:, :, 0, 0]
+        of = source if source == "affine" else "grid"
+        sampled = sample(x, place, h_out, w_out, "bilinear", padding_mode, align_corners, of)
+        total = total + torch.where(used[:, :, None], sampled, 0.0)
+    mean = total / count.prod(-1)[:, :, None]
     return mean.to(input.dtype, memory_format=torch.preserve_format)
 
 

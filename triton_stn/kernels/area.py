@@ -1,8 +1,10 @@
-"""Antialiased sampling of an affine map: the mean of bilinear samples over an output pixel's area.
+"""Antialiased sampling: the mean of bilinear samples over an output pixel's area.
 
-An output pixel covers a parallelogram of the input. It is sampled at m_i x m_j points, the centres
-of as many equal parts, no further than about one input pixel apart: m_j = ceil(|dx/dj, dy/dj|),
-likewise m_i, both 1 to 16. A map that does not minify has m = 1, which is the plain sampler.
+An output pixel covers a parallelogram of the input, whose sides are the change of the source
+coordinate along one step of j and one of i. It is sampled at m_i x m_j points, the centres of as
+many equal parts, no further than about one input pixel apart: m_j = ceil(|dx/dj, dy/dj|), likewise
+m_i, both 1 to 16. A pixel that is not minified has m = 1, which is the plain sampler. An affine map
+has the same sides everywhere; any other brings those of each pixel, the source "patch".
 """
 
 import triton
@@ -12,36 +14,60 @@ from triton_stn.kernels.coordinates import affine, nonfinite, taps
 
 
 @triton.jit
+def pixel_sides(
+    map,
+    Theta_ptr,
+    theta_strides,
+    offs_i,
+    offs_j,
+    mask,
+    SOURCE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """(dx/dj, dy/dj, dx/di, dy/di) in pixels of the input a pixel of the output.
+
+    [pixels, 1] each, or [1, 1] of an affine map.
+    """
+    if SOURCE == "affine":
+        one = tl.full([1, 1], 1.0, DTYPE)
+        sides = (map[0] * one, map[3] * one, map[1] * one, map[4] * one)
+    else:
+        stride_ti, stride_tj, stride_tc = theta_strides
+        ptrs = Theta_ptr + (offs_i.to(INDEX) * stride_ti + offs_j.to(INDEX) * stride_tj)
+        sides = ()
+        for n in tl.static_range(4):  # past the coordinates themselves
+            ptrs_n = ptrs + (2 + n) * stride_tc
+            sides = sides + (tl.load(ptrs_n, mask=mask, other=0.0).to(DTYPE) * map[n % 2],)
+    return sides
+
+
+@triton.jit
 def samples_along(d_x, d_y):
-    """Samples along one axis of an output pixel whose side is (d_x, d_y) in input pixels."""
+    """Samples along a side (d_x, d_y), a whole number in its dtype."""
     length = tl.sqrt(d_x * d_x + d_y * d_y)
     # A hair's tolerance: rounding does not turn a zoom by 2 into 3 samples.
     samples = tl.ceil(tl.minimum(length - 0.01, 16.0))
-    return tl.where(samples > 1, samples, 1.0).to(tl.int32)
+    return tl.where(samples > 1, samples, 1.0)
 
 
 @triton.jit
-def part_centre(index, parts, like):
-    """Centre of a part of the unit interval around 0, in the dtype of ``like``."""
-    return (2 * index + 1 - parts).to(like.dtype) / (2 * parts).to(like.dtype)
-
-
-@triton.jit
-def sample_point(map, i, j, s, m_i, m_j):
-    """(i, j, x, y) of sample ``s`` of the pixels (i, j), centred."""
-    a00, a01, b0, a10, a11, b1 = map
-    i = i + part_centre(s // m_j, m_i, i)
-    j = j + part_centre(s % m_j, m_j, j)
-    return i, j, affine(a00, a01, b0, j, i), affine(a10, a11, b1, j, i)
+def sample_offset(s, m_j, m_i):
+    """Where sample ``s`` lies from the centre of its pixel, (along j, along i), in pixels."""
+    half_j = 0.5 / m_j
+    half_i = 0.5 / m_i
+    row = tl.floor((2 * s + 1) * half_j)
+    column = s - row * m_j
+    return (2 * column + 1 - m_j) * half_j, (2 * row + 1 - m_i) * half_i
 
 
 @triton.jit
 def forward_area(
     X_ptr,
     Y_ptrs,
-    map,
-    i,
-    j,
+    x,
+    y,
+    sides,
     mask,
     offs_c,
     count,
@@ -58,30 +84,34 @@ def forward_area(
 ):
     """The tile of `forward`, channel after channel."""
     stride_xc, stride_xh, stride_xw = strides_x
-    m_j = samples_along(map[0], map[3])
-    m_i = samples_along(map[1], map[4])
+    xj, yj, xi, yi = sides
+    m_j = samples_along(xj, yj)
+    m_i = samples_along(xi, yi)
+    samples = m_j * m_i
+    most = tl.max(samples).to(tl.int32)
     X_ptr += offs_c * stride_xc
     for c in range(0, count, BLOCK_C):
         here = mask
         if MASK_CHANNELS:
             here = mask & (offs_c < count - c)
         total = tl.zeros(Y_ptrs.shape, DTYPE)
-        for s in range(m_i * m_j):
-            _, _, x, y = sample_point(map, i, j, s, m_i, m_j)
-            u, wx, in_x0, in_x1, _ = taps(x, last_w, edge, PADDING)
-            v, wy, in_y0, in_y1, _ = taps(y, last_h, edge, PADDING)
+        for s in range(most):
+            dj, di = sample_offset(s, m_j, m_i)
+            u, wx, in_x0, in_x1, _ = taps(affine(xj, xi, x, dj, di), last_w, edge, PADDING)
+            v, wy, in_y0, in_y1, _ = taps(affine(yj, yi, y, dj, di), last_h, edge, PADDING)
             in_x1 &= wx > 0
-            in_y1 &= wy > 0
+            in_y0 &= here & (s < samples)
+            in_y1 &= here & (s < samples) & (wy > 0)
             p0 = X_ptr + (v.to(INDEX) * stride_xh + u.to(INDEX) * stride_xw)
             p1 = p0 + stride_xh
-            v00 = tl.load(p0, mask=here & in_y0 & in_x0, other=0.0).to(DTYPE)
-            v01 = tl.load(p0 + stride_xw, mask=here & in_y0 & in_x1, other=0.0).to(DTYPE)
-            v10 = tl.load(p1, mask=here & in_y1 & in_x0, other=0.0).to(DTYPE)
-            v11 = tl.load(p1 + stride_xw, mask=here & in_y1 & in_x1, other=0.0).to(DTYPE)
+            v00 = tl.load(p0, mask=in_y0 & in_x0, other=0.0).to(DTYPE)
+            v01 = tl.load(p0 + stride_xw, mask=in_y0 & in_x1, other=0.0).to(DTYPE)
+            v10 = tl.load(p1, mask=in_y1 & in_x0, other=0.0).to(DTYPE)
+            v11 = tl.load(p1 + stride_xw, mask=in_y1 & in_x1, other=0.0).to(DTYPE)
             above = tl.fma(v01, wx, v00 * (1 - wx))
             below = tl.fma(v11, wx, v10 * (1 - wx))
             total += tl.fma(below, wy, above * (1 - wy))
-        out = total / (m_i * m_j).to(DTYPE)
+        out = total / samples
         tl.store(Y_ptrs, out.to(Y_ptrs.dtype.element_ty), mask=here)
         X_ptr += BLOCK_C * stride_xc
         Y_ptrs += BLOCK_C * stride_yc
@@ -92,9 +122,9 @@ def scatter_area(
     X_ptr,
     dX_ptr,
     G_ptrs,
-    map,
-    i,
-    j,
+    x,
+    y,
+    sides,
     mask,
     offs_c,
     count,
@@ -112,29 +142,34 @@ def scatter_area(
     DTYPE: tl.constexpr,
     INDEX: tl.constexpr,
 ):
-    """The tile of `scatter`: adds to dX, and returns the six moments of each pixel."""
+    """The tile of `scatter`: adds to dX, and returns the gradients of x, y and ``sides``."""
     stride_xc, stride_xh, stride_xw = strides_x
     stride_dxc, stride_dxh, stride_dxw = strides_dx
-    m_j = samples_along(map[0], map[3])
-    m_i = samples_along(map[1], map[4])
-    share = 1 / (m_i * m_j).to(DTYPE)
-    m0 = tl.zeros(G_ptrs.shape, DTYPE)
-    m1 = m0
-    m2 = m0
-    m3 = m0
-    m4 = m0
-    m5 = m0
+    xj, yj, xi, yi = sides
+    m_j = samples_along(xj, yj)
+    m_i = samples_along(xi, yi)
+    samples = m_j * m_i
+    most = tl.max(samples).to(tl.int32)
+    share = 1 / samples
+    # gx: sums over the channels and samples of dY · (dY/dx) · (1, dj, di), and gy likewise
+    gx = tl.zeros(G_ptrs.shape, DTYPE)
+    gx_j = gx
+    gx_i = gx
+    gy = gx
+    gy_j = gx
+    gy_i = gx
     for c in range(0, count, BLOCK_C):
         here = mask
         if MASK_CHANNELS:
             here = mask & (offs_c < count - c)
         g = tl.load(G_ptrs, mask=here, other=0.0).to(DTYPE) * share
-        for s in range(m_i * m_j):
-            i_s, j_s, x, y = sample_point(map, i, j, s, m_i, m_j)
-            finite = nonfinite(x) + nonfinite(y) == 0
-            u, wx, in_x0, in_x1, slope_x = taps(x, last_w, edge, PADDING)
-            v, wy, in_y0, in_y1, slope_y = taps(y, last_h, edge, PADDING)
-            read = here & finite
+        for s in range(most):
+            dj, di = sample_offset(s, m_j, m_i)
+            x_s = affine(xj, xi, x, dj, di)
+            y_s = affine(yj, yi, y, dj, di)
+            u, wx, in_x0, in_x1, slope_x = taps(x_s, last_w, edge, PADDING)
+            v, wy, in_y0, in_y1, slope_y = taps(y_s, last_h, edge, PADDING)
+            read = here & (s < samples) & (nonfinite(x_s) + nonfinite(y_s) == 0)
             m00 = read & in_y0 & in_x0
             m01 = read & in_y0 & in_x1
             m10 = read & in_y1 & in_x0
@@ -162,20 +197,20 @@ def scatter_area(
                 s_y = g * slope_y * ((v10 - v00) * (1 - wx) + (v11 - v01) * wx)
                 s_x = tl.where(read, s_x, 0.0)
                 s_y = tl.where(read, s_y, 0.0)
-                m0 += s_x * j_s
-                m1 += s_x * i_s
-                m2 += s_x
-                m3 += s_y * j_s
-                m4 += s_y * i_s
-                m5 += s_y
+                gx += s_x
+                gx_j += s_x * dj
+                gx_i += s_x * di
+                gy += s_y
+                gy_j += s_y * dj
+                gy_i += s_y * di
         X_ptr += BLOCK_C * stride_xc
         dX_ptr += BLOCK_C * stride_dxc
         G_ptrs += BLOCK_C * stride_gc
     if BLOCK_C > 1:
-        m0 = tl.sum(m0, 1, keep_dims=True)
-        m1 = tl.sum(m1, 1, keep_dims=True)
-        m2 = tl.sum(m2, 1, keep_dims=True)
-        m3 = tl.sum(m3, 1, keep_dims=True)
-        m4 = tl.sum(m4, 1, keep_dims=True)
-        m5 = tl.sum(m5, 1, keep_dims=True)
-    return m0, m1, m2, m3, m4, m5
+        gx = tl.sum(gx, 1, keep_dims=True)
+        gy = tl.sum(gy, 1, keep_dims=True)
+        gx_j = tl.sum(gx_j, 1, keep_dims=True)
+        gy_j = tl.sum(gy_j, 1, keep_dims=True)
+        gx_i = tl.sum(gx_i, 1, keep_dims=True)
+        gy_i = tl.sum(gy_i, 1, keep_dims=True)
+    return gx, gy, (gx_j, gy_j, gx_i, gy_i)

@@ -12,6 +12,12 @@ helpers, so they can not disagree about which pixel a coordinate falls on.
 import triton
 import triton.language as tl
 
+# Sources whose grad_theta is so many sums over the pixels, in the order of theta's numbers
+# (`source_gradient`). Any other's is made from the gradient of each pixel's coordinates.
+SUMS = {"affine": 6, "projective": 9}
+# Sources whose theta is a field, so many numbers a pixel: (N, K, H_out, W_out, *), any strides.
+FIELDS = {"grid": 2, "flow": 2, "patch": 6}
+
 
 @triton.jit
 def scalar(value, DTYPE: tl.constexpr):
@@ -117,7 +123,8 @@ def source(
 
     SOURCE says what theta is: "affine" (2, 3); "projective" (3, 3); "spline" (T + 3, 4), rows of
     two coefficients and a control point, the last three for 1, X and Y; "grid", normalised source
-    coordinates (H_out, W_out, 2); "flow", displacements in pixels (H_out, W_out, 2).
+    coordinates (H_out, W_out, 2); "flow", displacements in pixels (H_out, W_out, 2); "patch"
+    (H_out, W_out, 6), a grid and its change across the pixel, dx/dj, dy/dj, dx/di and dy/di.
     """
     i = centred(offs_i, centre_h, DTYPE)
     j = centred(offs_j, centre_w, DTYPE)
@@ -145,6 +152,26 @@ def source(
             x = tl.fma(x, map[0], map[2])
             y = tl.fma(y, map[1], map[3])
     return x, y
+
+
+@triton.jit
+def source_gradient(map, i, j, s_x, s_y, mask, SOURCE: tl.constexpr):
+    """What an output pixel adds to each of grad_theta's sums.
+
+    ``s_x``, ``s_y``: the gradient of its coordinates, in pixels of the input, zero outside of
+    ``mask``, where the map may not be finite. An affine map's sums are of the map in pixels.
+    """
+    if SOURCE == "affine":
+        terms = (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y)
+    elif SOURCE == "projective":
+        X = j * map[4]
+        Y = i * map[5]
+        x, y, over_w = homography(map, X, Y)
+        s_x = tl.where(mask, s_x * map[0] * over_w, 0.0)
+        s_y = tl.where(mask, s_y * map[1] * over_w, 0.0)
+        s_w = tl.where(mask, -(s_x * x + s_y * y), 0.0)
+        terms = (s_x * X, s_x * Y, s_x, s_y * X, s_y * Y, s_y, s_w * X, s_w * Y, s_w)
+    return terms
 
 
 @triton.jit

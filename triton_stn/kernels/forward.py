@@ -9,10 +9,9 @@ Launch grid: (N·K·SPLITS, tiles along W, tiles along H); a split owns a range 
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.area import forward_area
+from triton_stn.kernels.area import forward_area, pixel_sides
 from triton_stn.kernels.bicubic import forward_bicubic
 from triton_stn.kernels.coordinates import (
-    centred,
     channel_range,
     nearest,
     nonfinite,
@@ -49,7 +48,7 @@ def weigh(values, weights, DTYPE: tl.constexpr):
 @triton.jit
 def forward(
     X_ptr,  # (N, C, H, W), any strides
-    Theta_ptr,  # (N, K, *): see coordinates.source; all but a grid and a flow contiguous past K
+    Theta_ptr,  # (N, K, *): see coordinates.source; contiguous past K unless of (H_out, W_out, *)
     Y_ptr,  # (N·K, C, H_out, W_out)
     K,
     C,
@@ -177,10 +176,11 @@ def forward_tile(
                 tl.store(Y_ptrs, value.to(Y_ptr.dtype.element_ty), mask=mask & some)
                 Y_ptrs += BLOCK_C * stride_yc
     elif MODE == "area":
-        i = centred(offs_i, centre_h, DTYPE)
-        j = centred(offs_j, centre_w, DTYPE)
+        sides = pixel_sides(
+            map, Theta_ptr, theta_strides, offs_i, offs_j, mask, SOURCE, DTYPE, INDEX
+        )
         forward_area(
-            X_ptr, Y_ptrs, map, i, j, mask, offs_c, count, (stride_xc, stride_xh, stride_xw),
+            X_ptr, Y_ptrs, x, y, sides, mask, offs_c, count, (stride_xc, stride_xh, stride_xw),
             stride_yc, last_w, last_h, edge, PADDING, MASK_CHANNELS, BLOCK_C, DTYPE, INDEX,
         )  # fmt: skip
     elif MODE == "bicubic":

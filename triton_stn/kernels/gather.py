@@ -55,23 +55,24 @@ def sum_of_eights(x):
 
 
 @triton.jit
-def zero_moments(SOURCE: tl.constexpr, PIXELS: tl.constexpr, DTYPE: tl.constexpr):
-    """As many zeros a pixel of a tile as theta has numbers: six, or nine of a homography."""
+def zero_moments(SUMS: tl.constexpr, PIXELS: tl.constexpr, DTYPE: tl.constexpr):
+    """A zero a pixel of a tile for each of the sums that make up grad_theta."""
     moments = ()
-    for _ in tl.static_range(9 if SOURCE == "projective" else 6):
+    for _ in tl.static_range(SUMS):
         moments = moments + (tl.zeros([PIXELS, 1], DTYPE),)
     return moments
 
 
 @triton.jit
-def store_sums(P_ptr, row, m, swap, SOURCE: tl.constexpr):
-    """The sums of one theta, in its row of 6, or of 12 where it is a homography."""
-    if SOURCE == "projective":
-        zero = tl.zeros(m[0].shape, m[0].dtype)
-        store_moments(P_ptr + row * 12, (m[0], m[1], m[2], m[3], m[4], m[5]), False)
-        store_moments(P_ptr + row * 12 + 6, (m[6], m[7], m[8], zero, zero, zero), False)
-    else:
-        store_moments(P_ptr + row * 6, m, swap)
+def store_sums(P_ptr, row, moments, swap, SUMS: tl.constexpr):
+    """The sums of one theta, six at a time; the last six are filled up with zeros."""
+    zero = tl.zeros(moments[0].shape, moments[0].dtype)
+    GROUPS: tl.constexpr = (SUMS + 5) // 6
+    for group in tl.static_range(GROUPS):
+        six = ()
+        for n in tl.static_range(6 * group, 6 * group + 6):
+            six = six + (moments[n] if n < SUMS else zero,)
+        store_moments(P_ptr + (row * GROUPS + group) * 6, six, swap)
 
 
 @triton.jit
@@ -101,8 +102,7 @@ def gather(
     Theta_ptr,  # (N, K, 2, 3), or (N, K, 3, 3); the last two dimensions contiguous
     dY_ptr,  # (N, K, C, H_out, W_out), any strides
     dX_ptr,  # (N, C, H, W)
-    # Partial sums of the gradient of the pixel map, (N, K, slots, 6), or of a homography,
-    P_ptr,  # (N, K, slots, 12)
+    P_ptr,  # (N, K, slots, SUMS filled up to a multiple of six): partial sums of grad_theta
     K,
     C,
     H,
@@ -141,6 +141,7 @@ def gather(
     EVERY: tl.constexpr,  # leave no homography to the scatter kernel
     MODE: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
+    SUMS: tl.constexpr,  # that make up grad_theta
     ONE_THETA: tl.constexpr,  # K = 1: moments stay in registers over passes and tiles
     WINDOW: tl.constexpr,  # "any", or the one kind of window to compile, for the static report
     PASS: tl.constexpr,  # channels a pass (NCHW)
@@ -168,7 +169,7 @@ def gather(
     passes = 1 if ONE_PASS else tl.cdiv(tl.cdiv(C, SPLITS), STEP)
     if ONE_THETA:
         map, inverse, swap = load_theta(Theta_ptr, scales, units, canvas, SOURCE, MODE, DTYPE)
-        moments = zero_moments(SOURCE, BLOCK_H * BLOCK_W, DTYPE)
+        moments = zero_moments(SUMS, BLOCK_H * BLOCK_W, DTYPE)
 
     for t in range(TILES):
         v_first = (tl.program_id(2) * TILES + t) * BLOCK_H
@@ -196,7 +197,7 @@ def gather(
                     map, inverse, swap = load_theta(
                         Theta_k, scales, units, canvas, SOURCE, MODE, DTYPE
                     )
-                    moments = zero_moments(SOURCE, BLOCK_H * BLOCK_W, DTYPE)
+                    moments = zero_moments(SUMS, BLOCK_H * BLOCK_W, DTYPE)
                 acc, moments = gather_theta(
                     acc, moments, X_pass + offs_x, X, G, Theta_k, scales, map, inverse, u, v,
                     u_first, v_first, H, W, mask, channels, canvas, MODE, PASS, MASK_CHANNELS,
@@ -206,7 +207,7 @@ def gather(
                     slot = (tl.program_id(2) * TILES + t) * tl.num_programs(1) + tl.program_id(1)
                     slot = (slot * SPLITS + tl.program_id(0) % SPLITS) * passes + step
                     row = (n.to(tl.int64) * K + k) * slots + slot
-                    store_sums(P_ptr, row, moments, swap, SOURCE)
+                    store_sums(P_ptr, row, moments, swap, SUMS)
                 G_ptr += stride_gk
                 Theta_k += stride_tk
             for c in tl.static_range(PASS):
@@ -221,7 +222,7 @@ def gather(
     if NEEDS_THETA and ONE_THETA:
         slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
         slot = slot * SPLITS + tl.program_id(0) % SPLITS
-        store_sums(P_ptr, n.to(tl.int64) * slots + slot, moments, swap, SOURCE)
+        store_sums(P_ptr, n.to(tl.int64) * slots + slot, moments, swap, SUMS)
 
 
 @triton.jit

@@ -15,32 +15,31 @@ Launch grid: (N·K·SPLITS, tiles along W, runs of tiles along H); a split owns 
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.area import scatter_area
+from triton_stn.kernels.area import pixel_sides, scatter_area
 from triton_stn.kernels.bicubic import scatter_bicubic
 from triton_stn.kernels.coordinates import (
     centred,
     channel_range,
-    homography,
     nearest,
     nonfinite,
     source,
+    source_gradient,
     source_map,
     taps,
     tile,
 )
 from triton_stn.kernels.gather import store_sums, zero_moments
-from triton_stn.kernels.perspective import add_rows, inverse_homography
+from triton_stn.kernels.perspective import inverse_homography
 
 
 @triton.jit
 def scatter(
     X_ptr,  # (N, C, H, W), any strides
-    Theta_ptr,  # (N, K, *): see coordinates.source; all but a grid and a flow contiguous past K
+    Theta_ptr,  # (N, K, *): see coordinates.source; contiguous past K unless of (H_out, W_out, *)
     dY_ptr,  # (N, K, C, H_out, W_out), any strides
     dX_ptr,  # (N, C, H, W), in the dtype of the sums; what it holds is added to
-    # Partial sums of the gradient of the pixel map, (N, K, slots, 6), or of a homography,
-    # (N, K, slots, 12); else the gradient of each pixel's coordinates,
-    P_ptr,  # (N, K, SPLITS, H_out, W_out, 2)
+    # Partial sums of grad_theta, (N, K, slots, SUMS filled up to a multiple of six); else the
+    P_ptr,  # gradient of each pixel's coordinates or patch, (N, K, SPLITS, H_out, W_out, FIELD)
     K,
     C,
     H_out,
@@ -85,6 +84,8 @@ def scatter(
     REST: tl.constexpr,  # leave alone every theta that is gathered
     NEEDS_INPUT: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
+    SUMS: tl.constexpr,  # that make up grad_theta, or 0
+    FIELD: tl.constexpr,  # numbers a pixel that it is made from afterwards, or 0
     MASK_CHANNELS: tl.constexpr,  # BLOCK_C does not divide a split's channels
     SPLITS: tl.constexpr,
     TILES: tl.constexpr,  # tiles a program walks, downwards
@@ -109,8 +110,7 @@ def scatter(
         mine = inverse_homography(map, (H_out, W_out, centre_h, centre_w), MODE)[4] == 0
     else:
         mine = True
-    sums: tl.constexpr = SOURCE == "affine" or SOURCE == "projective"
-    moments = zero_moments(SOURCE, BLOCK_H * BLOCK_W, DTYPE)
+    moments = zero_moments(SUMS, BLOCK_H * BLOCK_W, DTYPE)
     if mine:
         for t in range(TILES):
             moments = scatter_tile(
@@ -118,17 +118,17 @@ def scatter(
                 (X_ptr, stride_xc, stride_xh, stride_xw),
                 (dX_ptr, stride_dxc, stride_dxh, stride_dxw),
                 (dY_ptr, stride_gc, stride_gh, stride_gw),
-                P_ptr + (nk.to(tl.int64) * SPLITS + split) * H_out * W_out * 2,
+                P_ptr + (nk.to(tl.int64) * SPLITS + split) * H_out * W_out * FIELD,
                 Theta_ptr, (stride_ti, stride_tj, stride_tc), map,
                 (tl.program_id(2) * TILES + t) * BLOCK_H, tl.program_id(1) * BLOCK_W, count,
                 (H_out, W_out, centre_h, centre_w), (half_w, half_h, last_w, last_h, edge),
-                SOURCE, MODE, PADDING, NEEDS_INPUT, NEEDS_THETA, MASK_CHANNELS,
+                SOURCE, MODE, PADDING, NEEDS_INPUT, NEEDS_THETA, SUMS, FIELD, MASK_CHANNELS,
                 BLOCK_H, BLOCK_W, BLOCK_C, DTYPE, INDEX,
             )  # fmt: skip
-    if NEEDS_THETA and sums:
+    if NEEDS_THETA and SUMS > 0:
         slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
         slot = first_slot + slot * SPLITS + split
-        store_sums(P_ptr, nk.to(tl.int64) * slots + slot, moments, False, SOURCE)
+        store_sums(P_ptr, nk.to(tl.int64) * slots + slot, moments, False, SUMS)
 
 
 @triton.jit
@@ -151,6 +151,8 @@ def scatter_tile(
     PADDING: tl.constexpr,
     NEEDS_INPUT: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
+    SUMS: tl.constexpr,
+    FIELD: tl.constexpr,
     MASK_CHANNELS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -194,8 +196,11 @@ def scatter_tile(
             G_ptrs += BLOCK_C * stride_gc
             D_ptrs += BLOCK_C * stride_dxc
     elif MODE == "area":
-        of_tile = scatter_area(
-            X_ptr, dX_ptr, G_ptrs, map, i, j, canvas_mask, offs_c, count,
+        sides = pixel_sides(
+            map, Theta_ptr, theta_strides, offs_i, offs_j, mask, SOURCE, DTYPE, INDEX
+        )
+        s_x, s_y, s_sides = scatter_area(
+            X_ptr, dX_ptr, G_ptrs, x, y, sides, mask, offs_c, count,
             (stride_xc, stride_xh, stride_xw), (stride_dxc, stride_dxh, stride_dxw), stride_gc,
             last_w, last_h, edge, PADDING, NEEDS_INPUT, NEEDS_THETA, MASK_CHANNELS, BLOCK_C,
             DTYPE, INDEX,
@@ -251,29 +256,28 @@ def scatter_tile(
             s_x = slope_x * ((t01 - t00) * (1 - wy) + (t11 - t10) * wy)
             s_y = slope_y * ((t10 - t00) * (1 - wx) + (t11 - t01) * wx)
     if NEEDS_THETA:
-        if MODE != "area":
-            s_x = tl.where(mask, s_x, 0.0)
-            s_y = tl.where(mask, s_y, 0.0)
-        if SOURCE == "affine":
-            if MODE != "area":
-                of_tile = (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y)
+        s_x = tl.where(mask, s_x, 0.0)
+        s_y = tl.where(mask, s_y, 0.0)
+        if SUMS > 0:
+            terms = source_gradient(map, i, j, s_x, s_y, mask, SOURCE)
+            if MODE == "area":  # of an affine map: x = a00·j + a01·i + b0 at every sample
+                x_j, x_i, x_1, y_j, y_i, y_1 = terms
+                x_j += s_sides[0]
+                y_j += s_sides[1]
+                x_i += s_sides[2]
+                y_i += s_sides[3]
+                terms = (x_j, x_i, x_1, y_j, y_i, y_1)
             before = moments
             moments = ()
-            for m in tl.static_range(6):
-                moments = moments + (before[m] + of_tile[m],)
-        elif SOURCE == "projective":
-            X = j * map[4]
-            Y = i * map[5]
-            x, y, over_w = homography(map, X, Y)
-            s_x = tl.where(mask, s_x * half_w * over_w, 0.0)
-            s_y = tl.where(mask, s_y * half_h * over_w, 0.0)
-            s_w = tl.where(mask, -(s_x * x + s_y * y), 0.0)
-            # The sums that `add_rows` takes have the other sign.
-            moments = add_rows(moments, -s_x, -s_y, -s_w, X, Y)
+            for n in tl.static_range(SUMS):
+                moments = moments + (before[n] + terms[n],)
         else:
-            P_ptrs = P_ptr + (offs_i.to(tl.int64) * W_out + offs_j) * 2
+            P_ptrs = P_ptr + (offs_i.to(tl.int64) * W_out + offs_j) * FIELD
             tl.store(P_ptrs, s_x if SOURCE == "flow" else s_x * half_w, mask=canvas_mask)
             tl.store(P_ptrs + 1, s_y if SOURCE == "flow" else s_y * half_h, mask=canvas_mask)
+            if SOURCE == "patch":
+                for n in tl.static_range(4):
+                    tl.store(P_ptrs + 2 + n, s_sides[n] * map[n % 2], mask=canvas_mask)
     return moments
 
 
