@@ -63,7 +63,7 @@ WRONG = {
         (V, T3),
         dict(antialias=True),
         ValueError,
-        ["antialias", "(N, C, H, W)", "(2, 3, 3, 4, 5)"],
+        ["antialias", "(N, C, H, W)", "(2, 3, 4, 5, 6)"],
     ),
     "a volume of another batch": ((V, T3[:1]), {}, ValueError, ["theta", "N = 2", "1"]),
     "size of a volume": ((V, T3, (4, 4)), {}, ValueError, ["output_size", "(D_out, H_out, W_out)"]),

@@ -152,7 +152,7 @@ def scatter_area(
     most = tl.max(samples).to(tl.int32)
     share = 1 / samples
     # gx: sums over the channels and samples of dY · (dY/dx) · (1, dj, di), and gy likewise
-    gx = tl.zeros(G_ptrs.shape, DTYPE)
+    gx = tl.zeros(x.shape, DTYPE)
     gx_j = gx
     gx_i = gx
     gy = gx
@@ -197,6 +197,9 @@ def scatter_area(
                 s_y = g * slope_y * ((v10 - v00) * (1 - wx) + (v11 - v01) * wx)
                 s_x = tl.where(read, s_x, 0.0)
                 s_y = tl.where(read, s_y, 0.0)
+                if BLOCK_C > 1:  # here, for six sums a channel would not fit the registers
+                    s_x = tl.sum(s_x, 1, keep_dims=True)
+                    s_y = tl.sum(s_y, 1, keep_dims=True)
                 gx += s_x
                 gx_j += s_x * dj
                 gx_i += s_x * di
@@ -206,11 +209,4 @@ def scatter_area(
         X_ptr += BLOCK_C * stride_xc
         dX_ptr += BLOCK_C * stride_dxc
         G_ptrs += BLOCK_C * stride_gc
-    if BLOCK_C > 1:
-        gx = tl.sum(gx, 1, keep_dims=True)
-        gy = tl.sum(gy, 1, keep_dims=True)
-        gx_j = tl.sum(gx_j, 1, keep_dims=True)
-        gy_j = tl.sum(gy_j, 1, keep_dims=True)
-        gx_i = tl.sum(gx_i, 1, keep_dims=True)
-        gy_i = tl.sum(gy_i, 1, keep_dims=True)
     return gx, gy, (gx_j, gy_j, gx_i, gy_i)
