@@ -329,6 +329,20 @@ def test_a_coordinate_that_is_not_finite_stays_in_its_pixel(place: Place):
     assert all(grad.isfinite().all() for grad in grads)
 
 
+@pytest.mark.parametrize("transform", [Projective(), ThinPlateSpline(2, 3)], ids=repr)
+def test_a_bad_curved_map_stays_in_its_sample(place: Place, transform):
+    theta = transform.identity(2, device=place.device)
+    theta[1, 0, 0] = math.nan
+    input = noise(2, 2, 6, 6).float().to(place.device).requires_grad_()
+    options = dict(transform=transform, antialias=True)
+    y = place.sample(input, theta.requires_grad_(), 3, **options)
+    assert torch.equal(y[:1], place.sample(input[:1], theta[:1], 3, **options))
+    assert y[1].isnan().all()
+    grads = torch.autograd.grad(y, (input, theta), torch.ones_like(y))
+    assert all(grad.isfinite().all() for grad in grads)
+    assert (grads[0][1] == 0).all() and (grads[1][1] == 0).all()
+
+
 def test_curved_maps_honour_deterministic_algorithms(kernels: Place):
     input = noise(1, 1, 4, 4).float().to(kernels.device).requires_grad_()
     theta = torch.eye(3, device=kernels.device)

@@ -241,25 +241,26 @@ class Projective(Transform):
     def source(self, theta, points):
         return self._view(self.check_theta(theta), points)[0]
 
-    def _view(self, theta, points) -> tuple[torch.Tensor, torch.Tensor]:
-        """The source coordinates (..., P, 2), and w (..., P, 1), inf behind the viewer."""
+    def _view(self, theta, points) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The source coordinates (..., P, 2); those in view, else 0; w (..., P, 1), else inf."""
         rows = theta[..., None, :, :]
-        x, y, w = (
-            rows[..., 0] * points[:, 0, None] + rows[..., 1] * points[:, 1, None] + rows[..., 2]
-        ).split(1, -1)
+        place = rows[..., 0] * points[:, 0, None] + rows[..., 1] * points[:, 1, None] + rows[..., 2]
+        xy, w = place.split((2, 1), -1)
         largest = theta.detach()[..., None, 2:, :].abs().sum(-1)  # (..., 1, 1)
         out = w <= MIN_W * largest
-        # A safe denominator first: the branch not taken has a gradient too. 0·θ carries NaN.
-        w = torch.where(out, torch.inf, w)
-        near = torch.cat((x, y), -1) / w
-        return torch.where(out, OUT_OF_VIEW + 0.0 * largest, near), w
+        lost = ~place.isfinite().all(-1, keepdim=True)
+        # Safe operands first: the branch not taken has a gradient too. 0·θ carries NaN.
+        w = torch.where(out | lost, torch.inf, w)
+        near = torch.where(lost, 0.0, xy) / w
+        far = torch.where(lost & ~out, torch.nan, OUT_OF_VIEW + 0.0 * largest)
+        return torch.where(out | lost, far, near), near, w
 
     def _linearised(self, theta, size, align_corners):
         # By the derivative: a pixel whose edge is behind the viewer has one too.
-        centres, w = self._view(theta, _pixels(size, align_corners, theta))
+        centres, near, w = self._view(theta, _pixels(size, align_corners, theta))
         rows = theta[..., None, :, :]
         along_j, along_i = (
-            (rows[..., :2, d] - centres * rows[..., 2:, d]) / w * (2 / _extent(n, align_corners))
+            (rows[..., :2, d] - near * rows[..., 2:, d]) / w * (2 / _extent(n, align_corners))
             for d, n in enumerate(reversed(size))
         )
         return centres, torch.cat((along_j, along_i), -1)
