@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import triton_stn
-from triton_stn.backends import fused, pytorch, pytorch_volume, volume
+from triton_stn.backends import fused, pytorch, volume
 
 X = torch.zeros(2, 3, 4, 5)
 T = torch.zeros(2, 2, 3)
@@ -147,7 +147,6 @@ def nothing_is_launched(monkeypatch):
     monkeypatch.setattr(fused, "launch", launch)
     monkeypatch.setattr(volume, "launch", launch)
     monkeypatch.setattr(pytorch, "sample", launch)
-    monkeypatch.setattr(pytorch_volume, "sample", launch)
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from triton_stn import autograd, backends, checks, transforms
-from triton_stn.backends import pytorch, pytorch_volume
+from triton_stn.backends import pytorch
 
 
 def spatial_transform(
@@ -262,7 +262,7 @@ def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
     """(N, K, C, *size), by the backend of ``input``."""
     uses_triton = backends.uses_triton(input)
     if input.ndim == 5:
-        sample = autograd.sample_3d if uses_triton else pytorch_volume.sample
+        sample = autograd.sample_3d if uses_triton else pytorch.sample
         rules = rules[:3]  # the source is an affine map
     else:
         sample = autograd.sample if uses_triton else pytorch.sample

@@ -1,13 +1,14 @@
-"""Pure PyTorch: the CPU path and, in float64, the oracle. Differentiable to any order."""
+"""Pure PyTorch: the CPU path and, in float64, the oracle. On images differentiable to any order."""
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
 
-from triton_stn.backends.layout import empty_output, memory_format
+from triton_stn.backends.layout import empty_output, is_channels_last
 
 # F.grid_sample on the CPU faults on coordinates that no int32 holds. Under this bound a normalised
 # coordinate times any image's width stays far inside.
@@ -21,31 +22,27 @@ _PLANES = 32
 _PIECE_BYTES = 8 * 2**20
 
 
-def sample(
-    input: torch.Tensor,
-    theta: torch.Tensor,
-    h_out: int,
-    w_out: int,
-    mode: str,
-    padding_mode: str,
-    align_corners: bool,
-    source: str = "affine",
-) -> torch.Tensor:
-    """Sample input (N, C, H, W) -> (N, K, C, H_out, W_out).
+def sample(input: torch.Tensor, theta: torch.Tensor, *arguments) -> torch.Tensor:
+    """Sample input (N, C, H, W) -> (N, K, C, H_out, W_out), or (N, C, D, H, W) likewise.
 
-    ``theta`` is (N, K, 2, 3) for the source "affine"; or (N, K, H_out, W_out, 2), normalised
-    coordinates for "grid", displacements in pixels for "flow"; or (N, K, H_out, W_out, 6),
-    `Transform.patches`, for "patch", of the mode "area".
+    ``arguments`` are the output's size, mode, padding_mode, align_corners and, of images, the
+    source. ``theta`` is (N, K, 2, 3), or (N, K, 3, 4) of volumes, for the source "affine"; or
+    (N, K, H_out, W_out, 2), normalised coordinates for "grid", displacements in pixels for "flow";
+    or (N, K, H_out, W_out, 6), `Transform.patches`, for "patch", of the mode "area".
     """
+    ndim = input.ndim - 2
+    size = arguments[:ndim]
+    mode, padding_mode, align_corners, *rest = arguments[ndim:]
+    source = rest[0] if rest else "affine"
     if mode == "area":
-        return _sample_area(input, theta, h_out, w_out, padding_mode, align_corners, source)
+        return _sample_area(input, theta, *size, padding_mode, align_corners, source)
     if source == "flow":
         theta = _flow_grid(theta, input, align_corners)
     n, c = input.shape[:2]
     k = theta.shape[1]
     if n * k * c == 0:
-        return empty_of(input, theta, h_out, w_out)
-    return _Sample.apply(input, theta, h_out, w_out, mode, padding_mode, align_corners)
+        return empty_of(input, theta, *size)
+    return _Sample.apply(input, theta, size, mode, padding_mode, align_corners)
 
 
 def empty_of(input: torch.Tensor, theta: torch.Tensor, *size: int) -> torch.Tensor:
@@ -85,21 +82,22 @@ class _Sample(torch.autograd.Function):
     """Keeps input and theta for backward, where autograd alone would keep a grid of its own."""
 
     @staticmethod
-    def forward(ctx, input, theta, h_out, w_out, mode, padding_mode, align_corners):
+    def forward(ctx, input, theta, size, mode, padding_mode, align_corners):
         ctx.save_for_backward(input, theta)
-        ctx.options = options = (h_out, w_out), mode, padding_mode, align_corners
-        n, c, h, w = input.shape
+        ctx.options = options = size, mode, padding_mode, align_corners
+        n, c = input.shape[:2]
         k = theta.shape[1]
-        channels_last = memory_format(input) == torch.channels_last
-        rows = channels_last and c >= _ROW_CHANNELS and mode != "bicubic"
+        channels_last = is_channels_last(input)
+        of_rows = channels_last and c >= _ROW_CHANNELS and input.ndim == 4
+        rows = of_rows and mode != "bicubic"
         sample = _sample_rows if rows else _sample_planes
         whole = k == 1 and rows == channels_last and input.dtype in (torch.float32, torch.float64)
         if whole and not torch.compiler.is_compiling():
             return sample(input, theta, *options)
-        output = empty_output(input, k, h_out, w_out)
+        output = empty_output(input, k, *size)
         if torch.compiler.is_compiling():  # which knows neither values, sizes nor exact strides
             return output.copy_(sample(input, theta, *options))
-        each = 4 * (c * h * w + (c + 2) * k * h_out * w_out)
+        each = 4 * (input[0].numel() + (c + len(size)) * k * math.prod(size))
         piece = max(_PIECE_BYTES // each, torch.get_num_threads())
         for i in range(0, n, piece):
             part = slice(i, i + piece)
@@ -111,8 +109,11 @@ class _Sample(torch.autograd.Function):
         input, theta = ctx.saved_tensors
         needs_input, needs_theta = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # create_graph=True: F.grid_sample has no second derivative before torch 2.13.
-            output = _sample_rows(input, theta, *ctx.options, differentiable=True)
+            # create_graph=True: F.grid_sample has no second derivative, of images since torch 2.13.
+            if input.ndim == 4:
+                output = _sample_rows(input, theta, *ctx.options, differentiable=True)
+            else:
+                output = _sample_planes(input, theta, *ctx.options).to(input.dtype)
             wanted = [input] * needs_input + [theta] * needs_theta
             grads = torch.autograd.grad(
                 output, wanted, grad_output, create_graph=True, materialize_grads=True
@@ -123,27 +124,27 @@ class _Sample(torch.autograd.Function):
             grad_input, grad_theta = _gradients(
                 grad_output, input, theta, *ctx.options, needs_input, needs_theta
             )
-        return grad_input, grad_theta, None, None, None, None, None
+        return grad_input, grad_theta, None, None, None, None
 
 
 def _sample_planes(input, theta, size, mode, padding_mode, align_corners):
     """By F.grid_sample, which reads plane by plane and parallelises over the batch alone."""
-    n, c, h, w = input.shape
+    n, c, *extent = input.shape
     k = theta.shape[1]
     x = _in_float(input)
     grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners)
-    rows = grid.shape[1]
+    canvas = grid.shape[1:-1]
     groups = _channel_groups(n, c, _PLANES // 2)
-    if groups > 1 or rows * size[1] >= h * w:  # reading planes repays cutting them out
-        x = x.contiguous()
+    if groups > 1 or math.prod(canvas) >= math.prod(extent):
+        x = x.contiguous()  # reading planes repays cutting them out
     if n * c == 1:  # rows serve as the batch
-        blocks = _row_blocks(rows)
-        x = x.expand(blocks, -1, -1, -1)
-        grid = grid.reshape(blocks, rows // blocks, size[1], 2)
+        blocks = _row_blocks(canvas[0])
+        x = x.expand(blocks, *x.shape[1:])
+        grid = grid.reshape(blocks, canvas[0] // blocks, *grid.shape[2:])
     elif groups > 1:
-        x = x.view(n * groups, c // groups, h, w)
+        x = x.view(n * groups, c // groups, *extent)
         grid = _for_each_group(grid, groups)
-    y = F.grid_sample(x, grid, mode, padding_mode, align_corners).view(n, c, rows, size[1])
+    y = F.grid_sample(x, grid, mode, padding_mode, align_corners).view(n, c, *canvas)
     return _finish(y, hole, k)
 
 
@@ -174,11 +175,11 @@ def _sample_rows(input, theta, size, mode, padding_mode, align_corners, differen
 
 
 def _finish(y, hole, k):
-    """Restore the NaNs; (N, C, K·H_out, W_out) -> (N, K, C, H_out, W_out)."""
+    """Restore the NaNs; (N, C, K·H_out, W_out) -> (N, K, C, H_out, W_out), or of volumes."""
     if hole is not None:
         y = y.masked_fill(hole[:, None], torch.nan)
-    n, c, rows, w_out = y.shape
-    return y.view(n, c, k, rows // k, w_out).transpose(1, 2)
+    n, c, rows, *rest = y.shape
+    return y.view(n, c, k, rows // k, *rest).transpose(1, 2)
 
 
 def _taps(grid, h, w, mode, padding_mode, align_corners, differentiable):
@@ -239,7 +240,7 @@ def _gradients(
     grad_output, input, theta, size, mode, padding_mode, align_corners, needs_input, needs_theta
 ):
     """The gradients of input and of theta or the grid, by F.grid_sample's own backward."""
-    n, c, h, w = input.shape
+    n, c, *extent = input.shape
     x = _in_float(input)
     grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners)
     grad = grad_output.to(x.dtype).transpose(1, 2).flatten(2, 3)  # (N, C, K·H_out, W_out)
@@ -247,10 +248,12 @@ def _gradients(
         grad = grad.masked_fill(hole[:, None], 0.0)
     groups = _channel_groups(n, c, _PLANES // 4)  # grad_input and grad_output too
     if groups > 1:
-        x = x.reshape(n * groups, c // groups, h, w)
+        x = x.reshape(n * groups, c // groups, *extent)
         grad = grad.reshape(n * groups, c // groups, *grad.shape[2:])
         grid = _for_each_group(grid, groups)
-    grad_input, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
+    of_images = torch.ops.aten.grid_sampler_2d_backward
+    backward = of_images if len(extent) == 2 else torch.ops.aten.grid_sampler_3d_backward
+    grad_input, grad_grid = backward(
         grad,
         x,
         grid,
@@ -259,7 +262,7 @@ def _gradients(
         align_corners,
         (needs_input, True),
     )
-    grad_input = grad_input.view(n, c, h, w).to(input.dtype) if needs_input else None
+    grad_input = grad_input.view(input.shape).to(input.dtype) if needs_input else None
     if not needs_theta:
         return grad_input, None
     if groups > 1:
@@ -282,9 +285,10 @@ def _channel_groups(n: int, c: int, most: int) -> int:
 
 
 def _for_each_group(grid: torch.Tensor, groups: int) -> torch.Tensor:
-    """(N, H, W, 2) -> (N·groups, H, W, 2), without a copy where N = 1."""
-    planes = grid.permute(0, 3, 1, 2)[:, None].expand(-1, groups, -1, -1, -1)
-    return planes.flatten(0, 1).permute(0, 2, 3, 1)
+    """(N, *, ndim) -> (N·groups, *, ndim), without a copy where N = 1."""
+    planes = grid.movedim(-1, 1)
+    planes = planes[:, None].expand(-1, groups, *planes.shape[1:])
+    return planes.flatten(0, 1).movedim(1, -1)
 
 
 def _row_blocks(rows: int) -> int:
@@ -294,18 +298,20 @@ def _row_blocks(rows: int) -> int:
     return next(b for b in range(torch.get_num_threads(), 0, -1) if rows % b == 0)
 
 
-def affine_grid(theta: torch.Tensor, h_out: int, w_out: int, align_corners: bool) -> torch.Tensor:
-    """The sampling grid (N, K·H_out, W_out, 2) of theta (N, K, 2, 3), the K one below another."""
-    n, k = theta.shape[:2]
-    x = _centred(w_out, align_corners, theta)
-    y = _centred(h_out, align_corners, theta)
-    # x and y are kept in planes of their own: the CPU sampler reads both layouts equally well,
-    # and a plane is written by one broadcast addition (an addcmul of this shape is not vectorised).
-    theta = theta.transpose(1, 2).contiguous()  # (N, 2, K, 3)
-    along_x = theta[..., 0, None] * x  # (N, 2, K, W_out)
-    along_y = torch.addcmul(theta[..., 2, None], theta[..., 1, None], y)  # (N, 2, K, H_out)
-    planes = along_x[..., None, :] + along_y[..., None]
-    return planes.view(n, 2, k * h_out, w_out).permute(0, 2, 3, 1)
+def affine_grid(theta: torch.Tensor, size: tuple[int, ...], align_corners: bool) -> torch.Tensor:
+    """The sampling grid (N, K·H_out, W_out, 2) of theta (N, K, 2, 3), the K one below another.
+
+    Of (N, K, 3, 4) it is (N, K·D_out, H_out, W_out, 3).
+    """
+    # The coordinates are kept in planes of their own: the CPU sampler reads both layouts equally
+    # well, and a plane is written by one broadcast addition (an addcmul is not vectorised there).
+    theta = theta.transpose(1, 2).contiguous()  # (N, ndim, K, ndim + 1)
+    slow, *faster = (_centred(n, align_corners, theta) for n in size)
+    planes = torch.addcmul(theta[..., -1, None], theta[..., -2, None], slow)
+    for axis, coordinate in enumerate(faster, 3):
+        along = (theta[..., -axis, None] * coordinate).view(*theta.shape[:3], *[1] * (axis - 2), -1)
+        planes = along + planes[..., None]  # (N, ndim, K, D_out, H_out, ...)
+    return planes.flatten(2, 3).movedim(1, -1)
 
 
 def _sample_area(input, theta, h_out, w_out, padding_mode, align_corners, source):
@@ -356,17 +362,21 @@ def _flow_grid(flow, input, align_corners):
 
 
 def _theta_gradient(grad_grid, theta, size, align_corners):
-    """The adjoint of affine_grid: (N, K·H_out, W_out, 2) -> (N, K, 2, 3)."""
-    h_out, w_out = size
-    x = _centred(w_out, align_corners, grad_grid)
-    y = _centred(h_out, align_corners, grad_grid)
-    basis = torch.stack((y, torch.ones_like(y)))
-    with torch.autocast(x.device.type, enabled=False):
-        columns = basis @ grad_grid.view(*theta.shape[:2], h_out, 2 * w_out)
-    columns = columns.view(*theta.shape[:2], 2, w_out, 2)  # (N, K, (Y, 1), W_out, (x, y))
-    by_y, constant = columns.sum(3).unbind(2)
-    by_x = (columns[:, :, 1] * x[:, None]).sum(2)
-    return torch.stack((by_x, by_y, constant), -1).to(theta.dtype)
+    """The adjoint of affine_grid: (N, K·H_out, W_out, 2) -> (N, K, 2, 3), or of volumes.
+
+    Axis by axis, the slowest first: a product takes the rest to its moment and its sum.
+    """
+    n, k, ndim = theta.shape[:3]
+    moments = []
+    rest = grad_grid
+    for extent in size:
+        coordinate = _centred(extent, align_corners, grad_grid)
+        basis = torch.stack((coordinate, torch.ones_like(coordinate)))
+        with torch.autocast(rest.device.type, enabled=False):
+            both = basis @ rest.reshape(n, k, extent, -1)  # (N, K, (moment, sum), the rest)
+        moment, rest = both.unbind(2)
+        moments.append(moment.unflatten(-1, (-1, ndim)).sum(2))
+    return torch.stack((*reversed(moments), rest), -1).to(theta.dtype)
 
 
 def _centred(size: int, align_corners: bool, like: torch.Tensor) -> torch.Tensor:
@@ -384,12 +394,12 @@ def _safe_grid(theta, x, size, padding_mode, align_corners):
     """(grid, hole): coordinates that F.grid_sample takes, and where they are not finite.
 
     ``hole`` (N, K·H_out, W_out) is None where all is known to be well. To know costs a look at
-    θ's values, so on the CPU alone; a coordinate of an affine map is at most the sum of three.
+    θ's values, so on the CPU alone; a coordinate of an affine map is at most the sum of four.
     """
     theta = theta.to(x.dtype)
-    grid = theta.flatten(1, 2) if theta.ndim == 5 else affine_grid(theta, *size, align_corners)
+    grid = theta.flatten(1, 2) if theta.ndim == 5 else affine_grid(theta, size, align_corners)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        bound = _SAFE_COORDINATE / 3
+        bound = _SAFE_COORDINATE / 4
         values = theta.detach()
         if float(values.amax()) < bound and float(values.amin()) > -bound:  # no NaN either
             return grid, None
