@@ -16,6 +16,7 @@ import triton_stn
 from bench import sources
 from bench.cases import Task
 from bench.passes import Forward
+from triton_stn.transforms import Transform
 
 YARDSTICK = "eager"  # the provider that speedups are against
 
@@ -110,7 +111,8 @@ def eager_spline(input, theta, size, padding_mode, align_corners, transform, mod
     """``eager`` of a spline evaluated anew, with the roundings that a kernel has too: the measure
     of errors. The matrix that ``eager`` keeps is rounded from float64.
     """
-    grid = sources.spline(transform).grid(theta, size, align_corners).to(input.dtype)
+    grid = Transform.grid(sources.spline(transform), theta, size, align_corners)  # keeps no matrix
+    grid = grid.to(input.dtype)
     return F.grid_sample(input, grid, mode, padding_mode, align_corners)
 
 

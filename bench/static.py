@@ -96,6 +96,9 @@ def _calls() -> Iterator[Specialisation]:
         yield from passes((64, 64, 56, 56), single, nchw, only_theta, "bilinear", padding_mode)
     for source in ("projective", "spline", "grid", "flow"):
         yield from passes((16, 3, 512, 512), single, nchw, both, source=source)
+        yield from passes((16, 3, 512, 512), single, nchw, both, "bicubic", source=source)
+        yield from passes((64, 64, 56, 56), half, last, both, "bilinear", "border", source=source)
+        yield from passes((64, 64, 56, 56), half, last, both, "nearest", source=source)
     yield from passes((8, 256, 120, 160), half, nchw, both, source="grid", size=(1, 2048))
     yield from passes((64, 64, 56, 56), half, last, both, source="projective")
     yield from passes((16, 3, 512, 512), single, nchw, both, "bicubic")

@@ -11,7 +11,7 @@ from conftest import Place
 from oracle import assert_right, run
 
 from triton_stn import Projective, ThinPlateSpline, spatial_transform
-from triton_stn.transforms import Transform
+from triton_stn.transforms import Transform, resolve
 
 PADDINGS = ["zeros", "border", "reflection"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
@@ -370,3 +370,14 @@ def test_what_can_not_be_antialiased_is_named(options, message):
 def test_antialias_is_a_bool():
     with pytest.raises(TypeError, match="antialias must be a bool, got int"):
         spatial_transform(torch.zeros(1, 1, 4, 4), torch.eye(2, 3), antialias=1)
+
+
+@pytest.mark.parametrize("transform", ["affine", "projective"])
+@pytest.mark.parametrize("n", [(0,), (0, 2), (2, 0)])
+def test_an_empty_batch_is_an_empty_output(place: Place, transform, n):
+    theta = resolve(transform).identity(n).to(place.device)
+    y = place.sample(
+        torch.zeros(n[0], 3, 5, 5, device=place.device), theta, 2,
+        transform=transform, antialias=True,
+    )  # fmt: skip
+    assert y.shape == (*n, 3, 2, 2)

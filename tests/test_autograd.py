@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import GPU, Place
-from oracle import run, same
+from oracle import THETAS, pytorch, run, same
 
 import triton_stn
 from triton_stn.backends import fused
@@ -241,3 +241,32 @@ def test_use_backend_chooses_and_restores(launches):
         raise KeyError
     triton_stn.spatial_transform(x, theta)
     assert len(launches) == count + 1
+
+
+def test_create_graph_counts_a_theta_made_of_the_input_once(place: Place):
+    """As every spatial transformer has it: θ depends on the image that it samples."""
+    if place.backend == "triton":
+        pytest.skip("the kernels are differentiable once")
+    x = noise(1, 2, 6, 6).double().requires_grad_()
+    head = 0.01 * noise(72, 6, seed=4).double()
+
+    def loss(x):
+        theta = (x.flatten() @ head).view(1, 2, 3) + torch.eye(2, 3, dtype=torch.float64)
+        return place.sample(x, theta).square().sum()
+
+    (once,) = torch.autograd.grad(loss(x), x)
+    (twice,) = torch.autograd.grad(loss(x), x, create_graph=True)
+    torch.testing.assert_close(twice, once)
+    assert torch.autograd.gradgradcheck(loss, (0.1 * x.detach().requires_grad_(),), fast_mode=True)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(7, 1), (1, 7), (1, 1)])
+def test_an_output_of_one_column_or_row(place: Place, size, layout):
+    x = noise(2, 16, 8, 8).double().contiguous(memory_format=layout)
+    theta = torch.tensor(THETAS["random"], dtype=torch.float64).expand(2, 2, 2, 3).contiguous()
+    tensors = [t.to(place.device).requires_grad_() for t in (x, theta)]
+    y = place.sample(*tensors, size)
+    torch.testing.assert_close(y.detach().cpu(), pytorch(x, theta, size))
+    if place.backend == "torch":
+        torch.autograd.grad(y.sum(), tensors, create_graph=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from conftest import INTERPRETED, Place
 
 import triton_stn
 from bench import __main__ as command
@@ -84,6 +85,15 @@ def test_eager_and_ours_are_right_beyond_affine_maps(pass_name, case):
     for row in run_one(task, OURS, EAGER).values():
         assert row["status"] == "ok", row["note"]
         assert (row["transform"], row["mode"]) == (case.transform, case.mode)
+
+
+@pytest.mark.parametrize("place", [INTERPRETED])
+@pytest.mark.parametrize("transform", ["tps_16", "tps_64"])
+def test_the_spline_kernels_are_as_right_as_a_spline_evaluated_anew(place: Place, transform):
+    (case, *_) = (case for case in BEYOND if case.transform == transform)
+    with triton_stn.use_backend(place.backend):
+        (row,) = run_one(Task(tiny(case), "backward", case.theta_kinds[0]), OURS).values()
+    assert row["status"] == "ok", row["note"]
 
 
 @pytest.mark.parametrize("case", BEYOND, ids=lambda case: case.name)

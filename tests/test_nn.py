@@ -274,3 +274,23 @@ def test_torch_export_takes_any_batch(transform, k, x):
     exported = torch.export.export(module, (x,), dynamic_shapes={"x": {0: batch}}).module()
     other = torch.cat((x.flip(0), x, x))
     torch.testing.assert_close(exported(other), module(other))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (dict(mode="cubic"), ValueError, "mode must be one of 'nearest', .* got 'cubic'"),
+        (dict(padding_mode="wrap"), ValueError, "padding_mode must be one of .* got 'wrap'"),
+        (dict(align_corners=1), TypeError, "align_corners must be a bool, got int"),
+        (dict(features="a"), TypeError, "features must be an int, got str"),
+        (dict(num_transforms=0), ValueError, "num_transforms must be at least 1, got 0"),
+    ],
+)
+def test_a_wrong_argument_is_named_when_the_module_is_made(arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        SpatialTransformer(nn.Flatten(), **(dict(features=8) | arguments))
+
+
+def test_the_identity_penalty_takes_no_theta_of_another_shape():
+    with pytest.raises(ValueError, match=r"theta .* must have shape \(\.\.\., 2, 3\)"):
+        identity_penalty(torch.zeros(4, 3, 3))

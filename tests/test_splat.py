@@ -179,3 +179,25 @@ def test_half_precision_splats_sum_in_float32(device, place: Place):
     g = torch.full((1, 1, 64, 64), 0.1, dtype=torch.float16, device=device)
     got = splat(g, theta, 4)
     torch.testing.assert_close(got.sum().item(), g.double().sum().item(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+def test_a_fill_value_is_a_frame_in_every_mode(device, mode):
+    x = noise(1, 2, 6, 6, dtype=torch.float64)
+    theta = torch.tensor([[[1.03, 0.1, 0.21], [-0.07, 1.1, 0.13]]], dtype=torch.float64)
+    framed = torch.nn.functional.pad(x, (6,) * 4, value=5.0)
+    exact = spatial_transform(framed, theta / 3, 6, mode=mode)
+    got = spatial_transform(x.to(device), theta.to(device), mode=mode, fill_value=5.0)
+    torch.testing.assert_close(got.cpu(), exact)
+
+
+@pytest.mark.parametrize("fill", [float("nan"), float("inf")])
+def test_a_fill_that_is_not_finite_leaves_theta_its_gradient_in_view(device, fill):
+    x = noise(1, 2, 6, 6, dtype=torch.float32).to(device)
+    theta = torch.tensor([[[0.5, 0.0, 0.013], [0.0, 0.5, 0.017]]], device=device)
+    grads = []
+    for value in (fill, 1.0):
+        leaf = theta.clone().requires_grad_()
+        spatial_transform(x, leaf, fill_value=value).sum().backward()
+        grads.append(leaf.grad)
+    assert grads[0].isfinite().all() and torch.equal(*grads)

@@ -174,7 +174,7 @@ def splat(
 
     Returns:
         ``(N, C, H, W)`` in the dtype of ``input``. Both arguments get a gradient. Bitwise
-        reproducible for an affine map with ``padding_mode="zeros"``.
+        reproducible for affine and most projective maps with ``padding_mode="zeros"``.
 
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
@@ -277,7 +277,8 @@ def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
     fill = torch.as_tensor(fill_value, dtype=wide.dtype, device=input.device)
     fill = fill.view(-1, *(1 for _ in size))
     # Rounding leaves up to 1e-6 outside where nothing is: there even an inf is not read.
-    outside = torch.where(inside < 1 - 1e-6, fill * (1 - inside), 0.0)
+    some = (inside - 1).abs() > 1e-6  # bicubic weights outside may be negative
+    outside = torch.where(some, fill, 0.0) * (1 - inside)
     return (output + outside).to(input.dtype, memory_format=torch.preserve_format)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from triton_stn import checks
 from triton_stn.functional import spatial_transform
 from triton_stn.transforms import Transform, resolve
 
@@ -51,9 +52,14 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("features", features), ("num_transforms", num_transforms)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.transform = resolve(transform)
+        checks.check_choice("mode", mode, checks.MODES)
+        checks.check_choice("padding_mode", padding_mode, checks.PADDING_MODES)
+        checks.check_bool("align_corners", align_corners)
         self.output_size = output_size
         self.num_transforms = num_transforms
         self.mode = mode
@@ -174,8 +180,9 @@ def out_of_view_penalty(
 
 def identity_penalty(theta: torch.Tensor, transform: str | Transform = "affine") -> torch.Tensor:
     """Mean squared difference of ``theta`` (..., *theta_shape) to the identity's: a scalar."""
-    identity = resolve(transform).identity(dtype=theta.dtype, device=theta.device)
-    return (theta - identity).square().mean()
+    transform = resolve(transform)
+    theta = transform.check_theta(theta)
+    return (theta - transform.identity(dtype=theta.dtype, device=theta.device)).square().mean()
 
 
 def tiles(rows: int, cols: int, transform: str | Transform = "affine") -> torch.Tensor:

@@ -108,8 +108,12 @@ def sample_backward(
     source: str = "affine",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of input and theta; one that is not needed comes back without elements."""
-    by_gathering = needs_input and gathers(source, mode, padding_mode)
-    grad_input, grad_theta = empty_gradients(input, theta, needs_input, needs_theta)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    by_gathering = gathers(source, mode, padding_mode)
+    # As it is returned, or sums in the dtype of sums to add to, or to write and add to.
+    as_is = by_gathering and not scatters_rest(source, deterministic)
+    as_is = needs_input and (as_is or grad_output.numel() == 0)
+    grad_input, grad_theta = empty_gradients(input, theta, as_is, needs_theta)
     if grad_output.numel() == 0:
         return grad_input.zero_(), grad_theta.zero_()
     if mode == "nearest":
@@ -118,11 +122,10 @@ def sample_backward(
     if not needs_input and not needs_theta:
         return grad_input, grad_theta
 
-    deterministic = torch.are_deterministic_algorithms_enabled()
     if needs_input and not by_gathering:
         check_deterministic(source, padding_mode, mode)
         grad_input = torch.zeros_like(input, dtype=sum_dtype(input.dtype))
-    elif needs_input and scatters_rest(source, deterministic):
+    elif needs_input and not as_is:
         grad_input = torch.empty_like(input, dtype=sum_dtype(input.dtype))
     theta = as_rows(theta, source)
     layouts = (layout(grad_output), layout(input), layout(theta), layout(grad_input))
@@ -182,8 +185,8 @@ def check_deterministic(source: str, padding_mode: str, mode: str) -> None:
     cause = f"{source} coordinates, mode={mode!r} and padding_mode={padding_mode!r}"
     message = (
         f"the gradient of the input with {cause} does not have a deterministic implementation, but "
-        "you set torch.use_deterministic_algorithms(True); an affine transform with "
-        "padding_mode='zeros' has one unless it is bicubic or antialiased"
+        "you set torch.use_deterministic_algorithms(True); affine and projective transforms with "
+        "padding_mode='zeros' have one unless bicubic or antialiased"
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)

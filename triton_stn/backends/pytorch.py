@@ -8,7 +8,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from triton_stn.backends.layout import empty_output, is_channels_last
+from triton_stn.backends.layout import empty_output, is_channels_last, memory_format
 
 # F.grid_sample on the CPU faults on coordinates that no int32 holds. Under this bound a normalised
 # coordinate times any image's width stays far inside.
@@ -34,14 +34,14 @@ def sample(input: torch.Tensor, theta: torch.Tensor, *arguments) -> torch.Tensor
     size = arguments[:ndim]
     mode, padding_mode, align_corners, *rest = arguments[ndim:]
     source = rest[0] if rest else "affine"
-    if mode == "area":
-        return _sample_area(input, theta, *size, padding_mode, align_corners, source)
-    if source == "flow":
-        theta = _flow_grid(theta, input, align_corners)
     n, c = input.shape[:2]
     k = theta.shape[1]
     if n * k * c == 0:
         return empty_of(input, theta, *size)
+    if mode == "area":
+        return _sample_area(input, theta, *size, padding_mode, align_corners, source)
+    if source == "flow":
+        theta = _flow_grid(theta, input, align_corners)
     return _Sample.apply(input, theta, size, mode, padding_mode, align_corners)
 
 
@@ -94,9 +94,11 @@ class _Sample(torch.autograd.Function):
         whole = k == 1 and rows == channels_last and input.dtype in (torch.float32, torch.float64)
         if whole and not torch.compiler.is_compiling():
             return sample(input, theta, *options)
-        output = empty_output(input, k, *size)
         if torch.compiler.is_compiling():  # which knows neither values, sizes nor exact strides
-            return output.copy_(sample(input, theta, *options))
+            # (and, in torch 2.11, loses the gradient of an output that is copied into)
+            output = sample(input, theta, *options).to(input.dtype).flatten(0, 1)
+            return output.clone(memory_format=memory_format(input)).unflatten(0, (n, k))
+        output = empty_output(input, k, *size)
         each = 4 * (input[0].numel() + (c + len(size)) * k * math.prod(size))
         piece = max(_PIECE_BYTES // each, torch.get_num_threads())
         for i in range(0, n, piece):
@@ -110,6 +112,8 @@ class _Sample(torch.autograd.Function):
         needs_input, needs_theta = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # create_graph=True: F.grid_sample has no second derivative, of images since torch 2.13.
+            # Of aliases, for θ may depend on input, and that path is not this Function's.
+            input, theta = input.view_as(input), theta.view_as(theta)
             if input.ndim == 4:
                 output = _sample_rows(input, theta, *ctx.options, differentiable=True)
             else:
@@ -158,7 +162,7 @@ def _sample_rows(input, theta, size, mode, padding_mode, align_corners, differen
     grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners)
     index, weight = _taps(grid, h, w, mode, padding_mode, align_corners, differentiable)
     index += torch.arange(0, n * h * w, h * w, device=x.device)[:, None, None, None, None]
-    index = index.view(-1, index.shape[-1] ** 2)
+    index = index.reshape(-1, index.shape[-1] ** 2)
     weight = weight.reshape(index.shape)
     pixels = x.permute(0, 2, 3, 1).reshape(-1, c)
     if differentiable:

@@ -37,7 +37,7 @@ def inverse_homography(map, canvas, MODE: tl.constexpr):
     window in view has more than MOST_CANDIDATES; of a singular or non-finite one neither holds.
     """
     half_w, half_h, _, _, unit_w, unit_h = map[0], map[1], map[2], map[3], map[4], map[5]
-    H_out, W_out, centre_h, centre_w = canvas
+    _, _, centre_h, centre_w = canvas
     size = tl.abs(map[6])
     for n in tl.static_range(9):
         size = tl.maximum(size, tl.abs(map[6 + n]))
@@ -61,20 +61,21 @@ def inverse_homography(map, canvas, MODE: tl.constexpr):
     total = tl.abs(G[0])
     for n in tl.static_range(1, 9):
         total += tl.abs(G[n])
-    # 2^-19: the entries of H are at most 1, so G is wrong by a few eps over det.
-    rounding = 1.9e-6 * 3 * total * w_most / tl.abs(det)
+    # Of X and Y, 2^-19 being 32 roundings: cofactors of entries of at most 1 err by a few of them,
+    # G and what it is applied to relatively; in view, both stand over w' >= 1 / w_most.
+    rounding = 1.9e-6 * (1 + w_most) * (1 / tl.abs(det) + total)
     margin_j = tl.fma(rounding, 1 / unit_w, 0.015625)
     margin_i = tl.fma(rounding, 1 / unit_h, 0.015625)
     # What a step of one input pixel moves the preimage by, at most, where the canvas can see it.
     half: tl.constexpr = 0.5 if MODE == "nearest" else 1.0
     step_x = half * w_most / half_w
     step_y = half * w_most / half_h
-    along_x = tl.fma(tl.abs(G[6]), X, tl.abs(G[0])) * step_x
-    along_y = tl.fma(tl.abs(G[7]), X, tl.abs(G[1])) * step_y
-    reach_j = (along_x + along_y) / unit_w + margin_j
-    along_x = tl.fma(tl.abs(G[6]), Y, tl.abs(G[3])) * step_x
-    along_y = tl.fma(tl.abs(G[7]), Y, tl.abs(G[4])) * step_y
-    reach_i = (along_x + along_y) / unit_h + margin_i
+    x_j = tl.fma(tl.abs(G[6]), X, tl.abs(G[0]))
+    y_j = tl.fma(tl.abs(G[7]), X, tl.abs(G[1]))
+    x_i = tl.fma(tl.abs(G[6]), Y, tl.abs(G[3]))
+    y_i = tl.fma(tl.abs(G[7]), Y, tl.abs(G[4]))
+    reach_j = tl.fma(x_j, step_x, y_j * step_y) / unit_w + margin_j
+    reach_i = tl.fma(x_i, step_x, y_i * step_y) / unit_h + margin_i
     candidates = tl.fma(2.0, reach_j, 1.0) * tl.fma(2.0, reach_i, 1.0)
     gathered = (w_most > 0) & (rounding < 0.125) & (candidates <= MOST_CANDIDATES)
     return G, margin_j, margin_i, 1 / w_most, gathered
@@ -91,7 +92,7 @@ def window(map, inverse, u, v, mask, canvas, MODE: tl.constexpr, EVERY: tl.const
         map[0], map[1], map[2], map[3], map[4], map[5],
     )  # fmt: skip
     G, margin_j, margin_i, least, gathered = inverse
-    H_out, W_out, centre_h, centre_w = canvas
+    _, _, centre_h, centre_w = canvas
     half: tl.constexpr = 0.5 if MODE == "nearest" else 1.0
     w_low = tl.full(u.shape, float("inf"), u.dtype)
     j_low = w_low
@@ -156,7 +157,7 @@ def gather_perspective(
     EVERY: tl.constexpr,
 ):
     """Each thread walks its own window; the tile walks as far as the largest of them."""
-    H_out, W_out, centre_h, centre_w = canvas
+    _, _, centre_h, centre_w = canvas
     G_ptr, stride_gc, stride_gh, stride_gw = G
     i0, i1, j0, j1 = window(map, inverse, u, v, mask, canvas, MODE, EVERY)
     read = i1 >= i0
