@@ -42,7 +42,10 @@ def sample(input: torch.Tensor, theta: torch.Tensor, *arguments) -> torch.Tensor
         return _sample_area(input, theta, *size, padding_mode, align_corners, source)
     if source == "flow":
         theta = _flow_grid(theta, input, align_corners)
-    return _Sample.apply(input, theta, size, mode, padding_mode, align_corners)
+    options = size, mode, padding_mode, align_corners
+    if not torch.is_grad_enabled():
+        return _sampled(input, theta, *options)
+    return _Sample.apply(input, theta, *options)
 
 
 def empty_of(input: torch.Tensor, theta: torch.Tensor, *size: int) -> torch.Tensor:
@@ -82,29 +85,10 @@ class _Sample(torch.autograd.Function):
     """Keeps input and theta for backward, where autograd alone would keep a grid of its own."""
 
     @staticmethod
-    def forward(ctx, input, theta, size, mode, padding_mode, align_corners):
+    def forward(ctx, input, theta, *options):
         ctx.save_for_backward(input, theta)
-        ctx.options = options = size, mode, padding_mode, align_corners
-        n, c = input.shape[:2]
-        k = theta.shape[1]
-        channels_last = is_channels_last(input)
-        of_rows = channels_last and c >= _ROW_CHANNELS and input.ndim == 4
-        rows = of_rows and mode != "bicubic"
-        sample = _sample_rows if rows else _sample_planes
-        whole = k == 1 and rows == channels_last and input.dtype in (torch.float32, torch.float64)
-        if whole and not torch.compiler.is_compiling():
-            return sample(input, theta, *options)
-        if torch.compiler.is_compiling():  # which knows neither values, sizes nor exact strides
-            # (and, in torch 2.11, loses the gradient of an output that is copied into)
-            output = sample(input, theta, *options).to(input.dtype).flatten(0, 1)
-            return output.clone(memory_format=memory_format(input)).unflatten(0, (n, k))
-        output = empty_output(input, k, *size)
-        each = 4 * (input[0].numel() + (c + len(size)) * k * math.prod(size))
-        piece = max(_PIECE_BYTES // each, torch.get_num_threads())
-        for i in range(0, n, piece):
-            part = slice(i, i + piece)
-            output[part] = sample(input[part], theta[part], *options)
-        return output
+        ctx.options = options
+        return _sampled(input, theta, *options)
 
     @staticmethod
     def backward(ctx, grad_output):
@@ -129,6 +113,31 @@ class _Sample(torch.autograd.Function):
                 grad_output, input, theta, *ctx.options, needs_input, needs_theta
             )
         return grad_input, grad_theta, None, None, None, None
+
+
+def _sampled(input, theta, size, mode, padding_mode, align_corners):
+    """The output, by whichever way suits the layout, in pieces where it is converted."""
+    options = size, mode, padding_mode, align_corners
+    n, c = input.shape[:2]
+    k = theta.shape[1]
+    channels_last = is_channels_last(input)
+    of_rows = channels_last and c >= _ROW_CHANNELS and input.ndim == 4
+    rows = of_rows and mode != "bicubic"
+    sample = _sample_rows if rows else _sample_planes
+    whole = k == 1 and rows == channels_last and input.dtype in (torch.float32, torch.float64)
+    if whole and not torch.compiler.is_compiling():
+        return sample(input, theta, *options)
+    if torch.compiler.is_compiling():  # which knows neither values, sizes nor exact strides
+        # (and, in torch 2.11, loses the gradient of an output that is copied into)
+        output = sample(input, theta, *options).to(input.dtype).flatten(0, 1)
+        return output.clone(memory_format=memory_format(input)).unflatten(0, (n, k))
+    output = empty_output(input, k, *size)
+    each = 4 * (input[0].numel() + (c + len(size)) * k * math.prod(size))
+    piece = max(_PIECE_BYTES // each, torch.get_num_threads())
+    for i in range(0, n, piece):
+        part = slice(i, i + piece)
+        output[part] = sample(input[part], theta[part], *options)
+    return output
 
 
 def _sample_planes(input, theta, size, mode, padding_mode, align_corners):
@@ -267,6 +276,9 @@ def _gradients(
         (needs_input, True),
     )
     grad_input = grad_input.view(input.shape).to(input.dtype) if needs_input else None
+    if needs_input and torch.compiler.is_compiling():
+        # A compiled `splat` returns it; in torch 2.11 what is written in place has no gradient.
+        grad_input = grad_input.clone()
     if not needs_theta:
         return grad_input, None
     if groups > 1:
