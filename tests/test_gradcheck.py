@@ -6,6 +6,16 @@ import pytest
 import torch
 from conftest import PYTORCH, Place
 
+from triton_stn import (
+    ThinPlateSpline,
+    flow_warp,
+    grid_sample,
+    grid_splat,
+    spatial_transform,
+    splat,
+    transforms,
+)
+
 # In normalised coordinates: none puts an output of these canvases within 1e-3 pixel of the lattice.
 THETAS = [
     [[0.71, -0.32, 0.13], [0.27, 0.83, -0.11]],
@@ -77,3 +87,83 @@ def test_the_pytorch_path_has_second_derivatives(place: Place, padding_mode, ali
     assert torch.autograd.gradgradcheck(
         lambda x, t: place.sample(x, t, (2, 3), **options), (input, theta)
     )
+
+
+SIZE, OUTPUT_SIZE = (3, 4), (2, 2)
+SPLINE = ThinPlateSpline(2, 2)
+SOURCES = ["affine", "attention", "similarity", "projective", SPLINE, "grid", "flow"]
+
+
+def warp(source, **options):
+    """(f of (input, θ), θ): θ is a transform's, a grid or a flow, off the lattice."""
+    if source == "grid":
+        return lambda x, t: grid_sample(x, t, **options), 0.7 * noise(1, *OUTPUT_SIZE, 2)
+    if source == "flow":
+        return lambda x, t: flow_warp(x, t, **options), 0.7 * noise(1, 2, *OUTPUT_SIZE)
+    options["transform"] = transforms.resolve(source)
+    return lambda x, t: spatial_transform(x, t, OUTPUT_SIZE, **options), theta_of(source)
+
+
+def theta_of(source):
+    transform = transforms.resolve(source)
+    off = 0.2 * noise(1, *transform.theta_shape).clamp(-1, 1)
+    return transform.identity(1, dtype=torch.float64) + off
+
+
+def agree(f, *tensors, place: Place) -> bool:
+    """Every entry of the Jacobian; of the slow interpreted kernels a product of it each way."""
+    nondet_tol = 1e-12 if place.device != "cpu" else 0.0
+    return torch.autograd.gradcheck(f, tensors, fast_mode=place.interpreted, nondet_tol=nondet_tol)
+
+
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: getattr(s, "name", s))
+def test_every_source_in_every_mode(place: Place, device, source, mode, padding_mode):
+    """With respect to the image and to θ, the grid or the flow."""
+    f, theta = warp(source, mode=mode, padding_mode=padding_mode)
+    input = noise(1, 1, *SIZE).to(device).requires_grad_()
+    assert agree(f, input, theta.to(device).requires_grad_(), place=place)
+
+
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: getattr(s, "name", s))
+def test_the_image_of_a_nearest_sample(place: Place, device, source, padding_mode):
+    """It is constant in θ."""
+    f, theta = warp(source, mode="nearest", padding_mode=padding_mode)
+    input, theta = noise(1, 1, *SIZE).to(device).requires_grad_(), theta.to(device)
+    assert agree(lambda x: f(x, theta), input, place=place)
+    theta.requires_grad_()
+    (grad,) = torch.autograd.grad(f(input, theta).sum(), theta)
+    assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize(
+    "source", ["projective", SPLINE, "grid"], ids=["projective", "tps", "grid"]
+)
+def test_splats(place: Place, device, source, normalize):
+    """With respect to what is splatted and to θ or the grid."""
+    theta = 0.7 * noise(1, *OUTPUT_SIZE, 2) if source == "grid" else theta_of(source)
+
+    def f(g, t):
+        if source == "grid":
+            return grid_splat(g, t, SIZE, normalize=normalize)
+        return splat(g, t, SIZE, transform=source, normalize=normalize)
+
+    input = noise(1, 1, *OUTPUT_SIZE).to(device).requires_grad_()
+    assert agree(f, input, theta.to(device).requires_grad_(), place=place)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(fill_value=2.0), *(dict(antialias=True, padding_mode=p) for p in PADDINGS)],
+    ids=["fill", *PADDINGS],
+)
+def test_a_fill_and_an_area_of_a_homography(place: Place, device, options):
+    """The area has 3 to 5 samples along each axis, some of them outside."""
+    zoom = 1.7 if "antialias" in options else 1.3
+    f, theta = warp("projective", **options)
+    theta = theta * torch.tensor([[zoom], [zoom], [1.0]])
+    input = noise(1, 1, *SIZE).to(device).requires_grad_()
+    assert agree(f, input, theta.to(device).requires_grad_(), place=place)
