@@ -8,6 +8,7 @@ from conftest import SENTINEL, Place
 from oracle import run, same
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from triton_stn import ThinPlateSpline, transforms
 from triton_stn.backends import fused
 
 N, C, H, W, SIZE = 2, 9, 6, 7, (5, 8)
@@ -109,6 +110,44 @@ def test_an_expanded_input_and_gradient_are_read_as_they_are(place: Place, paddi
 def test_k_maps_read_one_image_that_is_never_copied(kernels: Place):
     sizes = allocations(kernels, k=3, padding_mode="zeros")
     assert N * 3 * C * H * W not in sizes
+
+
+@pytest.mark.parametrize("transform", ["affine", "projective", ThinPlateSpline(3, 3)], ids=str)
+def test_four_more_maps_take_less_memory_than_one_image(place: Place, monkeypatch, transform):
+    """All that the public call and its backward allocate, of a large image and small outputs."""
+    transform = transforms.resolve(transform)
+    monkeypatch.setattr(fused, "launch", lambda *_, **__: None)
+    x = noise(N, C, 40, 40).to(place.device).requires_grad_()
+
+    def allocated(k):
+        theta = transform.identity((N, k)).to(place.device).requires_grad_()
+        with Allocations() as seen:
+            y = place.sample(x, theta, (2, 3), transform=transform)
+            torch.autograd.grad(y, (x, theta), torch.ones_like(y))
+        return seen.sizes
+
+    allocated(1)  # a spline keeps its matrices
+    few, many = allocated(1), allocated(5)
+    assert max(many) == x.numel() <= sum(few)
+    assert sum(many) - sum(few) < x.numel()
+
+
+def test_no_matrix_of_pixels_times_control_points(kernels: Place, monkeypatch):
+    """Of the kernel path of a spline; the plain PyTorch one shows that it would be seen."""
+    monkeypatch.setattr(fused, "launch", lambda *_, **__: None)
+    size, transform = (20, 30), ThinPlateSpline(4, 5)
+    matrix = size[0] * size[1] * len(transform.points)
+    x = noise(1, C, H, W).to(kernels.device).requires_grad_()
+    theta = transform.identity(1).to(kernels.device).requires_grad_()
+
+    def largest(place):
+        with Allocations() as seen:
+            y = place.sample(x, theta, size, transform=transform)
+            torch.autograd.grad(y, (x, theta), torch.ones_like(y))
+        assert C * size[0] * size[1] in seen.sizes
+        return max(seen.sizes)
+
+    assert largest(kernels) < matrix <= largest(Place("torch", kernels.device))
 
 
 class Allocations(TorchDispatchMode):
