@@ -86,7 +86,9 @@ def guarded(monkeypatch):
 
         def allocate(*args, **kwargs):
             device = kwargs.pop("device", None)
-            if torch.device(device or "cpu").type == "meta":  # asked for by `fence`, through functions that are patched too
+            if (
+                torch.device(device or "cpu").type == "meta"
+            ):  # asked for by `fence`, through functions that are patched too
                 return real(*args, **kwargs, device=device)
             like = args[0] if args and isinstance(args[0], torch.Tensor) else None
             if device is None and like is not None:

@@ -381,3 +381,41 @@ def test_an_empty_batch_is_an_empty_output(place: Place, transform, n):
         transform=transform, antialias=True,
     )  # fmt: skip
     assert y.shape == (*n, 3, 2, 2)
+
+
+@pytest.mark.parametrize("zoom", [2.2, 4.0, 7.3])
+@pytest.mark.parametrize("transform", ["affine", "projective"])
+def test_it_is_near_the_integral_over_each_pixel(place: Place, transform, zoom):
+    """The mean of 48 × 48 bilinear samples a pixel, which knows nothing of the samples taken."""
+    fine = 48
+    x = torch.randn(1, 2, 40, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theta = torch.eye(3, dtype=torch.float64)
+    theta[:2, :2] = zoom / 10 * torch.tensor([[0.96, -0.28], [0.28, 0.96]])  # 40 pixels onto 4
+    if transform == "projective":
+        theta[2, 0] = 0.1
+    theta = (theta if transform == "projective" else theta[:2])[None]
+
+    def plain(x, theta, size=4):
+        still = torch.eye(2, 3, dtype=torch.float64)[None]
+        points = F.pad(F.affine_grid(still, (1, 1, size, size), False), (0, 1), value=1.0)
+        source = points @ theta[0].mT
+        if transform == "projective":
+            source = source[..., :2] / source[..., 2:]
+        return F.grid_sample(x, source, align_corners=False)
+
+    def integral(x, theta):
+        return F.avg_pool2d(plain(x, theta, 4 * fine), fine)
+
+    def ours(x, theta):
+        return place.sample(x, theta, 4, transform=transform, antialias=True)
+
+    def results(function, device="cpu"):
+        leaves = [t.to(device).requires_grad_() for t in (x.clone(), theta.clone())]
+        y = function(*leaves)
+        grads = torch.autograd.grad((y * y.detach().sign()).sum(), leaves)
+        return [t.detach().cpu() for t in (y, grads[0])]
+
+    exact = results(integral)
+    for got, one, want in zip(results(ours, place.device), results(plain), exact, strict=True):
+        error = (got - want).abs().max()
+        assert error < 0.12 * (one - want).abs().max()
