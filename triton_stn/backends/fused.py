@@ -108,25 +108,22 @@ def sample_backward(
     source: str = "affine",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of input and theta; one that is not needed comes back without elements."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    by_gathering = gathers(source, mode, padding_mode)
-    # As it is returned, or sums in the dtype of sums to add to, or to write and add to.
-    as_is = by_gathering and not scatters_rest(source, deterministic)
-    as_is = needs_input and (as_is or grad_output.numel() == 0)
-    grad_input, grad_theta = empty_gradients(input, theta, as_is, needs_theta)
+    grad_input, grad_theta = empty_gradients(input, theta, False, needs_theta)
     if grad_output.numel() == 0:
-        return grad_input.zero_(), grad_theta.zero_()
+        grad_input = torch.zeros_like(input) if needs_input else grad_input
+        return grad_input, grad_theta.zero_()
     if mode == "nearest":
         grad_theta.zero_()  # piecewise constant in theta
         needs_theta = False
     if not needs_input and not needs_theta:
         return grad_input, grad_theta
 
-    if needs_input and not by_gathering:
-        check_deterministic(source, padding_mode, mode)
-        grad_input = torch.zeros_like(input, dtype=sum_dtype(input.dtype))
-    elif needs_input and not as_is:
-        grad_input = torch.empty_like(input, dtype=sum_dtype(input.dtype))
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if needs_input:
+        by_gathering = gathers(source, mode, padding_mode)
+        if not by_gathering:
+            check_deterministic(source, padding_mode, mode)
+        grad_input = gradient_buffer(input, by_gathering, scatters_rest(source, deterministic))
     theta = as_rows(theta, source)
     layouts = (layout(grad_output), layout(input), layout(theta), layout(grad_input))
     options = (mode, padding_mode, align_corners, needs_input, needs_theta)
@@ -176,6 +173,14 @@ def gathers(source: str, mode: str, padding_mode: str) -> bool:
 def scatters_rest(source: str, deterministic: bool) -> bool:
     """Whether a scatter follows the gather, for each theta that has no bounded window."""
     return source == "projective" and not deterministic
+
+
+def gradient_buffer(input: torch.Tensor, by_gathering: bool, rest: bool) -> torch.Tensor:
+    """Where a backward writes grad_input: as it is returned, or where a scatter takes part (all of
+    it, or the ``rest``) the dtype of sums; zeros where nothing is gathered."""
+    if not by_gathering:
+        return torch.zeros_like(input, dtype=sum_dtype(input.dtype))
+    return torch.empty_like(input, dtype=sum_dtype(input.dtype) if rest else input.dtype)
 
 
 def check_deterministic(source: str, padding_mode: str, mode: str) -> None:

@@ -17,6 +17,7 @@ from triton_stn.backends.fused import (
     as_rows,
     check_deterministic,
     geometry,
+    gradient_buffer,
     launch,
     layout,
     number_types,
@@ -80,22 +81,20 @@ def sample_backward(
     if not needs_input and not needs_theta:
         return grad_input, grad_theta
 
-    gathers = needs_input and padding_mode == "zeros"
-    sums = grad_input
-    if needs_input and not gathers:
-        check_deterministic("affine", padding_mode, mode)
-        sums = torch.zeros_like(input, dtype=sum_dtype(input.dtype))
-    elif needs_input:
-        sums = torch.empty_like(input, dtype=sum_dtype(input.dtype))
+    if needs_input:
+        gathers = padding_mode == "zeros"
+        if not gathers:
+            check_deterministic("affine", padding_mode, mode)
+        grad_input = gradient_buffer(input, gathers, rest=True)
     theta = as_rows(theta, "affine")
-    layouts = (layout(grad_output), layout(input), layout(theta), layout(sums))
+    layouts = (layout(grad_output), layout(input), layout(theta), layout(grad_input))
     options = (mode, padding_mode, align_corners, needs_input, needs_theta)
     plans = plan_backward(*layouts, *options, torch.are_deterministic_algorithms_enabled())
     n, k = theta.shape[:2]
     partial = input.new_empty((n, k, plans[0].slots, 12), dtype=sum_dtype(input.dtype))
     for plan in plans:
         launch(
-            plan, input.device, X_ptr=input, Theta_ptr=theta, dY_ptr=grad_output, dX_ptr=sums,
+            plan, input.device, X_ptr=input, Theta_ptr=theta, dY_ptr=grad_output, dX_ptr=grad_input,
             P_ptr=partial,
         )  # fmt: skip
     if needs_theta:
@@ -103,7 +102,7 @@ def sample_backward(
             partial = partial.sum(2, keepdim=True)
         plan = plan_reduce(layout(grad_output), layout(input), partial.shape[2], align_corners)
         launch(plan, input.device, P_ptr=partial, dTheta_ptr=grad_theta)
-    return sums.to(input.dtype), grad_theta
+    return grad_input.to(input.dtype), grad_theta
 
 
 @lru_cache(maxsize=4096)

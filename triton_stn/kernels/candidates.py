@@ -14,6 +14,9 @@ import triton.language as tl
 
 from triton_stn.kernels.coordinates import affine, round_half_even
 
+# A window of more candidates is not walked by one thread. By reasoning, not measured.
+MOST_CANDIDATES = tl.constexpr(400)
+
 
 @triton.jit
 def load_pass(
@@ -133,11 +136,10 @@ def derivatives(t, wx, wy, distance_x, distance_y):
 def gather_candidate(
     acc,
     values,
-    G_ptrs,  # dY at (i, j), the pass's first channel
+    G_ptrs,  # dY at the candidate, the pass's first channel
     stride_gc,
-    map,
-    i,
-    j,
+    x,
+    y,
     u,
     v,
     mask,
@@ -147,19 +149,20 @@ def gather_candidate(
     MASK_CHANNELS: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
 ):
-    """Add output pixel (i, j), wherever it falls, to grad_input; returns (acc, x, y).
+    """Add an output pixel of coordinates (x, y), wherever it falls, to grad_input.
+
+    Returns (acc, what it gives to -S_x, to -S_y, it lies in the cell).
 
     Selects where a product with 0 would do but for an overflowing coordinate or an inf of X.
     """
-    x, y = source_of(map, i, j)
     wx, wy, distance_x, distance_y, inside = locate(x, y, u, v, mask, MODE, False)
     wx = tl.where(inside, wx, 0.0)
     wy = tl.where(inside, wy, 0.0)
     acc, t = accumulate(
         acc, values, G_ptrs, stride_gc, wx * wy, inside, channels, PASS, MASK_CHANNELS, NEEDS_THETA
     )
-    x, y = derivatives(tl.where(inside, t, 0.0), wx, wy, distance_x, distance_y)
-    return acc, x, y
+    s_x, s_y = derivatives(tl.where(inside, t, 0.0), wx, wy, distance_x, distance_y)
+    return acc, s_x, s_y, inside
 
 
 @triton.jit

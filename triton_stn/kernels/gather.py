@@ -18,7 +18,7 @@ Launch grid: (N·SPLITS, tiles along W, tiles along H); a split owns a range of 
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.candidates import inverse_map, is_tame
+from triton_stn.kernels.candidates import MOST_CANDIDATES, inverse_map, is_tame
 from triton_stn.kernels.coordinates import channel_range, load_map, source_map, tile
 from triton_stn.kernels.narrow import axis_kind, gather_axis, gather_three
 from triton_stn.kernels.perspective import gather_perspective, inverse_homography
@@ -265,85 +265,46 @@ def gather_theta(
                 MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, EVERY,
             )  # fmt: skip
     else:
-        acc, moments = gather_affine(
-            acc, moments, X_ptrs, X, G, Theta_ptr, scales, map, inverse, u, v, u_first, v_first,
-            H, W, mask, channels, canvas, MODE, PASS, MASK_CHANNELS, NEEDS_THETA, WINDOW,
-            BLOCK_H, BLOCK_W, BLOCK_C, INDEX,
-        )  # fmt: skip
-    return acc, moments
-
-
-@triton.jit
-def gather_affine(
-    acc,
-    moments,
-    X_ptrs,
-    X,
-    G,
-    Theta_ptr,
-    scales,
-    map,
-    inverse,
-    u,
-    v,
-    u_first,
-    v_first,
-    H,
-    W,
-    mask,
-    channels,
-    canvas,
-    MODE: tl.constexpr,
-    PASS: tl.constexpr,
-    MASK_CHANNELS: tl.constexpr,
-    NEEDS_THETA: tl.constexpr,
-    WINDOW: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """The windows of an affine map, from the narrowest."""
-    a00, a01, b0, a10, a11, b1 = map
-    finite = a00 * 0 + a01 * 0 + b0 * 0 + a10 * 0 + a11 * 0 + b1 * 0 == 0
-    upright, on_side = axis_kind(map)
-    reach_j = inverse[0]
-    reach_i = inverse[1]
-    three = finite & (reach_j <= 1.5) & (reach_i <= 1.5) & is_tame(map, inverse)
-    # 400 candidates: more are shared by the threads of a program. By reasoning, not measured.
-    walk = finite & ((2 * reach_j + 1) * (2 * reach_i + 1) <= 400)
-    if WINDOW == "axis":
-        upright = True
-    if WINDOW == "three":
-        upright = False
-        on_side = False
-        three = True
-    if upright:
-        acc, moments = gather_axis(
-            acc, moments, X_ptrs, X[1], G, map, u, v, mask, channels, canvas,
-            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, False,
-        )  # fmt: skip
-    elif on_side:
-        acc, moments = gather_axis(
-            acc, moments, X_ptrs, X[1], G, map, u, v, mask, channels, canvas,
-            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, True,
-        )  # fmt: skip
-    elif three:
-        acc, moments = gather_three(
-            acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
-            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
-        )  # fmt: skip
-    elif walk:
-        acc, moments = gather_walk(
-            acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
-            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
-        )  # fmt: skip
-    elif finite:
-        # Loaded anew, so that none of its numbers holds a register in the narrow windows.
-        map = load_map(Theta_ptr, scales, a00.dtype)
-        inverse = inverse_map(map, MODE)
-        acc, moments = gather_wide(
-            acc, moments, X, G, map, inverse, u_first, v_first, H, W, channels, canvas,
-            MODE, PASS, MASK_CHANNELS, NEEDS_THETA, BLOCK_H, BLOCK_W, BLOCK_C, INDEX,
-        )  # fmt: skip
+        a00, a01, b0, a10, a11, b1 = map
+        finite = a00 * 0 + a01 * 0 + b0 * 0 + a10 * 0 + a11 * 0 + b1 * 0 == 0
+        upright, on_side = axis_kind(map)
+        reach_j = inverse[0]
+        reach_i = inverse[1]
+        three = finite & (reach_j <= 1.5) & (reach_i <= 1.5) & is_tame(map, inverse)
+        # More are shared by the threads of a program.
+        walk = finite & ((2 * reach_j + 1) * (2 * reach_i + 1) <= MOST_CANDIDATES)
+        if WINDOW == "axis":
+            upright = True
+        if WINDOW == "three":
+            upright = False
+            on_side = False
+            three = True
+        if upright:
+            acc, moments = gather_axis(
+                acc, moments, X_ptrs, X[1], G, map, u, v, mask, channels, canvas,
+                MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, False,
+            )  # fmt: skip
+        elif on_side:
+            acc, moments = gather_axis(
+                acc, moments, X_ptrs, X[1], G, map, u, v, mask, channels, canvas,
+                MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, True,
+            )  # fmt: skip
+        elif three:
+            acc, moments = gather_three(
+                acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
+                MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
+            )  # fmt: skip
+        elif walk:
+            acc, moments = gather_walk(
+                acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
+                MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
+            )  # fmt: skip
+        elif finite:
+            # Loaded anew, so that none of its numbers holds a register in the narrow windows.
+            map = load_map(Theta_ptr, scales, a00.dtype)
+            inverse = inverse_map(map, MODE)
+            acc, moments = gather_wide(
+                acc, moments, X, G, map, inverse, u_first, v_first, H, W, channels, canvas,
+                MODE, PASS, MASK_CHANNELS, NEEDS_THETA, BLOCK_H, BLOCK_W, BLOCK_C, INDEX,
+            )  # fmt: skip
     return acc, moments

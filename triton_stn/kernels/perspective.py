@@ -9,11 +9,8 @@ and what the canvas sees has w' of at least 1 over the largest w there.
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.candidates import accumulate, derivatives, load_pass, locate, pointers
+from triton_stn.kernels.candidates import MOST_CANDIDATES, gather_candidate, load_pass, pointers
 from triton_stn.kernels.coordinates import homography
-
-# Candidates a pixel; more are scattered. By reasoning, not measured.
-MOST_CANDIDATES = tl.constexpr(400)
 
 
 @triton.jit
@@ -171,19 +168,12 @@ def gather_perspective(
             X = (j - centre_w) * map[4]
             Y = (i - centre_h) * map[5]
             x, y, over_w = homography(map, X, Y)
-            wx, wy, distance_x, distance_y, inside = locate(
-                tl.fma(x, map[0], map[2]), tl.fma(y, map[1], map[3]), u, v,
-                (i <= i1) & (j <= j1), MODE, False,
-            )  # fmt: skip
-            wx = tl.where(inside, wx, 0.0)
-            wy = tl.where(inside, wy, 0.0)
-            acc, t = accumulate(
-                acc, values, G_ptrs, stride_gc, wx * wy, inside, channels,
-                PASS, MASK_CHANNELS, NEEDS_THETA,
+            acc, s_x, s_y, inside = gather_candidate(
+                acc, values, G_ptrs, stride_gc, tl.fma(x, map[0], map[2]),
+                tl.fma(y, map[1], map[3]), u, v, (i <= i1) & (j <= j1), channels,
+                MODE, PASS, MASK_CHANNELS, NEEDS_THETA,
             )  # fmt: skip
             if NEEDS_THETA:
-                t = tl.where(inside, t, 0.0)
-                s_x, s_y = derivatives(t, wx, wy, distance_x, distance_y)
                 over_w = tl.where(inside, over_w, 0.0)
                 s_x *= map[0] * over_w
                 s_y *= map[1] * over_w

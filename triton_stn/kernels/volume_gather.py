@@ -18,6 +18,7 @@ import triton.language as tl
 
 from triton_stn.kernels.candidates import accumulate, hat, load_pass, with_sign
 from triton_stn.kernels.coordinates import channel_range
+from triton_stn.kernels.gather import store_sums, zero_moments
 from triton_stn.kernels.volume import (
     count_tiles,
     inside_3d,
@@ -27,7 +28,7 @@ from triton_stn.kernels.volume import (
     tile_3d,
     window_3d,
 )
-from triton_stn.kernels.volume_scatter import add_moments_3d, store_moments_3d, zero_moments_3d
+from triton_stn.kernels.volume_scatter import add_moments_3d
 
 
 @triton.jit
@@ -126,7 +127,7 @@ def volume_gather(
     VOXELS: tl.constexpr = BLOCK_D * BLOCK_H * BLOCK_W
     passes = tl.cdiv(tl.cdiv(C, SPLITS), STEP)  # of every split alike: one slot each
     split = tl.program_id(0) % SPLITS
-    moments = zero_moments_3d(VOXELS, DTYPE)
+    moments = zero_moments(12, VOXELS, DTYPE)
     for step in range(passes):
         channels = (offs_c, count - step * STEP)
         acc = ()
@@ -140,7 +141,7 @@ def volume_gather(
         for k in range(K):
             map = load_map_3d(Theta_k, scales, DTYPE)
             if not ONE_THETA:
-                moments = zero_moments_3d(VOXELS, DTYPE)
+                moments = zero_moments(12, VOXELS, DTYPE)
             G = (G_ptr, stride_gc, stride_gd, stride_gh, stride_gw)
             acc, moments = gather_theta_3d(
                 acc, moments, values, G, map, voxel, middle, extent, mask, channels, canvas,
@@ -149,7 +150,7 @@ def volume_gather(
             if NEEDS_THETA and not ONE_THETA:
                 slot = (tile * SPLITS + split) * passes + step
                 row = (n.to(tl.int64) * K + k) * slots + slot
-                store_moments_3d(P_ptr + row * 12, moments)
+                store_sums(P_ptr, row, moments, False, 12)
             G_ptr += stride_gk
             Theta_k += stride_tk
         for c in tl.static_range(PASS):
@@ -163,7 +164,7 @@ def volume_gather(
             G_pass += BLOCK_C * stride_gc
     if NEEDS_THETA and ONE_THETA:
         row = n.to(tl.int64) * slots + tile * SPLITS + split
-        store_moments_3d(P_ptr + row * 12, moments)
+        store_sums(P_ptr, row, moments, False, 12)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.coordinates import centred, channel_range, nearest, nonfinite, taps
-from triton_stn.kernels.gather import store_moments
+from triton_stn.kernels.gather import store_sums, zero_moments
 from triton_stn.kernels.volume import (
     corner,
     corners,
@@ -30,15 +30,6 @@ from triton_stn.kernels.volume import (
 
 
 @triton.jit
-def zero_moments_3d(VOXELS: tl.constexpr, DTYPE: tl.constexpr):
-    """Twelve zeros a voxel of a tile."""
-    moments = ()
-    for _ in tl.static_range(12):
-        moments = moments + (tl.zeros([VOXELS, 1], DTYPE),)
-    return moments
-
-
-@triton.jit
 def add_moments_3d(m, x, y, z, j, i, k):
     """moments - (x·(j, i, k, 1), y·(j, i, k, 1), z·(j, i, k, 1))"""
     return (
@@ -46,13 +37,6 @@ def add_moments_3d(m, x, y, z, j, i, k):
         tl.fma(-j, y, m[4]), tl.fma(-i, y, m[5]), tl.fma(-k, y, m[6]), m[7] - y,
         tl.fma(-j, z, m[8]), tl.fma(-i, z, m[9]), tl.fma(-k, z, m[10]), m[11] - z,
     )  # fmt: skip
-
-
-@triton.jit
-def store_moments_3d(P_ptr, m):
-    """Sum twelve tiles of moments in a fixed order and store the twelve numbers."""
-    store_moments(P_ptr, (m[0], m[1], m[2], m[3], m[4], m[5]), False)
-    store_moments(P_ptr + 6, (m[6], m[7], m[8], m[9], m[10], m[11]), False)
 
 
 @triton.jit
@@ -141,7 +125,7 @@ def volume_scatter(
         mine = not window_3d(map, centre_d, centre_h, centre_w, MODE)[2]
     else:
         mine = True
-    moments = zero_moments_3d(BLOCK_D * BLOCK_H * BLOCK_W, DTYPE)
+    moments = zero_moments(12, BLOCK_D * BLOCK_H * BLOCK_W, DTYPE)
     if mine:
         for tile in range(walker, tiles, walkers):
             moments = scatter_tile(
@@ -155,7 +139,7 @@ def volume_scatter(
             )  # fmt: skip
     if NEEDS_THETA:
         slot = first_slot + walker * SPLITS + tl.program_id(0) % SPLITS
-        store_moments_3d(P_ptr + (nk.to(tl.int64) * slots + slot) * 12, moments)
+        store_sums(P_ptr, nk.to(tl.int64) * slots + slot, moments, False, 12)
 
 
 @triton.jit

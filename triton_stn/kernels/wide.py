@@ -12,6 +12,7 @@ from triton_stn.kernels.candidates import (
     gather_candidate,
     load_pass,
     pointers,
+    source_of,
     window_corner,
 )
 from triton_stn.kernels.coordinates import tile
@@ -48,12 +49,13 @@ def gather_walk(
         j = j_first
         for _ in range((2 * inverse[0] + 1).to(tl.int32)):
             inside = mask & (tl.abs(i) <= centre_h) & (tl.abs(j) <= centre_w)
-            acc, x, y = gather_candidate(
-                acc, values, G_ptrs, stride_gc, map, i, j, u, v, inside, channels,
+            x, y = source_of(map, i, j)
+            acc, s_x, s_y, inside = gather_candidate(
+                acc, values, G_ptrs, stride_gc, x, y, u, v, inside, channels,
                 MODE, PASS, MASK_CHANNELS, NEEDS_THETA,
             )  # fmt: skip
             if NEEDS_THETA:
-                moments = add_moments(moments, x, y, i, j)
+                moments = add_moments(moments, s_x, s_y, i, j)
             G_ptrs += stride_gw
             j += 1
         G_row += stride_gh
@@ -149,12 +151,13 @@ def gather_wide(
                 for j_block in range(0, width, BLOCK_W):
                     j = j_first + (j_block + columns).to(dtype)
                     inside = (tl.abs(i) <= centre_h) & (tl.abs(j) <= centre_w)
-                    sums, x, y = gather_candidate(
-                        sums, values, pointers(G, i, j, canvas, INDEX), stride_gc, map, i, j, u, v,
+                    x, y = source_of(map, i, j)
+                    sums, s_x, s_y, inside = gather_candidate(
+                        sums, values, pointers(G, i, j, canvas, INDEX), stride_gc, x, y, u, v,
                         inside, channels, MODE, PASS, MASK_CHANNELS, NEEDS_THETA,
                     )  # fmt: skip
                     if NEEDS_THETA:
-                        moments = add_moments(moments, x, y, i, j)
+                        moments = add_moments(moments, s_x, s_y, i, j)
             here = (rows == pixel // BLOCK_W) & (columns == pixel % BLOCK_W)
             out = ()
             for c in tl.static_range(PASS):
