@@ -81,6 +81,18 @@ def test_forward_is_one_launch_and_joint_backward_two(kernels: Place, launches, 
     assert [plan.kernel.__name__ for plan in launches] == ["forward", "gather", "reduce"]
 
 
+def test_the_gradient_of_several_maps_an_image_is_summed_from_the_output_s_side(
+    kernels: Place, launches
+):
+    x = noise(2, 3, 5, 6, device=kernels.device)
+    maps = torch.stack([theta_of(2, kernels.device)] * 3, 1)
+    backward(kernels, x, maps, True, True)
+    _, gather, scatter, reduce = launches
+    names = [plan.kernel.__name__ for plan in (gather, scatter, reduce)]
+    assert names == ["gather", "scatter", "reduce"]
+    assert not gather.constants["NEEDS_THETA"] and not scatter.constants["NEEDS_INPUT"]
+
+
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 def test_pytorch_path_gives_only_what_is_needed(needs, padding_mode):

@@ -47,12 +47,12 @@ def noise(*shape, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def check(place: Place, theta, channels, layout, dtype, mode="bilinear"):
+def check(place: Place, theta, channels, layout, dtype, mode="bilinear", size=SIZE):
     """θ (1, K, 2, 3) against the oracle; a gradient on a kink, or a tie, is zero."""
     k = theta.shape[1]
     theta = theta.to(torch.promote_types(dtype, torch.float32))
-    image = noise(1, channels, *SIZE, seed=1).to(dtype).contiguous(memory_format=layout)
-    keep = smooth(theta, *SIZE, OUTPUT_SIZE, False).unsqueeze(2)
+    image = noise(1, channels, *size, seed=1).to(dtype).contiguous(memory_format=layout)
+    keep = smooth(theta, *size, OUTPUT_SIZE, False).unsqueeze(2)
     assert keep.mean() > 0.9
     grad = (noise(1, k, channels, *OUTPUT_SIZE, seed=2) * keep).to(dtype)
     tensors = (t.to(place.device) for t in (image, theta))
@@ -81,6 +81,16 @@ def test_the_windows_of_one_image_s_transforms_add_up(kernels: Place, channels, 
     ]
     layout = torch.contiguous_format if layout == "nchw" else torch.channels_last
     check(kernels, torch.stack(maps)[None], channels, layout, torch.float32)
+
+
+@pytest.mark.parametrize("window", ["axis", "three", "walk", "walk_upright", "wide"])
+@pytest.mark.parametrize("k", [1, 4])
+def test_crops_that_miss_most_tiles_of_an_image_lose_nothing(kernels: Place, k, window):
+    """Four corners and edges of a canvas of 3 x 4 tiles, each crop over a few of them."""
+    size = (40, 28)
+    middles = [(-13.31, -19.17), (12.67, 18.41), (-6.43, 7.73), (20.23, -4.61)]
+    maps = [theta_from_pixels(WINDOWS[window], m, size, OUTPUT_SIZE) for m in middles[:k]]
+    check(kernels, torch.stack(maps)[None], 3, torch.contiguous_format, torch.float32, size=size)
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "border"])

@@ -131,7 +131,7 @@ def sample_backward(
     n, k, _, h_out, w_out = grad_output.shape
     sums, field = numbers_of(source)
     of_one = (6 * configs.cdiv(sums, 6),) if sums else (h_out, w_out, field)
-    slots = plans[0].slots
+    slots = plans[-1].slots
     partial = input.new_empty((n, k, slots, *of_one), dtype=sum_dtype(input.dtype))
     for plan in plans:
         launch(
@@ -246,6 +246,12 @@ def plan_backward(
     n, c, h, w = input.shape
     k, h_out, w_out = grad_output.shape[1], *grad_output.shape[3:]
     by_gathering = needs_input and gathers(source, mode, padding_mode)
+    if by_gathering and needs_theta and k > 1:
+        # A gather would reduce the sums of every map in every tile. From the output's side a
+        # program has one map, and keeps its sums over many tiles.
+        call = (grad_output, input, theta, grad_input, mode, padding_mode, align_corners)
+        of_input = plan_backward(*call, True, False, source, deterministic)
+        return of_input + plan_backward(*call, False, True, source, deterministic)
     rest = by_gathering and scatters_rest(source, deterministic)
     written = grad_input if needs_input else input
     run = run_length(input, grad_output, written)

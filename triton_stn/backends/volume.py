@@ -91,7 +91,7 @@ def sample_backward(
     options = (mode, padding_mode, align_corners, needs_input, needs_theta)
     plans = plan_backward(*layouts, *options, torch.are_deterministic_algorithms_enabled())
     n, k = theta.shape[:2]
-    partial = input.new_empty((n, k, plans[0].slots, 12), dtype=sum_dtype(input.dtype))
+    partial = input.new_empty((n, k, plans[-1].slots, 12), dtype=sum_dtype(input.dtype))
     for plan in plans:
         launch(
             plan, input.device, X_ptr=input, Theta_ptr=theta, dY_ptr=grad_output, dX_ptr=grad_input,
@@ -149,18 +149,18 @@ def plan_backward(
     n, c = input.shape[:2]
     k, size = grad_output.shape[1], grad_output.shape[3:]
     gathers = needs_input and padding_mode == "zeros"
+    if gathers and needs_theta and k > 1:  # as in `fused.plan_backward`
+        call = (grad_output, input, theta, grad_input, mode, padding_mode, align_corners)
+        of_input = plan_backward(*call, True, False, deterministic)
+        return of_input + plan_backward(*call, False, True, deterministic)
     scatters = not (gathers and deterministic)
     written = grad_input if needs_input else input
     run = run_length(input, grad_output, written)
     over_input = configs.volume(n, c, input.shape[2:], run, GATHER_PASS)
     over_output = configs.volume(n * k, c, tuple(size), run, 1)
-    if gathers:  # few scatter programs, for most θ leave them without work
+    if gathers or not needs_input:  # few programs: most have no work, or share one reduction
         over_output = configs.walk(over_output, n * k)
     gather_slots = over_input.slots if gathers else 0
-    if k > 1:
-        per_split = configs.cdiv(c, over_input.constants["SPLITS"])
-        step = over_input.constants["PASS"] * over_input.constants["BLOCK_C"]
-        gather_slots *= configs.cdiv(per_split, step)
     slots = gather_slots + (over_output.slots if scatters else 0)
     numbers = call_numbers(input, theta, size) | dict(slots=slots)
     numbers |= (
@@ -182,7 +182,7 @@ def plan_backward(
                 numbers=of_gather,
                 constants=over_input.constants
                 | types
-                | dict(EVERY=deterministic, ONE_THETA=k == 1, NEEDS_THETA=needs_theta),
+                | dict(EVERY=deterministic, NEEDS_THETA=needs_theta),
                 slots=slots if needs_theta else 0,
                 maxnreg=configs.volume_registers(c, input.dtype.itemsize, needs_theta),
             ),

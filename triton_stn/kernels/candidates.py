@@ -16,6 +16,9 @@ from triton_stn.kernels.coordinates import affine, round_half_even
 
 # A window of more candidates is not walked by one thread. By reasoning, not measured.
 MOST_CANDIDATES = tl.constexpr(400)
+# Windows are wider by 1/64, more than rounding moves a candidate in images of up to 65,536 pixels a
+# side.
+SLACK = tl.constexpr(1.015625)
 
 
 @triton.jit
@@ -91,7 +94,7 @@ def accumulate(
             mask &= channels[0] + c < channels[1]
         g = tl.load(G_ptrs, mask=mask, other=0.0).to(weight.dtype)
         # A tap with zero weight adds nothing, even of an inf; its derivative still counts in t.
-        out = out + (tl.fma(tl.where(weight > 0, g, 0.0), weight, acc[c]),)
+        out = out + (tl.where(weight > 0, tl.fma(g, weight, acc[c]), acc[c]),)
         if NEEDS_THETA:
             t = tl.fma(g, values[c], t)
         G_ptrs += stride_gc
@@ -101,21 +104,20 @@ def accumulate(
 
 
 @triton.jit
-def locate(x, y, u, v, mask, MODE: tl.constexpr, TAME: tl.constexpr):
+def locate(x, y, u, v, MODE: tl.constexpr, TAME: tl.constexpr):
     """Where coordinate (x, y) of an output pixel falls in the cell of pixel (u, v), one for each.
 
-    Returns (wx, wy, distance_x, distance_y, inside); ``mask`` says that there is such a pixel,
-    TAME that all coordinates are finite.
+    Returns (wx, wy, distance_x, distance_y, inside); TAME says that all coordinates are finite.
     """
     wx, distance_x, in_x = hat(x, u, MODE)
     wy, distance_y, in_y = hat(y, v, MODE)
     if MODE == "nearest" or not TAME:
-        inside = mask & in_x & in_y
+        inside = in_x & in_y
     else:
-        # The same of finite numbers. A chain of five conditions is packed into bit masks by the
-        # compiler, 80 instructions for nine candidates; a chain of three is not.
+        # The same of finite numbers. A chain of four conditions is packed into bit masks by the
+        # compiler, 80 instructions for nine candidates; a chain of two is not.
         inside = tl.minimum(distance_x, distance_y) >= -1
-        inside &= mask & (tl.maximum(distance_x, distance_y) < 1)
+        inside &= tl.maximum(distance_x, distance_y) < 1
     return wx, wy, distance_x, distance_y, inside
 
 
@@ -155,7 +157,8 @@ def gather_candidate(
 
     Selects where a product with 0 would do but for an overflowing coordinate or an inf of X.
     """
-    wx, wy, distance_x, distance_y, inside = locate(x, y, u, v, mask, MODE, False)
+    wx, wy, distance_x, distance_y, inside = locate(x, y, u, v, MODE, False)
+    inside &= mask
     wx = tl.where(inside, wx, 0.0)
     wy = tl.where(inside, wy, 0.0)
     acc, t = accumulate(
@@ -228,6 +231,37 @@ def window_corner(map, inverse, u, v, canvas):
 
 
 @triton.jit
+def near(map, box, canvas):
+    """Whether the cells of a box of pixels meet the box around the image of the output.
+
+    ``box`` is the middle and the half extents, (u, v, half_w, half_h); a cell reaches one further.
+    """
+    a00, a01, b0, a10, a11, b1 = map
+    u, v, half_w, half_h = box
+    H_out, W_out, centre_h, centre_w = canvas
+    x = half_w + SLACK * (1 + tl.abs(a00) * centre_w + tl.abs(a01) * centre_h)
+    y = half_h + SLACK * (1 + tl.abs(a10) * centre_w + tl.abs(a11) * centre_h)
+    return (tl.abs(u - b0) <= x) & (tl.abs(v - b1) <= y)
+
+
+@triton.jit
+def meets(map, inverse, box, canvas):
+    """Whether the cells of a box of pixels meet the image of the output, by separating axes."""
+    u, v, half_w, half_h = box
+    H_out, W_out, centre_h, centre_w = canvas
+    reach_j, reach_i, k00, k01, k10, k11, n00, n01, n10, n11, det, size = inverse
+    du = u - map[2]
+    dv = v - map[5]
+    x = SLACK + half_w
+    y = SLACK + half_h
+    across_j = y * tl.abs(n00) + x * tl.abs(n10) + SLACK * (tl.abs(det) * size * centre_h)
+    across_i = y * tl.abs(n01) + x * tl.abs(n11) + SLACK * (tl.abs(det) * size * centre_w)
+    along_j = tl.abs(n00 * dv - n10 * du) <= across_j
+    along_i = tl.abs(n01 * dv - n11 * du) <= across_i
+    return near(map, box, canvas) & along_j & along_i
+
+
+@triton.jit
 def is_tame(map, inverse):
-    """Whether products of two coordinates stay finite, even of those put outside the output."""
+    """Whether products of two coordinates stay finite, even of those `elsewhere` puts far out."""
     return (inverse[11] <= 1024) & (tl.abs(map[2]) <= 1e15) & (tl.abs(map[5]) <= 1e15)

@@ -58,16 +58,13 @@ def gather(
 ) -> Config:
     """``images`` is N and the canvas is the input's."""
     # Channels a pass share the window's weights; more than 4 cost more registers than they save.
-    channels_a_pass = 1 if run > 1 else min(channels, 4)
+    channels_a_pass = 1 if run > 1 else min(channels, 4 if one_theta else 8)
     # Several tiles a program share one set-up and one reduction of the six sums, 250 instructions.
     tiles = 32 if one_theta and channels <= 4 else 1
     config = _cut(images, channels, height, width, run, tiles, channels_a_pass)
     step = channels_a_pass * config.constants["BLOCK_C"]
     config.constants.update(PASS=channels_a_pass, ONE_PASS=channels == step, ONE_THETA=one_theta)
-    if one_theta:
-        return config
-    per_split = cdiv(channels, config.constants["SPLITS"])
-    return Config(config.grid, config.constants, config.slots * cdiv(per_split, step))
+    return config
 
 
 def scatter(
@@ -75,8 +72,10 @@ def scatter(
 ) -> Config:
     """``images`` is N·K and the canvas is the output's; ``rest``: most programs may be idle."""
     # Several tiles a program share one reduction, or what an idle program costs.
-    tiles = 32 if rest else 1
-    return _cut(images, channels, height, width, run, tiles, 1)
+    tiles = 32 if rest or channels <= 4 else 1
+    config = _cut(images, channels, height, width, run, tiles, 1)
+    config.constants.update(FEW=channels if channels <= 4 and run == 1 else 0)
+    return config
 
 
 def spline_gradient(images: int, pixels: int, coefficients: int) -> Config:
@@ -136,7 +135,7 @@ def volume_registers(channels: int, itemsize: int, needs_theta: bool) -> int | N
 
 
 def walk(config: Config, images: int) -> Config:
-    """The same tiles for fewer programs: an idle one costs a launch and the inverse of a theta."""
+    """The same tiles for fewer programs, which share the set-up and one reduction of the sums."""
     splits = config.constants["SPLITS"]
     tiles = config.slots // splits
     walkers = min(tiles, cdiv(4 * ENOUGH_PROGRAMS, images * splits))

@@ -18,7 +18,7 @@ Launch grid: (N·SPLITS, tiles along W, tiles along H); a split owns a range of 
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.candidates import MOST_CANDIDATES, inverse_map, is_tame
+from triton_stn.kernels.candidates import MOST_CANDIDATES, inverse_map, is_tame, meets, near
 from triton_stn.kernels.coordinates import channel_range, load_map, source_map, tile
 from triton_stn.kernels.narrow import axis_kind, gather_axis, gather_three
 from triton_stn.kernels.perspective import gather_perspective, inverse_homography
@@ -102,7 +102,7 @@ def gather(
     Theta_ptr,  # (N, K, 2, 3), or (N, K, 3, 3); the last two dimensions contiguous
     dY_ptr,  # (N, K, C, H_out, W_out), any strides
     dX_ptr,  # (N, C, H, W)
-    P_ptr,  # (N, K, slots, SUMS filled up to a multiple of six): partial sums of grad_theta
+    P_ptr,  # (N, slots, SUMS filled up to a multiple of six): partial sums of grad_theta
     K,
     C,
     H,
@@ -140,9 +140,9 @@ def gather(
     SOURCE: tl.constexpr,  # of coordinates: "affine" or "projective"
     EVERY: tl.constexpr,  # leave no homography to the scatter kernel
     MODE: tl.constexpr,
-    NEEDS_THETA: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,  # of one theta: moments stay in registers over passes and tiles
     SUMS: tl.constexpr,  # that make up grad_theta
-    ONE_THETA: tl.constexpr,  # K = 1: moments stay in registers over passes and tiles
+    ONE_THETA: tl.constexpr,  # K = 1
     WINDOW: tl.constexpr,  # "any", or the one kind of window to compile, for the static report
     PASS: tl.constexpr,  # channels a pass (NCHW)
     ONE_PASS: tl.constexpr,  # a pass takes all channels
@@ -165,11 +165,10 @@ def gather(
     STEP: tl.constexpr = PASS * BLOCK_C
     scales = (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h)
     units = (unit_w, unit_h, 0)
-    # As many in every split, so that each (tile, split, pass) has a slot and fills it.
-    passes = 1 if ONE_PASS else tl.cdiv(tl.cdiv(C, SPLITS), STEP)
+    passes = 1 if ONE_PASS else tl.cdiv(count, STEP)
     if ONE_THETA:
         map, inverse, swap = load_theta(Theta_ptr, scales, units, canvas, SOURCE, MODE, DTYPE)
-        moments = zero_moments(SUMS, BLOCK_H * BLOCK_W, DTYPE)
+    moments = zero_moments(SUMS, BLOCK_H * BLOCK_W, DTYPE)
 
     for t in range(TILES):
         v_first = (tl.program_id(2) * TILES + t) * BLOCK_H
@@ -190,24 +189,18 @@ def gather(
                 acc = acc + (tl.zeros(dX_pass.shape, DTYPE),)
             G_ptr = G_pass
             Theta_k = Theta_ptr
-            for k in range(K):
+            for _k in range(K):
                 X = (X_pass, stride_xc, stride_xh, stride_xw)
                 G = (G_ptr, stride_gc, stride_gh, stride_gw)
                 if not ONE_THETA:
                     map, inverse, swap = load_theta(
                         Theta_k, scales, units, canvas, SOURCE, MODE, DTYPE
                     )
-                    moments = zero_moments(SUMS, BLOCK_H * BLOCK_W, DTYPE)
                 acc, moments = gather_theta(
                     acc, moments, X_pass + offs_x, X, G, Theta_k, scales, map, inverse, u, v,
                     u_first, v_first, H, W, mask, channels, canvas, MODE, PASS, MASK_CHANNELS,
-                    NEEDS_THETA, WINDOW, BLOCK_H, BLOCK_W, BLOCK_C, INDEX, SOURCE, EVERY,
+                    NEEDS_THETA, ONE_THETA, WINDOW, BLOCK_H, BLOCK_W, BLOCK_C, INDEX, SOURCE, EVERY,
                 )  # fmt: skip
-                if NEEDS_THETA and not ONE_THETA:
-                    slot = (tl.program_id(2) * TILES + t) * tl.num_programs(1) + tl.program_id(1)
-                    slot = (slot * SPLITS + tl.program_id(0) % SPLITS) * passes + step
-                    row = (n.to(tl.int64) * K + k) * slots + slot
-                    store_sums(P_ptr, row, moments, swap, SUMS)
                 G_ptr += stride_gk
                 Theta_k += stride_tk
             for c in tl.static_range(PASS):
@@ -219,7 +212,7 @@ def gather(
                 dX_pass += BLOCK_C * stride_dxc
                 X_pass += BLOCK_C * stride_xc
                 G_pass += BLOCK_C * stride_gc
-    if NEEDS_THETA and ONE_THETA:
+    if NEEDS_THETA:
         slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
         slot = slot * SPLITS + tl.program_id(0) % SPLITS
         store_sums(P_ptr, n.to(tl.int64) * slots + slot, moments, swap, SUMS)
@@ -249,6 +242,7 @@ def gather_theta(
     PASS: tl.constexpr,
     MASK_CHANNELS: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
+    ONE_THETA: tl.constexpr,
     WINDOW: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -258,13 +252,17 @@ def gather_theta(
     EVERY: tl.constexpr,
 ):
     """Choose the window of one theta, the same for every thread, and gather through it."""
+    half_w: tl.constexpr = (BLOCK_W - 1) / 2
+    half_h: tl.constexpr = (BLOCK_H - 1) / 2
+    box = (u_first + half_w, v_first + half_h, half_w, half_h)
     if SOURCE == "projective":
         if EVERY or inverse[4]:
             acc, moments = gather_perspective(
                 acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
                 MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, EVERY,
             )  # fmt: skip
-    else:
+    # Of several crops of an image most miss a tile.
+    elif ONE_THETA or near(map, box, canvas):
         a00, a01, b0, a10, a11, b1 = map
         finite = a00 * 0 + a01 * 0 + b0 * 0 + a10 * 0 + a11 * 0 + b1 * 0 == 0
         upright, on_side = axis_kind(map)
@@ -295,10 +293,12 @@ def gather_theta(
                 MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
             )  # fmt: skip
         elif walk:
-            acc, moments = gather_walk(
-                acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
-                MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
-            )  # fmt: skip
+            # What is magnified shows in part: a tile may be out of view.
+            if meets(map, inverse, box, canvas):
+                acc, moments = gather_walk(
+                    acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
+                    MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
+                )  # fmt: skip
         elif finite:
             # Loaded anew, so that none of its numbers holds a register in the narrow windows.
             map = load_map(Theta_ptr, scales, a00.dtype)

@@ -142,9 +142,9 @@ def gather_axis(
 
 
 @triton.jit
-def outside(index, centre):
-    """A centred index; where it lies outside the output, one so far that it reads no pixel."""
-    return tl.where(tl.abs(index) <= centre, index, 1e15)
+def elsewhere(index, centre, mask):
+    """A centred index; outside the output or of no pixel, one so far that it lies in no cell."""
+    return tl.where(mask & (tl.abs(index) <= centre), index, 1e15)
 
 
 @triton.jit
@@ -177,8 +177,9 @@ def gather_three(
     places = ()
     for di in tl.static_range(3):
         for dj in tl.static_range(3):
-            x, y = source_of(map, outside(i + di, centre_h), outside(j + dj, centre_w))
-            places = places + (locate(x, y, u, v, mask, MODE, True),)
+            row = elsewhere(i + di, centre_h, mask)
+            x, y = source_of(map, row, elsewhere(j + dj, centre_w, True))
+            places = places + (locate(x, y, u, v, MODE, True),)
     # X is read only where some candidate is inside: no inf of X meets the 0 of a masked dY.
     values = load_pass(X_ptrs, mask, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, u.dtype)
     for di in tl.static_range(3):
@@ -193,7 +194,7 @@ def gather_three(
             )  # fmt: skip
             if NEEDS_THETA:
                 x, y = derivatives(tl.where(inside, t, 0.0), wx, wy, distance_x, distance_y)
-                j_centred = outside(j + dj, centre_w)
+                j_centred = elsewhere(j + dj, centre_w, True)
                 m0 = tl.fma(-j_centred, x, m0)
                 m3 = tl.fma(-j_centred, y, m3)
                 x_row += x
@@ -201,7 +202,7 @@ def gather_three(
             G_ptrs += stride_gw
         G_row += stride_gh
         if NEEDS_THETA:
-            i_centred = outside(i + di, centre_h)
+            i_centred = elsewhere(i + di, centre_h, mask)
             m1 = tl.fma(-i_centred, x_row, m1)
             m4 = tl.fma(-i_centred, y_row, m4)
             m2 -= x_row

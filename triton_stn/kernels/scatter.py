@@ -86,6 +86,7 @@ def scatter(
     NEEDS_THETA: tl.constexpr,
     SUMS: tl.constexpr,  # that make up grad_theta, or 0
     FIELD: tl.constexpr,  # numbers a pixel that it is made from afterwards, or 0
+    FEW: tl.constexpr,  # C where it is small, so that no loop over channels remains, or 0
     MASK_CHANNELS: tl.constexpr,  # BLOCK_C does not divide a split's channels
     SPLITS: tl.constexpr,
     TILES: tl.constexpr,  # tiles a program walks, downwards
@@ -101,7 +102,7 @@ def scatter(
     scales = (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h)
     Theta_ptr += n.to(tl.int64) * stride_tn + k.to(tl.int64) * stride_tk
     map = source_map(Theta_ptr, scales, (unit_w, unit_h, T), SOURCE, DTYPE)
-    first, count = channel_range(C, SPLITS)
+    first, count = channel_range(FEW if FEW else C, SPLITS)
     X_ptr += n.to(tl.int64) * stride_xn + first * stride_xc
     dX_ptr += n.to(tl.int64) * stride_dxn + first * stride_dxc
     dY_ptr += n.to(tl.int64) * stride_gn + k.to(tl.int64) * stride_gk + first * stride_gc

@@ -37,7 +37,7 @@ def volume_gather(
     Theta_ptr,  # (N, K, 3, 4), the last two dimensions contiguous
     dY_ptr,  # (N, K, C, D_out, H_out, W_out), any strides
     dX_ptr,  # (N, C, D, H, W)
-    P_ptr,  # (N, K, slots, 12): partial sums of the gradient of the voxel map
+    P_ptr,  # (N, slots, 12): partial sums of the gradient of the voxel map
     K,
     C,
     D,
@@ -85,8 +85,7 @@ def volume_gather(
     centre_d,
     MODE: tl.constexpr,
     EVERY: tl.constexpr,  # gather every theta: nothing is left to atomics
-    NEEDS_THETA: tl.constexpr,
-    ONE_THETA: tl.constexpr,  # K = 1: moments stay in registers over passes
+    NEEDS_THETA: tl.constexpr,  # of one theta: moments stay in registers over passes
     PASS: tl.constexpr,  # channels a pass (NCDHW)
     MASK_CHANNELS: tl.constexpr,  # a pass does not divide a split's channels
     SPLITS: tl.constexpr,
@@ -125,10 +124,9 @@ def volume_gather(
     Theta_ptr += n.to(tl.int64) * stride_tn
     STEP: tl.constexpr = PASS * BLOCK_C
     VOXELS: tl.constexpr = BLOCK_D * BLOCK_H * BLOCK_W
-    passes = tl.cdiv(tl.cdiv(C, SPLITS), STEP)  # of every split alike: one slot each
     split = tl.program_id(0) % SPLITS
     moments = zero_moments(12, VOXELS, DTYPE)
-    for step in range(passes):
+    for step in range(tl.cdiv(count, STEP)):
         channels = (offs_c, count - step * STEP)
         acc = ()
         for _ in tl.static_range(PASS):
@@ -138,19 +136,13 @@ def volume_gather(
         )
         G_ptr = G_pass
         Theta_k = Theta_ptr
-        for k in range(K):
+        for _k in range(K):
             map = load_map_3d(Theta_k, scales, DTYPE)
-            if not ONE_THETA:
-                moments = zero_moments(12, VOXELS, DTYPE)
             G = (G_ptr, stride_gc, stride_gd, stride_gh, stride_gw)
             acc, moments = gather_theta_3d(
                 acc, moments, values, G, map, voxel, middle, extent, mask, channels, canvas,
                 MODE, EVERY, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
             )  # fmt: skip
-            if NEEDS_THETA and not ONE_THETA:
-                slot = (tile * SPLITS + split) * passes + step
-                row = (n.to(tl.int64) * K + k) * slots + slot
-                store_sums(P_ptr, row, moments, False, 12)
             G_ptr += stride_gk
             Theta_k += stride_tk
         for c in tl.static_range(PASS):
@@ -162,7 +154,7 @@ def volume_gather(
             dX_pass += BLOCK_C * stride_dxc
             X_pass += BLOCK_C * stride_xc
             G_pass += BLOCK_C * stride_gc
-    if NEEDS_THETA and ONE_THETA:
+    if NEEDS_THETA:
         row = n.to(tl.int64) * slots + tile * SPLITS + split
         store_sums(P_ptr, row, moments, False, 12)
 

@@ -8,9 +8,11 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.candidates import (
+    SLACK,
     add_moments,
     gather_candidate,
     load_pass,
+    meets,
     pointers,
     source_of,
     window_corner,
@@ -64,23 +66,6 @@ def gather_walk(
 
 
 @triton.jit
-def meets(map, inverse, u, v, canvas, slack):
-    """Whether the cell of a pixel meets the image of the output, by separating axes."""
-    a00, a01, b0, a10, a11, b1 = map
-    H_out, W_out, centre_h, centre_w = canvas
-    reach_j, reach_i, k00, k01, k10, k11, n00, n01, n10, n11, det, size = inverse
-    du = u - b0
-    dv = v - b1
-    x = tl.abs(du) <= slack * (1 + tl.abs(a00) * centre_w + tl.abs(a01) * centre_h)
-    y = tl.abs(dv) <= slack * (1 + tl.abs(a10) * centre_w + tl.abs(a11) * centre_h)
-    across_j = slack * (tl.abs(n00) + tl.abs(n10) + tl.abs(det) * size * centre_h)
-    across_i = slack * (tl.abs(n01) + tl.abs(n11) + tl.abs(det) * size * centre_w)
-    along_j = tl.abs(n00 * dv - n10 * du) <= across_j
-    along_i = tl.abs(n01 * dv - n11 * du) <= across_i
-    return x & y & along_j & along_i
-
-
-@triton.jit
 def gather_wide(
     acc,
     moments,
@@ -115,12 +100,11 @@ def gather_wide(
     X_ptr, stride_xc, stride_xh, stride_xw = X
     G_ptr, stride_gc, stride_gh, stride_gw = G
     dtype: tl.constexpr = a00.dtype
-    slack = 1.015625
     flat = 1e-30  # a smaller slope leaves a row's stretch unbounded
     # The tile's pixels stand for candidates: BLOCK_H rows of BLOCK_W columns at a time.
     rows, columns, _ = tile(0, 0, BLOCK_H, BLOCK_W, BLOCK_C)
-    reach_x = tl.where(tl.abs(a00) > flat, slack / tl.abs(a00), 1e30) + 0.015625
-    reach_y = tl.where(tl.abs(a10) > flat, slack / tl.abs(a10), 1e30) + 0.015625
+    reach_x = tl.where(tl.abs(a00) > flat, SLACK / tl.abs(a00), 1e30) + 0.015625
+    reach_y = tl.where(tl.abs(a10) > flat, SLACK / tl.abs(a10), 1e30) + 0.015625
     width = tl.minimum(2 * tl.minimum(reach_x, reach_y) + 3, W_out.to(dtype)).to(tl.int32)
     bounded = inverse[1] < 1e6
     for pixel in range(BLOCK_H * BLOCK_W):
@@ -128,7 +112,7 @@ def gather_wide(
         offs_v = v_first + pixel // BLOCK_W
         u = offs_u.to(dtype)
         v = offs_v.to(dtype)
-        if (offs_u < W) & (offs_v < H) & meets(map, inverse, u, v, canvas, slack):
+        if (offs_u < W) & (offs_v < H) & meets(map, inverse, (u, v, 0.0, 0.0), canvas):
             values = load_pass(
                 X_ptr + (offs_v.to(INDEX) * stride_xh + offs_u.to(INDEX) * stride_xw),
                 offs_u < W, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, dtype,
