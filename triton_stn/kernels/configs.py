@@ -1,6 +1,7 @@
 """Block shapes, warps and channel splits of every kernel, chosen by shape and dtype, never timed.
 
 No choice here has been measured on a GPU yet: each line says what it was reasoned from.
+``python -m bench tune`` tries others.
 """
 
 from dataclasses import dataclass
@@ -9,10 +10,23 @@ WARPS = 4
 # A warp covers 4 x 8 pixels: 5 to 9 cache lines a load at any angle, where a 1 x 32 row touches 32
 # at 90° (simulated), and 8 floats still fill a 32-byte sector at the store.
 PATCH_H, PATCH_W = 16, 8
-# Enough programs for every multiprocessor of the largest GPUs (132 to 160) to hold about 16 warps.
-ENOUGH_PROGRAMS = 1024
 # What a channels-last program reads of one pixel at a time: a whole line, 8 lanes of 16 bytes.
 RUN_BYTES = 128
+RUN_PATCH_H, RUN_PATCH_W = 4, 4  # 16 pixels x 8 lanes are the threads of a program
+# With few channels the set-up is the kernel: several tiles a program share theta's part of it.
+FORWARD_TILES_TO_2, FORWARD_TILES_TO_4 = 4, 2  # with 1 and 2 channels, with 3 and 4
+# With few channels several tiles a program share one set-up and one reduction of the six sums, 250
+# instructions.
+GATHER_TILES = 32
+# Of the scatter with few channels, or after a gather, when most programs are idle, likewise.
+SCATTER_TILES = 32
+FEW_CHANNELS = 4
+# A pass has all its loads under way at once, 16 a thread.
+FORWARD_PASS = 4
+# Channels a pass share the window's weights, up to the cap of registers below.
+GATHER_PASS = 8
+# Enough programs for every multiprocessor of the largest GPUs (132 to 160) to hold about 16 warps.
+ENOUGH_PROGRAMS = 1024
 # A split repeats the set-up, which costs as much as about 4 channels.
 MIN_CHANNELS_A_SPLIT = 8
 # Left alone, ptxas settles on 96 registers and spills one or two; 168 still leaves 3 programs a
@@ -43,10 +57,8 @@ def next_power_of_2(n: int) -> int:
 def forward(images: int, channels: int, height: int, width: int, run: int) -> Config:
     """``images`` is N·K and the canvas is the output's; ``run`` is 1, or in channels-last the
     channels of a line."""
-    # With few channels the set-up is the kernel: several tiles a program share theta's part of it.
-    tiles = {1: 4, 2: 4, 3: 2, 4: 2}.get(channels, 1)
-    # A pass has all its loads under way at once, 16 a thread.
-    channels_a_pass = 1 if run > 1 else min(channels, 4)
+    tiles = FORWARD_TILES_TO_2 if channels <= 2 else FORWARD_TILES_TO_4 if channels <= 4 else 1
+    channels_a_pass = 1 if run > 1 else min(channels, FORWARD_PASS)
     config = _cut(images, channels, height, width, run, tiles, channels_a_pass)
     step = channels_a_pass * config.constants["BLOCK_C"]
     config.constants.update(PASS=channels_a_pass, ONE_PASS=channels == step)
@@ -57,10 +69,8 @@ def gather(
     images: int, channels: int, height: int, width: int, run: int, one_theta: bool
 ) -> Config:
     """``images`` is N and the canvas is the input's."""
-    # Channels a pass share the window's weights; more than 4 cost more registers than they save.
-    channels_a_pass = 1 if run > 1 else min(channels, 4 if one_theta else 8)
-    # Several tiles a program share one set-up and one reduction of the six sums, 250 instructions.
-    tiles = 32 if one_theta and channels <= 4 else 1
+    channels_a_pass = 1 if run > 1 else min(channels, GATHER_PASS)
+    tiles = GATHER_TILES if one_theta and channels <= FEW_CHANNELS else 1
     config = _cut(images, channels, height, width, run, tiles, channels_a_pass)
     step = channels_a_pass * config.constants["BLOCK_C"]
     config.constants.update(PASS=channels_a_pass, ONE_PASS=channels == step, ONE_THETA=one_theta)
@@ -71,10 +81,10 @@ def scatter(
     images: int, channels: int, height: int, width: int, run: int, rest: bool = False
 ) -> Config:
     """``images`` is N·K and the canvas is the output's; ``rest``: most programs may be idle."""
-    # Several tiles a program share one reduction, or what an idle program costs.
-    tiles = 32 if rest or channels <= 4 else 1
+    few = channels <= FEW_CHANNELS
+    tiles = SCATTER_TILES if rest or few else 1
     config = _cut(images, channels, height, width, run, tiles, 1)
-    config.constants.update(FEW=channels if channels <= 4 and run == 1 else 0)
+    config.constants.update(FEW=channels if few and run == 1 else 0)
     return config
 
 
@@ -154,7 +164,8 @@ def _cut(
     if run > 1:
         # Where runs are not aligned a thread reads one channel, so half the pixels keep it busy.
         aligned = channels % (run // 8) == 0
-        block_h, block_w, block_c = 4 if aligned else 2, 4, min(next_power_of_2(channels), run)
+        block_h, block_w = RUN_PATCH_H if aligned else RUN_PATCH_H // 2, RUN_PATCH_W
+        block_c = min(next_power_of_2(channels), run)
     else:
         block_h = min(PATCH_H, next_power_of_2(height))  # a list of points is one row
         block_w, block_c = PATCH_H * PATCH_W // block_h, 1
