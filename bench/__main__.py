@@ -20,7 +20,7 @@ from bench.measure import Forwards, Machine, run_task, this_machine
 
 # `python -m bench NAME ...` runs `bench.NAME.main([...])`.
 OUT_OF_TIME = 3
-SUBCOMMANDS = ("compare", "report", "roofline")
+SUBCOMMANDS = ("compare", "report", "roofline", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
