@@ -23,8 +23,9 @@ SCATTER_TILES = 32
 FEW_CHANNELS = 4
 # A pass has all its loads under way at once, 16 a thread.
 FORWARD_PASS = 4
-# Channels a pass share the window's weights, up to the cap of registers below.
-GATHER_PASS = 8
+# Channels a pass share the window's weights. With the sums of one theta 8 at once spill registers;
+# of several, whose windows every pass makes anew, they fit.
+GATHER_PASS, GATHER_PASS_OF_MANY = 4, 8
 # Enough programs for every multiprocessor of the largest GPUs (132 to 160) to hold about 16 warps.
 ENOUGH_PROGRAMS = 1024
 # A split repeats the set-up, which costs as much as about 4 channels.
@@ -69,7 +70,8 @@ def gather(
     images: int, channels: int, height: int, width: int, run: int, one_theta: bool
 ) -> Config:
     """``images`` is N and the canvas is the input's."""
-    channels_a_pass = 1 if run > 1 else min(channels, GATHER_PASS)
+    most = GATHER_PASS if one_theta else GATHER_PASS_OF_MANY
+    channels_a_pass = 1 if run > 1 else min(channels, most)
     tiles = GATHER_TILES if one_theta and channels <= FEW_CHANNELS else 1
     config = _cut(images, channels, height, width, run, tiles, channels_a_pass)
     step = channels_a_pass * config.constants["BLOCK_C"]

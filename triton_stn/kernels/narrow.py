@@ -173,19 +173,23 @@ def gather_three(
     i, j = window_corner(map, inverse, u, v, canvas)
     G_row = pointers(G, i, j, canvas, INDEX)
     m0, m1, m2, m3, m4, m5 = moments
-    zero = tl.zeros(m0.shape, m0.dtype)
+    nothing = tl.full(m0.shape, -0.0, m0.dtype)  # added to at no cost, unlike +0.0
     places = ()
+    rows = ()
+    columns = ()
+    for n in tl.static_range(3):
+        rows = rows + (elsewhere(i + n if n > 0 else i, centre_h, mask),)
+        columns = columns + (elsewhere(j + n if n > 0 else j, centre_w, True),)
     for di in tl.static_range(3):
         for dj in tl.static_range(3):
-            row = elsewhere(i + di, centre_h, mask)
-            x, y = source_of(map, row, elsewhere(j + dj, centre_w, True))
+            x, y = source_of(map, rows[di], columns[dj])
             places = places + (locate(x, y, u, v, MODE, True),)
     # X is read only where some candidate is inside: no inf of X meets the 0 of a masked dY.
     values = load_pass(X_ptrs, mask, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, u.dtype)
     for di in tl.static_range(3):
         G_ptrs = G_row
-        x_row = zero
-        y_row = zero
+        x_row = nothing
+        y_row = nothing
         for dj in tl.static_range(3):
             wx, wy, distance_x, distance_y, inside = places[3 * di + dj]
             acc, t = accumulate(
@@ -194,17 +198,15 @@ def gather_three(
             )  # fmt: skip
             if NEEDS_THETA:
                 x, y = derivatives(tl.where(inside, t, 0.0), wx, wy, distance_x, distance_y)
-                j_centred = elsewhere(j + dj, centre_w, True)
-                m0 = tl.fma(-j_centred, x, m0)
-                m3 = tl.fma(-j_centred, y, m3)
+                m0 = tl.fma(-columns[dj], x, m0)
+                m3 = tl.fma(-columns[dj], y, m3)
                 x_row += x
                 y_row += y
             G_ptrs += stride_gw
         G_row += stride_gh
         if NEEDS_THETA:
-            i_centred = elsewhere(i + di, centre_h, mask)
-            m1 = tl.fma(-i_centred, x_row, m1)
-            m4 = tl.fma(-i_centred, y_row, m4)
+            m1 = tl.fma(-rows[di], x_row, m1)
+            m4 = tl.fma(-rows[di], y_row, m4)
             m2 -= x_row
             m5 -= y_row
     return acc, (m0, m1, m2, m3, m4, m5)
