@@ -99,16 +99,38 @@ SWEEP = (
     *(f"zoom_in_{factor}" for factor in (1.5, 4, 16)),
     *(f"zoom_out_{factor}" for factor in (1.5, 4, 16)),
 )
+# θ that no data needs and training may meet: singular, or extreme in scale.
+EXTREME = {
+    "zero": ((0.0, 0.0, 0.1), (0.0, 0.0, -0.2)),
+    "rank_one": ((0.6, 0.3, 0.0), (0.4, 0.2, 0.1)),
+    "nearly_singular": ((0.6, 0.3, 0.0), (0.4, 0.2001, 0.1)),
+    "magnified_300": ((0.0033, 0.001, 0.1), (-0.001, 0.0033, 0.2)),
+    "minified_300": ((300.0, 20.0, 0.0), (-20.0, 300.0, 0.0)),
+    "anisotropic": ((40.0, 0.1, 0.0), (0.1, 0.02, 0.0)),
+}
+PLAIN = tuple(case.name for case in CASES if case.theta_kinds == THETA_KINDS)
+# What the full suite has beside the cases' own θ, float32 and contiguous: cases, θ, what differs.
+# With align_corners PyTorch takes cuDNN. The paddings are of few and of many channels.
+BESIDE = (
+    ((SWEEP_CASE,), SWEEP, {}),
+    (("features_56", "photo_4096"), ("rotation_45",), {}),
+    ((SWEEP_CASE,), tuple(EXTREME), {}),
+    (("svhn_128", "features_56"), (TURNED,), {"padding_mode": "border"}),
+    (("svhn_128", "features_56"), (TURNED,), {"padding_mode": "reflection"}),
+    (PLAIN, (TURNED,), {"align_corners": True}),
+)
 
 
 def theta_of(kind: str, k: int = 1, ndim: int = 2) -> torch.Tensor:
     """θ (K, 2, 3), or (K, 3, 4) of a volume, float32, normalised, output to input.
 
-    ``kind`` is "identity", "rotation_<degrees>", "zoom_in_<factor>" (the input appears larger) or
-    "zoom_out_<factor>". A volume turns about its diagonal (1, 1, 1), which leaves no axis where it
-    was. The K maps of one image differ by their place along x, as the crops of parallel
-    transformers do.
+    ``kind`` is "identity", "rotation_<degrees>", "zoom_in_<factor>" (the input appears larger),
+    "zoom_out_<factor>", or of an image a name in ``EXTREME``. A volume turns about its diagonal
+    (1, 1, 1), which leaves no axis where it was. The K maps of one image differ by their place
+    along x, as the crops of parallel transformers do.
     """
+    if kind in EXTREME and ndim == 2:
+        return torch.tensor(EXTREME[kind]).repeat(k, 1, 1)
     angle, scale = angle_and_scale(kind)
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     if ndim == 2:
@@ -187,19 +209,20 @@ def suite(name: str, device_type: str) -> list[Task]:
 
     quick: float32, contiguous; on a CPU also two passes instead of five, the batches of
     ``n_cpu``, and the ``LARGE`` cases under one θ.
-    full: every dtype, layout and pass, the sweep over angle and zoom, and align_corners, with
-    which PyTorch takes cuDNN, under one θ, for the cases that have all of ``THETA_KINDS``.
+    full: every dtype, layout and pass, and ``BESIDE``; together what shares a compilation.
     """
     cases = CASES
     if device_type == "cpu":
         cases = tuple(replace(case, n=case.n_cpu) for case in CASES if case.n_cpu)
     if name == "full":
         tasks = [task for case in cases for task in _cross(case, DTYPES, LAYOUTS)]
-        (swept,) = (case for case in cases if case.name == SWEEP_CASE)
-        tasks += _cross(swept, ("float32",), ("contiguous",), SWEEP)
-        plain = [case for case in cases if case.theta_kinds == THETA_KINDS]
-        aligned = [t for c in plain for t in _cross(c, ("float32",), ("contiguous",), (TURNED,))]
-        return tasks + [replace(task, align_corners=True) for task in aligned]
+        for names, theta_kinds, changes in BESIDE:
+            of = [case for case in cases if case.name in names]
+            plain = [t for c in of for t in _cross(c, ("float32",), ("contiguous",), theta_kinds)]
+            tasks += [replace(task, **changes) for task in plain]
+        shapes = {(task.case, task.dtype, task.layout): None for task in tasks}
+        order = {shape: place for place, shape in enumerate(shapes)}
+        return sorted(tasks, key=lambda task: order[task.case, task.dtype, task.layout])
     tasks = [task for case in cases for task in _cross(case, ("float32",), ("contiguous",))]
     if device_type == "cpu":
         tasks = [task for task in tasks if task.pass_name in ("forward", "forward_backward")]

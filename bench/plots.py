@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.cases import PASSES, SWEEP, SWEEP_CASE, angle_and_scale
+from bench.cases import EXTREME, PASSES, SWEEP, SWEEP_CASE, angle_and_scale
 
 # Distinguishable with any colour vision, and by shape.
 STYLES = {
@@ -70,6 +70,7 @@ def sweeps(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         & (rows["dtype"] == "float32")
         & (rows.layout == "contiguous")
         & ~rows.align_corners.astype(bool)
+        & ~rows.theta_kind.isin(EXTREME)  # neither an angle nor a zoom
     ]
     known = [angle_and_scale(kind) for kind in plain.theta_kind]
     plain = plain.assign(angle=[a for a, _ in known], zoom=[1 / s for _, s in known])

@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from bench import table
-from bench.cases import PASSES, SWEEP, SWEEP_CASE, THETA_KINDS
+from bench.cases import CASES, PASSES, THETA_KINDS
 
 ROOT = Path(__file__).parent.parent
 NOTHING = (
@@ -79,11 +80,15 @@ def replace(text: str, content: str) -> str:
 def block(frame: pd.DataFrame, figure: str) -> str:
     """The README's results: speedup by case and pass in float32, the summary, the figure."""
     last = frame.iloc[-1]
+    kinds = {case.name: case.theta_kinds for case in CASES}
+    pairs = zip(frame.case, frame.theta_kind, strict=True)
+    own = [kind in kinds.get(case, (kind,)) for case, kind in pairs]
     plain = frame[
         (frame["dtype"] == "float32")
         & (frame.layout == "contiguous")
+        & (frame.padding_mode == "zeros")
         & ~frame.align_corners
-        & ~((frame.case == SWEEP_CASE) & frame.theta_kind.isin(SWEEP))
+        & np.array(own)
     ]
     parts = [
         f"Measured on {last.device}, torch {last.torch}, triton {last.triton}, "

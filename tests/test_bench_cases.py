@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from bench import sources
 from bench.cases import (
     CASES,
     DTYPES,
+    EXTREME,
     LAYOUTS,
     PASSES,
     THETA_KINDS,
@@ -38,6 +40,31 @@ def test_the_full_suite_crosses_everything_once():
     assert {t.theta_kind for t in tasks} > set(THETA_KINDS)
     plain = {case.name for case in CASES if case.theta_kinds == THETA_KINDS}
     assert {t.case.name for t in tasks if t.align_corners} == plain
+
+
+def test_the_full_suite_has_extreme_theta_and_every_padding_in_every_pass():
+    tasks = suite("full", "cuda")
+    extreme = [t for t in tasks if t.theta_kind in EXTREME]
+    assert len(extreme) == len(EXTREME) * len(PASSES) and len({t.case for t in extreme}) == 1
+    padded = [t for t in tasks if t.padding_mode != "zeros"]
+    assert len(padded) == 2 * 2 * len(PASSES) and len({t.case for t in padded}) == 2
+    assert {t.padding_mode for t in padded} == {"border", "reflection"}
+    assert {(t.dtype, t.layout) for t in extreme + padded} == {("float32", "contiguous")}
+
+
+def test_what_shares_a_compilation_follows_on_each_other():
+    shapes = [(t.case, t.dtype, t.layout) for t in suite("full", "cuda")]
+    changes = sum(a != b for a, b in pairwise(shapes))
+    assert changes + 1 == len(set(shapes))
+
+
+@pytest.mark.parametrize("kind", EXTREME)
+def test_an_extreme_theta_is_singular_or_far_from_scale_1(kind):
+    (theta,) = theta_of(kind)
+    large, small = torch.linalg.svdvals(theta[:, :2].double()).tolist()
+    assert small <= 1e-3 * large or not 1 / 100 < small <= large < 100
+    with pytest.raises(ValueError, match=kind):
+        theta_of(kind, ndim=3)
 
 
 def test_the_cpu_suite_has_every_plain_case_some_others_and_no_larger_batches():

@@ -7,7 +7,7 @@ import pytest
 
 from bench import measure, plots, table
 from bench.baselines import PROVIDERS
-from bench.cases import CASES, SWEEP, SWEEP_CASE, THETA_KINDS, Task
+from bench.cases import CASES, EXTREME, SWEEP, SWEEP_CASE, THETA_KINDS, Task
 from bench.measure import Machine
 
 MACHINE = Machine("cuda", "made-up GPU", 1000.0, "2.x", "3.x", "abc1234")
@@ -45,7 +45,7 @@ def test_a_picture_is_drawn_where_the_table_has_its_rows(tmp_path, theta_kinds, 
 
 
 def test_the_sweep_runs_over_angle_at_scale_1_and_over_zoom_without_rotation(tmp_path):
-    frame = made_up(tmp_path, (*THETA_KINDS, *SWEEP), passes=("forward",))
+    frame = made_up(tmp_path, (*THETA_KINDS, *SWEEP, *EXTREME), passes=("forward",))
     frame = frame[frame.provider == "triton_stn"]
     other = frame.assign(case="another", theta_kind="rotation_5")
     half = frame.assign(dtype="float16", theta_kind="rotation_5")
