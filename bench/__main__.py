@@ -16,16 +16,17 @@ from tqdm import tqdm
 from bench import baselines, plots, table
 from bench.baselines import Provider
 from bench.cases import Task, suite
-from bench.measure import Forwards, Machine, run_task, this_machine
+from bench.measure import DeviceLost, Forwards, Machine, run_task, this_machine
 
 # `python -m bench NAME ...` runs `bench.NAME.main([...])`.
 OUT_OF_TIME = 3
+OUT_OF_TIME, DEVICE_LOST = 3, 4
 SUBCOMMANDS = ("compare", "report", "roofline", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when a row of triton_stn is wrong or failed, or a kernel spills, 3 when
-    ``--minutes`` ran out before the suite did.
+    ``--minutes`` ran out before the suite did, 4 when the GPU refused further work.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in SUBCOMMANDS:
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _write_report(csv)
     if status == OUT_OF_TIME:
         print("Time is up. Go on with the same command, --resume.")
+        return status
+    if status == DEVICE_LOST:
+        print("The GPU was lost: the last row says how. Go on past it with --resume.")
         return status
     return status if machine.type == "cuda" else max(status, _static_report())
 
@@ -106,11 +110,12 @@ def run(
 ) -> int:
     """Measure into ``csv``, a task at a time; 1 when a row of triton_stn is wrong or failed.
 
-    3 when ``minutes`` were over before the last task was begun.
+    3 when ``minutes`` were over before the last task was begun, 4 when the GPU was lost.
     """
     start = time.monotonic()
     done = _begin(csv, resume, machine.device)
     known = set(table.keys(done))
+    eager_ms = _eager_ms(done)
     forwards = Forwards()
     wanted = [(task, _wanted(task, providers, words)) for task in tasks]
     wanted = [(t, [p for p in chosen if t.key(p.name) not in known]) for t, chosen in wanted]
@@ -118,7 +123,11 @@ def run(
     progress = tqdm(wanted, unit="task", smoothing=0.1, dynamic_ncols=True)
     for task, missing in progress:
         progress.set_description(f"{task.case.name} {task.pass_name} {task.theta_kind}")
-        rows = run_task(task, missing, machine, forwards, _eager_ms(done, task))
+        try:
+            rows = run_task(task, missing, machine, forwards, eager_ms.get(task.key("")))
+        except DeviceLost as lost:
+            table.append(csv, lost.rows)
+            return DEVICE_LOST
         table.append(csv, rows)
         if (
             minutes is not None
@@ -128,8 +137,8 @@ def run(
             return OUT_OF_TIME
     if not csv.exists():
         return 0
-    ours = table.read(csv).query("provider == 'triton_stn'")
-    return int(ours.status.isin(("wrong", "error")).any())
+    frame = table.read(csv)
+    return int(frame[table.of_ours(frame)].status.isin(("wrong", "error")).any())
 
 
 def _begin(csv: Path, resume: bool, device: str) -> pd.DataFrame:
@@ -153,12 +162,10 @@ def _wanted(task: Task, providers: Sequence[Provider], words: str) -> list[Provi
     return [p for p in providers if matches(names[p.name])]
 
 
-def _eager_ms(done: pd.DataFrame, task: Task) -> float | None:
-    """The time of eager on the task in an earlier, interrupted run."""
-    eager = task.key(baselines.YARDSTICK)
-    match = [key == eager for key in table.keys(done)]
-    times = done[match].ms_p50.dropna() if any(match) else ()
-    return float(times.iloc[0]) if len(times) else None
+def _eager_ms(done: pd.DataFrame) -> dict[tuple[str, ...], float]:
+    """The times of eager in an earlier, interrupted run, by the task's key without a provider."""
+    eager = done[(done.provider == baselines.YARDSTICK) & done.ms_p50.notna()]
+    return dict(zip(table.keys(eager.assign(provider="")), eager.ms_p50, strict=True))
 
 
 def _write_report(csv: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,10 +16,13 @@ import torch.nn.functional as F
 import triton_stn
 from bench import sources
 from bench.cases import Task
-from bench.passes import Forward
+from bench.passes import Call, Forward, as_it_is, captured
 from triton_stn.transforms import Transform
 
 YARDSTICK = "eager"  # the provider that speedups are against
+# Output elements up to which calls are captured as well. Five tensors of as many, float32, are 10
+# MB: an H200 moves them in 2.4 us (reckoned), about as long as one launch of eager's 20 or more.
+MOST_CAPTURED = 2**19
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Provider:
     (N, C, *extent), theta (N, *) or (N, K, *) in float32 (`bench.sources` says what it is), and the
     result (N, C, *output_size) or (N, K, C, *output_size). ``why_not(device_type, task)`` gives the
     reason to skip it, or "". ``half_coordinates`` says that it computes coordinates in the image's
-    dtype. Its calls run inside ``context()``, which is entered outside the timing.
+    dtype. What is checked and timed is ``wrap(call)`` of a pass, inside ``context()``, which is
+    entered outside the timing.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Provider:
     why_not: Callable[[str, Task], str] = lambda device_type, task: ""
     half_coordinates: bool = False
     context: Callable[[], AbstractContextManager] = nullcontext
+    wrap: Callable[[Call], Call] = as_it_is
 
 
 def ours(
@@ -233,6 +239,15 @@ def _why_not_graphs(device_type: str, task: Task) -> str:
     return _why_not_compiled(device_type, task)
 
 
+def _why_not_captured(device_type: str, task: Task) -> str:
+    if device_type == "cpu":
+        return "there are no CUDA graphs on a CPU"
+    case = task.case
+    if case.n * case.k * case.c * math.prod(case.size) > MOST_CAPTURED:
+        return f"launches weigh little beyond {MOST_CAPTURED:,} output elements"
+    return _why_not_graphs(device_type, task)
+
+
 def _other_package(
     module: str,
     attribute: str,
@@ -293,4 +308,7 @@ PROVIDERS = (
         partial(_other_package, "fireants_fused_ops", "", ("affine",), ndims=(2, 3)),
         half_coordinates=True,
     ),
+    # Last: what a capture that fails leaves behind harms no other row of the task.
+    Provider("triton_stn_graph", lambda: ours, _why_not_captured, wrap=captured),
+    Provider("eager_graph", build_eager, _why_not_captured, half_coordinates=True, wrap=captured),
 )

@@ -6,7 +6,7 @@ import datetime
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,11 @@ from bench.baselines import Provider
 from bench.cases import Case, Task, min_bytes
 from bench.passes import Call, Forward, prepare
 
-WORK_MS = 100  # the least work behind a timing on a GPU
+# The least work behind a timing on a GPU. A longer call is run once: do_bench would take one sample
+# of it, too, and make eight calls for that, which is minutes where a singular θ meets atomics.
+WORK_MS = 100
+# Beyond this a call's launches weigh nothing. The loops of a row take 100 ms at most.
+SHORT_MS, SHORT_LOOPS, SHORT_CALLS = 1.0, 5, 20
 # On a CPU: enough rounds for a median, few enough that the quick suite keeps its three minutes.
 CPU_WORK_MS, CPU_ROUNDS = 200, (3, 200)
 # On a shared CPU a burst of other work makes some calls tens of times slower. A measurement whose
@@ -30,6 +34,15 @@ QUANTILES = (0.5, 0.2, 0.8)
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}  # past the last cache; quick on a slow machine
 
 Row = dict[str, Any]
+
+
+class DeviceLost(RuntimeError):
+    """The GPU refuses all further work of this process, as after an illegal address.
+
+    ``rows`` are the rows of the task that were settled before, and the one that it was lost in.
+    """
+
+    rows: Sequence[Row] = ()
 
 
 @dataclass(frozen=True)
@@ -111,8 +124,27 @@ def run_task(
     """The rows of the task, one a provider; whatever goes wrong in one stays in that one.
 
     ``eager_ms``: eager's time where it was measured before, for the speedup.
+
+    Raises:
+        DeviceLost: with the rows that are settled.
     """
     rows = {provider.name: _new_row(task, provider, machine) for provider in providers}
+    try:
+        _check_and_time(task, providers, machine, forwards, rows)
+    except DeviceLost as lost:
+        rows = {n: row for n, row in rows.items() if "ms_p50" in row or row["status"] != "ok"}
+        lost.rows = _compared(rows, machine, eager_ms)
+        raise
+    return _compared(rows, machine, eager_ms)
+
+
+def _check_and_time(
+    task: Task,
+    providers: Sequence[Provider],
+    machine: Machine,
+    forwards: Forwards,
+    rows: dict[str, Row],
+) -> None:
     makers: dict[str, Callable[[], Call]] = {}
     contexts = {provider.name: provider.context for provider in providers}
     for provider in providers:
@@ -126,6 +158,9 @@ def run_task(
             makers[provider.name] = lambda p=provider: _make_call(task, p, forwards, machine.type)
     _time(rows, makers, machine.type, contexts)
 
+
+def _compared(rows: dict[str, Row], machine: Machine, eager_ms: float | None) -> list[Row]:
+    """The rows with what follows from their times."""
     if rows.get(baselines.YARDSTICK, {}).get("status") == "ok":
         eager_ms = rows[baselines.YARDSTICK]["ms_p50"]
     for row in rows.values():
@@ -167,7 +202,7 @@ def _check(task: Task, provider: Provider, forwards: Forwards, device: str, row:
     dtype = getattr(torch, task.dtype)
     forward = forwards.get(provider, task)
     with provider.context():
-        errors = reference.errors(forward, task.pass_name, dtype, task.layout)
+        errors = reference.errors(forward, task.pass_name, dtype, task.layout, provider.wrap)
     # What rounds its coordinates to 16 bits is judged by eager PyTorch, which does so too.
     like = dtype if provider.half_coordinates else torch.float32
     excess = []
@@ -176,6 +211,7 @@ def _check(task: Task, provider: Provider, forwards: Forwards, device: str, row:
         if not error <= allowed:
             excess.append(f"{result} off by {error:.3g}, allowed {allowed:.3g}")
     row["max_abs_error"] = float(np.max([error for error, _ in errors.values()]))
+    row["one_rounding"] = max(reference.rounding(name, d) for name, (_, d) in errors.items())
     if excess:
         row["status"], row["note"] = "wrong", "; ".join(excess)
 
@@ -184,7 +220,7 @@ def _make_call(task: Task, provider: Provider, forwards: Forwards, device: str) 
     reference = oracle.reference(task, device)
     arguments = reference.arguments(getattr(torch, task.dtype), task.layout)
     forward = forwards.get(provider, task)
-    return prepare(task.pass_name, forward, *arguments, *reference.options)
+    return provider.wrap(prepare(task.pass_name, forward, *arguments, *reference.options))
 
 
 def _time(
@@ -209,11 +245,39 @@ def _time_on_gpu(row: Row, call: Call) -> None:
     call()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    before = _requested_bytes("current")
+    start = time.perf_counter()
     call()
-    row["peak_memory_mib"] = (torch.cuda.max_memory_allocated() - before) / 2**20
-    # do_bench empties the L2 cache before every run.
+    torch.cuda.synchronize()
+    once = 1e3 * (time.perf_counter() - start)
+    row["peak_memory_mib"] = (_requested_bytes("peak") - before) / 2**20
+    if once > WORK_MS:
+        _set_times(row, (once, once, once))
+        return
+    # do_bench empties the L2 cache before every run, and so hides what the host needs for a call.
     _set_times(row, do_bench(call, rep=WORK_MS, quantiles=QUANTILES))
+    if row["ms_p50"] < SHORT_MS:
+        row["call_ms"] = _milliseconds_a_call(call)
+
+
+def _requested_bytes(which: str) -> int:
+    """What callers asked the allocator for; what it hands out is up to a mebibyte more a tensor."""
+    return torch.cuda.memory_stats()[f"requested_bytes.all.{which}"]
+
+
+def _milliseconds_a_call(call: Call) -> float:
+    """Wall-clock time of a call from Python, one after the other as in a training loop: the host's
+    or the GPU's, whichever takes longer. The median of a few loops.
+    """
+    loops = []
+    for _ in range(SHORT_LOOPS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(SHORT_CALLS):
+            call()
+        torch.cuda.synchronize()
+        loops.append(1e3 * (time.perf_counter() - start) / SHORT_CALLS)
+    return float(np.median(loops))
 
 
 def _time_in_turns(rows: dict[str, Row], makers: dict[str, Callable[[], Call]]) -> None:
@@ -263,7 +327,11 @@ def _set_times(row: Row, times: Sequence[float]) -> None:
 
 
 def _guarded(row: Row, step: Callable[[], Any]) -> Any:
-    """Run the step; an exception becomes the row's status and note, and the run goes on."""
+    """Run the step; an exception becomes the row's status and note, and the run goes on.
+
+    Raises:
+        DeviceLost: it can not go on.
+    """
     try:
         return step()
     except Exception as exception:
@@ -273,5 +341,10 @@ def _guarded(row: Row, step: Callable[[], Any]) -> Any:
         first = text.strip().splitlines()[0] if text.strip() else ""
         row["note"] = f"{type(exception).__name__}: {first}"[:200]
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        try:
+            torch.cuda.synchronize()
+        except Exception as exception:
+            raise DeviceLost(row["note"]) from exception
+        with suppress(RuntimeError):  # which a capture that failed forbids from then on
+            torch.cuda.empty_cache()
     return None

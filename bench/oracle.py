@@ -13,13 +13,14 @@ Two choices make the comparison sharp.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 
 from bench import baselines, sources
 from bench.cases import Case, Task, argument_of
-from bench.passes import RESULTS, Forward, prepare
+from bench.passes import RESULTS, Call, Forward, as_it_is, prepare
 
 # In pixels along x, y and z. The kinds' coordinates have fractions 0, 1/4, 1/2 or 3/4 (a rotation:
 # any); moved by this much they stay 0.1 away from integers.
@@ -72,14 +73,19 @@ class Reference:
         return input, theta, grad
 
     def errors(
-        self, forward: Forward, pass_name: str, dtype: torch.dtype, layout: str = "contiguous"
+        self,
+        forward: Forward,
+        pass_name: str,
+        dtype: torch.dtype,
+        layout: str = "contiguous",
+        wrap: Callable[[Call], Call] = as_it_is,
     ) -> Errors:
         """The largest error of each result of the pass, and the dtype that the result has.
 
-        NaN where the result has one: it is never below a tolerance.
+        NaN where the result has one: it is never below a tolerance. ``wrap`` is the provider's.
         """
-        if forward not in (baselines.eager, self.yardstick):
-            return self._errors(forward, pass_name, dtype, layout)
+        if forward not in (baselines.eager, self.yardstick) or wrap is not as_it_is:
+            return self._errors(forward, pass_name, dtype, layout, wrap)
         # Eager is provider and, but for splines, yardstick: once is enough.
         key = (forward, pass_name, dtype, layout)
         if key not in self._eager_errors:
@@ -94,12 +100,24 @@ class Reference:
         )
         return 2 * own + (torch.finfo(result_dtype).eps + 1e-5) * self.largest[result]
 
-    def _errors(self, forward: Forward, pass_name: str, dtype: torch.dtype, layout: str) -> Errors:
+    def rounding(self, result: str, result_dtype: torch.dtype) -> float:
+        """The most that rounding the exact result once to its dtype moves a number of it."""
+        return torch.finfo(result_dtype).eps / 2 * self.largest[result]
+
+    def _errors(
+        self,
+        forward: Forward,
+        pass_name: str,
+        dtype: torch.dtype,
+        layout: str,
+        wrap: Callable[[Call], Call] = as_it_is,
+    ) -> Errors:
         names = RESULTS[pass_name]
-        found = dict(zip(names, self._run(forward, pass_name, dtype, layout), strict=True))
+        how = (forward, pass_name, dtype, layout, wrap)
+        found = dict(zip(names, self._run(*how), strict=True))
         if "grad_theta" in names:
             on_kinks = found["grad_theta"].isfinite().all()
-            smooth = self._run(forward, pass_name, dtype, layout, smooth=True)[-1]
+            smooth = self._run(*how, smooth=True)[-1]
             # On the kinks it need only be a number; see above.
             found["grad_theta"] = torch.where(on_kinks, smooth, torch.nan)
         return {
@@ -113,12 +131,13 @@ class Reference:
         pass_name: str,
         dtype: torch.dtype,
         layout: str = "contiguous",
+        wrap: Callable[[Call], Call] = as_it_is,
         smooth: bool = False,
     ) -> tuple[torch.Tensor, ...]:
         input, theta, grad = self.arguments(dtype, layout, smooth)
         if dtype == torch.float64:
             theta = theta.double()
-        results = prepare(pass_name, forward, input, theta, grad, *self.options)()
+        results = wrap(prepare(pass_name, forward, input, theta, grad, *self.options))()
         # Copied: what a CUDA graph returns is overwritten by its next replay.
         return tuple(x.detach().clone() for x in results)
 

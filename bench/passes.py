@@ -1,4 +1,4 @@
-"""The five passes: what each computes, and how one call of it is made ready for timing."""
+"""The five passes: what each computes, how one call of it is made ready for timing, or captured."""
 
 from __future__ import annotations
 
@@ -53,3 +53,29 @@ def prepare(
         return both
     y = forward(input, theta, *options)
     return lambda: torch.autograd.grad(y, wanted, grad, retain_graph=True)
+
+
+def as_it_is(call: Call) -> Call:
+    """The call, not captured."""
+    return call
+
+
+def captured(call: Call) -> Call:
+    """The call in a CUDA graph: each replay reads the same tensors and overwrites its results."""
+    # A capture that fails leaves its stream current; this leaves it.
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is compiled or allocated once can not be captured
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = call()
+
+    def replay() -> tuple[torch.Tensor, ...]:
+        graph.replay()
+        return results
+
+    return replay

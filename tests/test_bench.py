@@ -13,7 +13,7 @@ import triton_stn
 from bench import __main__ as command
 from bench import baselines, measure, oracle, plots, table
 from bench.baselines import Provider
-from bench.cases import CASES, DTYPES, LAYOUTS, PASSES, THETA_KINDS, Case, Task
+from bench.cases import CASES, DTYPES, EXTREME, LAYOUTS, PASSES, THETA_KINDS, Case, Task
 from bench.measure import Forwards, Machine, run_task
 
 TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
@@ -70,6 +70,20 @@ def test_eager_and_ours_are_right_and_timed(pass_name, case, theta_kind):
         assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
         assert row["gb_per_s"] == pytest.approx(row["min_bytes"] / row["ms_p50"] / 1e6)
         assert row["pct_copy_bandwidth"] == pytest.approx(row["gb_per_s"] * 10)
+
+
+@pytest.mark.parametrize("theta_kind", EXTREME)
+def test_eager_and_ours_are_right_at_an_extreme_theta(theta_kind):
+    case = replace(TINY, h=40, w=40, h_out=40, w_out=40)
+    for row in run_one(Task(case, "forward_backward", theta_kind), OURS, EAGER).values():
+        assert row["status"] == "ok", row["note"]
+
+
+def test_one_rounding_is_that_of_the_largest_exact_number():
+    largest = oracle.reference(Task(TINY, "forward", "identity"), "cpu").largest
+    for dtype, half_ulp in (("float32", 2**-24), ("float16", 2**-11), ("bfloat16", 2**-8)):
+        row = run_one(Task(TINY, "forward", "identity", dtype), OURS)["triton_stn"]
+        assert row["one_rounding"] == pytest.approx(half_ulp * largest["y"])
 
 
 def tiny(case):
