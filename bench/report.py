@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench import table
+from bench import table, targets
 from bench.cases import CASES, PASSES, THETA_KINDS
 
 ROOT = Path(__file__).parent.parent
@@ -99,6 +99,7 @@ def block(frame: pd.DataFrame, figure: str) -> str:
         "All rows:",
         table.to_markdown(table.summary(frame)),
         *table.best_others(frame),
+        *targets.paragraphs(frame),
         f"![Speedup over eager PyTorch against size]({figure})",
     ]
     return "\n\n".join(parts) + "\n"

@@ -154,6 +154,8 @@ def to_markdown(frame: pd.DataFrame, **options: Any) -> str:
 
 def report(frame: pd.DataFrame) -> str:
     """The whole Markdown file: where it was measured, the summary, what is not ok, every row."""
+    from bench import targets  # here, as it reads tables by this module
+
     last = frame.iloc[-1]
     commits = ", ".join(sorted({commit for commit in frame.commit if commit})) or "unknown"
     parts = [
@@ -166,6 +168,7 @@ def report(frame: pd.DataFrame) -> str:
         "## Summary",
         to_markdown(summary(frame)),
         *best_others(frame),
+        *targets.paragraphs(frame),
         *_not_ok(frame),
         "## Rows",
         to_markdown(_compact(frame[frame.status != "skipped"])),
