@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from bench import baselines, plots, table
+from bench import baselines, plots, table, targets
 from bench.baselines import Provider
 from bench.cases import Task, suite
 from bench.measure import DeviceLost, Forwards, Machine, run_task, this_machine
@@ -172,8 +172,10 @@ def _write_report(csv: Path) -> None:
     frame = table.read(csv)
     markdown = csv.with_suffix(".md")
     markdown.write_text(table.report(frame), encoding="utf-8")
-    pictures = plots.draw(frame, csv.parent)
     print(f"\n{table.to_markdown(table.summary(frame))}\n")
+    for verdicts in targets.paragraphs(frame)[-1:]:
+        print(f"{verdicts}\n")
+    pictures = plots.draw(frame, csv.parent)  # last: a picture that fails costs no number
     for path in (csv, markdown, *pictures):
         print(f"wrote {path}")
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from bench import __main__ as command
 from bench import measure, report, table, targets
 from bench.baselines import PROVIDERS
 from bench.cases import CASES, EXTREME, THETA_KINDS, Task, suite
@@ -230,6 +231,18 @@ def test_the_reports_of_a_gpu_show_the_targets_and_those_of_a_cpu_do_not():
     cpu = frame.assign(device="cpu")
     for text in (table.report(cpu), report.block(cpu, "speedup.png")):
         assert "Targets" not in text
+
+
+def test_a_run_on_a_gpu_prints_the_targets_whatever_its_pictures_do(tmp_path, monkeypatch, capsys):
+    def draw(*_):
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(command.plots, "draw", draw)
+    table.append(tmp_path / "results.csv", [row("large_512", "forward")])
+    with pytest.raises(ValueError, match="no picture"):
+        command._write_report(tmp_path / "results.csv")
+    assert "error, half types" in capsys.readouterr().out
+    assert "error, half types" in (tmp_path / "results.md").read_text(encoding="utf-8")
 
 
 def test_a_table_read_from_a_file_is_judged_the_same(tmp_path):
