@@ -21,7 +21,7 @@ from bench.measure import DeviceLost, Forwards, Machine, run_task, this_machine
 # `python -m bench NAME ...` runs `bench.NAME.main([...])`.
 OUT_OF_TIME = 3
 OUT_OF_TIME, DEVICE_LOST = 3, 4
-SUBCOMMANDS = ("compare", "report", "roofline", "tune")
+SUBCOMMANDS = ("compare", "probe", "report", "roofline", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

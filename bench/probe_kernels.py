@@ -1,0 +1,145 @@
+"""The kernels of ``python -m bench probe``: a `Walk` of loads, one of atomic adds, and a clock.
+
+A program is one warp, of which thread t takes the t-th offset: the footprint is the host's choice,
+not the compiler's. The position is computed anew every step, so that no load can leave the loop;
+the places of a step are compile-time constants, so that an access is one instruction with an
+immediate offset, next to one addition of what was loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import globaltimer
+
+from bench import walks
+from bench.addresses import WARP
+from bench.walks import Walk
+
+STRIDE = tl.constexpr(walks.STRIDE)
+LANES = tl.constexpr(WARP)
+# One machine code for all walks: no argument is 1, or divisible by 16, at compile time.
+NUMBERS = ("steps", "positions", "unit")
+SPIN = 1_000_000  # cycles, half a millisecond: globaltimer may tick only once a microsecond
+
+Launch = Callable[[int], torch.Tensor]  # of a number of steps
+
+
+@triton.jit
+def _stand(X_ptr, offset, step, positions, unit):
+    """The pointers of a warp in a step: `Walk`."""
+    # What overflows 32 bits wraps around, and its low bits are right all the same.
+    position = ((tl.program_id(0) + step * tl.num_programs(0)) * STRIDE) & (positions - 1)
+    return X_ptr + (offset + position * unit)
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def loads(X_ptr, Offsets_ptr, Sum_ptr, steps, positions, unit, PLACES: tl.constexpr):
+    """Sum[p, t] = Σ over steps and places of X[place of thread t]; a program a warp."""
+    thread = tl.program_id(0) * LANES + tl.arange(0, LANES)[:, None]  # [32, 1]
+    offset = tl.load(Offsets_ptr + thread)
+    total = tl.zeros([LANES, 1], tl.float32)
+    for step in range(steps):
+        X_ptrs = _stand(X_ptr, offset, step, positions, unit)
+        for place in tl.static_range(len(PLACES)):
+            total += tl.load(X_ptrs + PLACES[place])
+    tl.store(Sum_ptr + thread, total)
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def adds(X_ptr, Offsets_ptr, steps, positions, unit, PLACES: tl.constexpr):
+    """X[place of thread t] += 1 for all steps and places; a program a warp."""
+    thread = tl.program_id(0) * LANES + tl.arange(0, LANES)[:, None]  # [32, 1]
+    offset = tl.load(Offsets_ptr + thread)
+    for step in range(steps):
+        X_ptrs = _stand(X_ptr, offset, step, positions, unit)
+        for place in tl.static_range(len(PLACES)):
+            tl.atomic_add(X_ptrs + PLACES[place], 1.0, sem="relaxed")
+
+
+@triton.jit
+def _cycles():
+    return tl.inline_asm_elementwise(
+        "mov.u64 $0, %clock64;", "=l", [], dtype=tl.int64, is_pure=False, pack=1
+    )
+
+
+@triton.jit(do_not_specialize=("spin",))
+def clock(Ticks_ptr, spin):
+    """Ticks = (cycles of the multiprocessor, nanoseconds) that ``spin`` cycles or more took."""
+    first, start = _cycles(), globaltimer()
+    now = first
+    while now - first < spin:
+        now = _cycles()
+    tl.store(Ticks_ptr + 1, globaltimer() - start)
+    tl.store(Ticks_ptr, now - first)
+
+
+def start_loads(walk: Walk, device: str) -> Launch:
+    """A function that loads for a number of steps and returns the sums, [programs, 32].
+
+    Raises:
+        RuntimeError: one step over ones does not count its places.
+    """
+    x = torch.ones(walk.numel, device=device)
+    sums = torch.empty(walk.offsets.shape, device=device)
+    launch = loader(x, walk, sums)
+    if not (launch(1) == len(walk.places)).all():
+        raise RuntimeError("a sum of ones is no count of loads")
+    return launch
+
+
+def start_adds(walk: Walk, device: str) -> Launch:
+    """A function that adds for a number of steps and returns the buffer.
+
+    Raises:
+        RuntimeError: the buffer does not hold what one step added.
+    """
+    launch = adder(torch.zeros(walk.numel, device=device), walk)
+    added = walk.offsets.size * len(walk.places)
+    if launch(1).sum(dtype=torch.float64).item() != added:
+        raise RuntimeError(f"the buffer does not hold the {added} ones that were added")
+    return launch
+
+
+STARTS = {"loads": start_loads, "adds": start_adds}
+
+
+def loader(x: torch.Tensor, walk: Walk, sums: torch.Tensor) -> Launch:
+    """``start_loads`` on a given x, unchecked."""
+    offsets = _offsets(walk, x.device)
+
+    def launch(steps: int) -> torch.Tensor:
+        numbers = (steps, walk.positions, walk.unit, walk.places)
+        loads[(len(walk.offsets),)](x, offsets, sums, *numbers, num_warps=1)
+        return sums
+
+    return launch
+
+
+def adder(x: torch.Tensor, walk: Walk) -> Launch:
+    """``start_adds`` on a given x, unchecked."""
+    offsets = _offsets(walk, x.device)
+
+    def launch(steps: int) -> torch.Tensor:
+        numbers = (steps, walk.positions, walk.unit, walk.places)
+        adds[(len(walk.offsets),)](x, offsets, *numbers, num_warps=1)
+        return x
+
+    return launch
+
+
+def _offsets(walk: Walk, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(walk.offsets.astype(np.int32)).to(device)
+
+
+def sm_hz(device: str) -> float:
+    """The multiprocessors' clock at this moment, cycles a second by their own counter."""
+    ticks = torch.empty(2, dtype=torch.int64, device=device)
+    clock[(1,)](ticks, SPIN, num_warps=1)
+    cycles, ns = ticks.tolist()
+    return 1e9 * cycles / ns

@@ -1,0 +1,163 @@
+"""The tables of ``python -m bench probe``, each with a sentence that says what it decides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from bench import table
+from bench.addresses import SECTOR
+
+GATHERED_BYTES = 12  # an element that a gathering backward moves: read dY and X, write dX
+TAPS = 4  # adds an element of a bilinear backward that scatters
+NOTICED = 1.1  # a power of two that costs more than this is worth a line of advice
+POWERS_OF_TWO = (256, 512, 1024)
+
+
+def report(frame: pd.DataFrame) -> str:
+    """All that was measured."""
+    first = frame.iloc[0]
+    clock = frame.sm_mhz.median()
+    parts = [
+        f"{first.device}, torch {first.torch}, triton {first.triton}, commit {first.commit}: "
+        f"{first.sms} SMs at {clock:.4g} MHz (median; clock64 over globaltimer, after each row).",
+    ]
+    for question, title, tabulate, decide in QUESTIONS:
+        rows = frame[(frame.question == question) & frame.ms_p50.notna()]
+        parts.append(f"## {title}")
+        if rows.empty:
+            parts.append("Nothing measured.")
+        else:
+            parts += [table.to_markdown(tabulate(rows), floatfmt=".4g"), decide(rows)]
+    failed = frame[frame.status != "ok"]
+    if len(failed):
+        notes = failed.groupby(["question", "status", "note"], sort=False).size()
+        parts += ["## Not ok", table.to_markdown(notes.rename("rows").reset_index())]
+    return "\n\n".join(parts)
+
+
+def loads(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line a footprint and angle: what a warp's load touches (simulated), and what it takes."""
+    keys = ["pattern", "degrees"]
+    levels = {level: of.set_index(keys) for level, of in rows.groupby("level", sort=False)}
+    touched = rows.drop_duplicates(keys).set_index(keys)[["lines", "sectors", "banks"]]
+    columns = {name: touched[name] for name in touched}
+    for level, of in levels.items():
+        columns |= {f"{level} ns": of.ns, f"{level} cycles": of.cycles}
+        columns |= {f"{level} lines/cycle": of.lines_per_cycle}
+        columns |= {f"{level} Gloads/s": of.accesses_per_s / 1e9}
+    if "L2" in levels:
+        columns["L2 TB/s"] = levels["L2"].sectors_per_s * SECTOR / 1e12
+    return pd.DataFrame(columns, index=touched.index).reset_index()
+
+
+def tags(rows: pd.DataFrame) -> str:
+    """Lines that L1 looks up a cycle: the slope of cycles against lines, over the rows from L1.
+
+    A slope, because what an access takes besides its lines is then left out.
+    """
+    rows = rows[(rows.level == "L1") & rows.cycles.notna()]
+    if rows.lines.nunique() < 2:
+        return "Too few rows from L1 to read lines a cycle from."
+    slope, _ = np.polyfit(rows.lines, rows.cycles, 1)
+    fit = {name: np.corrcoef(rows[name], rows.cycles)[0, 1] ** 2 for name in ("lines", "banks")}
+    explained = f"r² of cycles: {fit['lines']:.2f} by lines, {fit['banks']:.2f} by banks"
+    if slope <= 0 or fit["lines"] < fit["banks"]:
+        return f"Cycles do not follow lines ({explained}): the roofline's L1 floor does not hold."
+    most = rows.loc[rows.lines.idxmax()]
+    return (
+        f"L1 looks up {1 / slope:.2f} lines a cycle ({explained}; {most.lines_per_cycle:.2f} at "
+        f"{most.lines:.3g} lines): `python -m bench roofline --tags {max(round(1 / slope), 1)}`."
+    )
+
+
+def roofline(rows: pd.DataFrame) -> str:
+    """What `bench.roofline` assumes, as it was measured: lines a cycle, and L2's bandwidth."""
+    best = rows[rows.level == "L2"].sectors_per_s.max() * SECTOR / 1e12
+    return f"{tags(rows)} L2 delivered {best:.3g} TB/s at most, the roofline's `GPU.l2`."
+
+
+def adds(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line a pattern and buffer."""
+    return pd.DataFrame(
+        {
+            "pattern": rows.pattern,
+            "buffer in": rows.level,
+            "lines": rows.lines,
+            "sectors": rows.sectors,
+            "Gadds/s": rows.adds_per_s / 1e9,
+            "Gsectors/s": rows.sectors_per_s / 1e9,
+            "ns": rows.ns,
+            "cycles": rows.cycles,
+        }
+    )
+
+
+def scatters(rows: pd.DataFrame) -> str:
+    """The least that a scattering backward takes, beside the bytes of a gathering one."""
+    taps = rows[rows.pattern.str.contains("taps")].set_index("level").adds_per_s
+    if taps.empty:
+        return "The four taps were not measured."
+    least = ", ".join(f"{1e12 * TAPS / rate:.3g} ps in {level}" for level, rate in taps.items())
+    bytes_ps = 1e3 * GATHERED_BYTES / rows.copy_gb_per_s.iloc[0]
+    return (
+        f"Border and reflection: the adds of a scattering backward take {least} a pixel·channel "
+        f"at least, the {GATHERED_BYTES} bytes that a gathering one moves {bytes_ps:.3g} ps. To "
+        "gather pays where its instructions take less than the adds."
+    )
+
+
+def widths(rows: pd.DataFrame) -> pd.DataFrame:
+    """A line a width; of a power of two, its ratio to the mean of its two neighbours too."""
+    columns = {}
+    for name, series in _series(rows).items():
+        ratios = _ratios(series)
+        columns[name] = {
+            width: f"{value:.3g}" + (f" ({ratios[width]:.2f})" if width in ratios else "")
+            for width, value in series.items()
+        }
+    return pd.DataFrame(columns).rename_axis("width").reset_index()
+
+
+def padding(rows: pd.DataFrame) -> str:
+    """Whether to advise widths that are no powers of two."""
+    ratios = {
+        (name, width): ratio
+        for name, series in _series(rows).items()
+        for width, ratio in _ratios(series).items()
+    }
+    if not ratios:
+        return "No power of two was measured beside its neighbours."
+    name, width = max(ratios, key=ratios.get)
+    worst = ratios[name, width]
+    said = "advise padding rows" if worst > NOTICED else "no advice on padding is needed"
+    return (
+        f"A power of two takes at worst {worst:.2f} times its neighbours ({name}, {width}): {said}."
+    )
+
+
+def _series(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """What a width costs, by width: the library's passes in ps a pixel·channel, loads in cycles."""
+    found = {}
+    ours = rows[rows.pattern == "triton_stn"]
+    for (pass_name, kind), of in ours.groupby(["pass", "theta_kind"], sort=False):
+        found[f"{pass_name} {kind}, ps"] = of.set_index("pitch").ps_per_element
+    for (pattern, degrees), of in rows[rows.cycles.notna()].groupby(["pattern", "degrees"]):
+        found[f"load {pattern} {degrees:g}°, cycles"] = of.set_index("pitch").cycles
+    return found
+
+
+def _ratios(series: pd.Series) -> dict[int, float]:
+    """Of each power of two that has both neighbours, the ratio to their mean."""
+    return {
+        width: series[width] / series[[width - 8, width + 8]].mean()
+        for width in POWERS_OF_TWO
+        if {width - 8, width, width + 8} <= set(series.index)
+    }
+
+
+QUESTIONS = (
+    ("loads", "Loads of a rotated warp, cycles of an SM each", loads, roofline),
+    ("adds", "Atomic adds of float32", adds, scatters),
+    ("rows", "Rows a power of two apart (ratio to both neighbours)", widths, padding),
+)
