@@ -19,7 +19,6 @@ from bench.cases import Task, suite
 from bench.measure import DeviceLost, Forwards, Machine, run_task, this_machine
 
 # `python -m bench NAME ...` runs `bench.NAME.main([...])`.
-OUT_OF_TIME = 3
 OUT_OF_TIME, DEVICE_LOST = 3, 4
 SUBCOMMANDS = ("compare", "probe", "report", "roofline", "tune")
 
