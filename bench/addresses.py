@@ -73,12 +73,24 @@ def ours(case: Case, theta_kind: str, pass_name: str, tags: int, itemsize: int =
         reads = _taps(at, maps[at.image % case.k], at.image // case.k, source, target, True)
         write = at.address(at.image, at.i, at.j, target, at.inside)
         return (count.loads(reads) + count.writes([write])) * at.weight
-    at = _tiles(configs.gather(case.n, *source, 1, case.k == 1), case.n, *source)
-    k = np.random.default_rng(1).integers(case.k, size=at.image.shape)
+    at, k = _gather_tiles(case)
     reads = _candidates(at, maps[k], at.image * case.k + k, window(maps[0]), target)
     here = at.address(at.image, at.i, at.j, source, at.inside)
-    touched = (count.loads(reads) + count.loads([here])) * case.k + count.writes([here])
-    return touched * at.weight
+    touched = count.loads(reads) * case.k + count.writes([here])
+    if case.k == 1:
+        here = np.where(_met(at, maps[k], case), here, -1)
+        return (touched + count.loads([here])) * at.weight
+    # grad_theta of several maps comes from the output's side.
+    out = _tiles(configs.scatter(case.n * case.k, *target, 1), case.n * case.k, *target)
+    taps = _taps(out, maps[out.image % case.k], out.image // case.k, source, target, False)
+    grad = out.address(out.image, out.i, out.j, target, out.inside)
+    return touched * at.weight + (count.loads(taps) + count.loads([grad])) * out.weight
+
+
+def met(case: Case, theta_kind: str) -> float:
+    """The share of (tile, map) that the gather does not pass over, as out of view."""
+    at, k = _gather_tiles(case)
+    return float(_met(at, pixel_maps(case, theta_kind)[k], case).mean())
 
 
 def eager(case: Case, theta_kind: str, pass_name: str, tags: int, itemsize: int = 4) -> Touched:
@@ -191,6 +203,41 @@ def _tiles(config: configs.Config, images: int, c: int, height: int, width: int)
     i, j = row * block_h + thread // block_w, column * block_w + thread % block_w
     weight = images * c * columns * rows
     return Programs(image, channel, i, j, (i < height) & (j < width), weight)
+
+
+def _gather_tiles(case: Case) -> tuple[Programs, np.ndarray]:
+    """Tiles of the gather, and one of the K maps for each."""
+    source = case.c, case.h, case.w
+    at = _tiles(configs.gather(case.n, *source, 1, case.k == 1), case.n, *source)
+    return at, np.random.default_rng(1).integers(case.k, size=at.image.shape)
+
+
+def _met(at: Programs, map: np.ndarray, case: Case) -> np.ndarray:
+    """Which tiles a map's image of the output meets, by the tests in kernels/candidates.py.
+
+    All of them where the gather does not ask: for one map, in the narrow windows.
+    """
+    kind = window(map.reshape(-1, 6)[0])  # the K maps differ by translation alone
+    if case.k == 1 and kind in ("axis", "three"):
+        return np.ones(at.image.shape, bool)
+    a00, a01, b0, a10, a11, b1 = np.moveaxis(map, -1, 0)
+    j, i = (case.w_out - 1) / 2, (case.h_out - 1) / 2
+    du, half_w = _middle(at.j, b0)
+    dv, half_h = _middle(at.i, b1)
+    slack = 1 + SLACK
+    found = np.abs(du) <= half_w + slack * (1 + np.abs(a00) * j + np.abs(a01) * i)
+    found &= np.abs(dv) <= half_h + slack * (1 + np.abs(a10) * j + np.abs(a11) * i)
+    if kind == "walk":
+        x, y, det = half_w + slack, half_h + slack, slack * np.abs(a00 * a11 - a01 * a10)
+        found &= np.abs(a00 * dv - a10 * du) <= y * np.abs(a00) + x * np.abs(a10) + det * i
+        found &= np.abs(a01 * dv - a11 * du) <= y * np.abs(a01) + x * np.abs(a11) + det * j
+    return found
+
+
+def _middle(offsets: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, float]:
+    """The middle of each program's offsets, from the origin, and half their extent."""
+    first, last = (f(1, keepdims=True) for f in (offsets.min, offsets.max))
+    return (first + last) / 2 - origin, float((last - first)[0, 0]) / 2
 
 
 def _rows(threads: int, images: int, c: int, height: int, width: int) -> Programs:

@@ -60,7 +60,8 @@ GPUS = {
     "A100": GPU("NVIDIA A100-SXM4-80GB", "sm_80", 108, 1.41e9, 2.039e12, 5120 * 1.41e9, 4),
 }
 # Kernel launches a pass, of images and of volumes: eager's as counted in a profile of PyTorch, with
-# about three more for the third axis of a volume's base grid; ours from the code.
+# about three more for the third axis of a volume's base grid; ours from the code, for one map an
+# image (the backward of several has one more).
 LAUNCHES = {("triton_stn", 2): (1, 2), ("triton_stn", 3): (1, 4)}
 LAUNCHES |= {("eager", 2): (11, 12), ("eager", 3): (14, 15)}
 
@@ -84,22 +85,15 @@ class Work:
 
 def ours(task: Task, gpu: GPU) -> Work:
     """triton_stn's work."""
-    case, backward = task.case, task.pass_name == "backward"
-    kind = window(task)
-    if case.ndim == 3 or kind == "wide":
-        return Work(min_bytes(task), None, None)
+    case = task.case
+    bytes = min_bytes(task)
+    if task.pass_name == "backward" and case.k > 1:  # grad_input and grad_theta each read dY
+        bytes += SIZE * case.n * case.c * in_view(case, task.theta_kind)[1]
+    if case.ndim == 3 or window(task) == "wide":
+        return Work(bytes, None, None)
     touched = addresses.ours(case, task.theta_kind, task.pass_name, gpu.tags)
-    if backward:
-        config = configs.gather(case.n, case.c, case.h, case.w, 1, case.k == 1)
-        a_pixel = instructions(case, "three" if kind == "walk" else kind, gpu.target)
-        if kind == "walk" and a_pixel:  # an estimate: as much a candidate as in the 3 x 3 window
-            a_pixel *= addresses.visited(addresses.pixel_maps(case, task.theta_kind)[0]) / 9
-        a_pixel = a_pixel and a_pixel * case.k
-    else:
-        config = configs.forward(case.n * case.k, case.c, case.h_out, case.w_out, 1)
-        a_pixel = instructions(case, "", gpu.target)
-    threads = _pixels(config)
-    return Work(min_bytes(task), touched, a_pixel and a_pixel * threads / WARP)
+    threads = instructions(task, gpu.target)
+    return Work(bytes, touched, threads and threads / WARP)
 
 
 def window(task: Task) -> str:
@@ -146,24 +140,45 @@ def _pixels(config: configs.Config) -> int:
     return images * config.grid[1] * config.grid[2] * of_tile
 
 
-@lru_cache(maxsize=256)
-def instructions(case: Case, window: str, target: str) -> float | None:
-    """Instructions a thread executes for a pixel, all its channels, as compiled for ``target``.
+def instructions(task: Task, target: str) -> float | None:
+    """Instructions of all threads of a pass, as compiled for ``target``.
 
-    Of forward, or with a ``window`` of the gathering backward. Where channels are a loop its
-    set-up is not counted. None where Triton interprets its kernels and can not compile them.
+    Where channels are a loop its set-up is not counted. None where Triton interprets its kernels
+    and can not compile them.
     """
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
+    case, kind = task.case, window(task)
+    out = case.n * case.k, case.c, case.h_out, case.w_out
+    if not kind:
+        return _pixels(configs.forward(*out, 1)) * a_pixel(case, "forward", "", target)["met"]
+    counts = a_pixel(case, "gather", "three" if kind == "walk" else kind, target)
+    gathered = counts["met"]
+    if kind == "walk":  # an estimate: as much a candidate as in the 3 x 3 window
+        gathered *= addresses.visited(addresses.pixel_maps(case, task.theta_kind)[0]) / 9
+    share = addresses.met(case, task.theta_kind)
+    each = share * gathered + (1 - share) * counts["missed"]
+    total = each * case.k * _pixels(configs.gather(case.n, case.c, case.h, case.w, 1, case.k == 1))
+    if case.k > 1:
+        total += _pixels(configs.scatter(*out, 1)) * a_pixel(case, "scatter", "", target)["met"]
+    return total
+
+
+@lru_cache(maxsize=256)
+def a_pixel(case: Case, kernel: str, window: str, target: str) -> dict[str, float]:
+    """Instructions a thread executes for a pixel (of the gather, and a map), all its channels.
+
+    "met", and "missed" where a map's tile is passed over; 0 where the count is not known.
+    """
     from bench import static
 
-    kernel = "gather" if window else "forward"
     shape, size = (case.n, case.c, case.h, case.w), (case.h_out, case.w_out)
     both, nchw = [(True, True)], torch.contiguous_format
     specs = static.passes(shape, torch.float32, nchw, both, k=case.k, windows=True, size=size)
     (spec,) = (s for s in specs if (s.launch.kernel.__name__, s.window) == (kernel, window))
     row = static.compile_spec(spec, target)
-    return row["per_pixel"] if "per_pixel" in row else row["per_pixel_channel"] * case.c
+    met = row["per_pixel"] if "per_pixel" in row else row["per_pixel_channel"] * case.c
+    return {"met": met, "missed": row.get("per_miss", 0.0)}
 
 
 def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:
@@ -177,7 +192,9 @@ def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:
             row = {"case": task.case.name, "theta_kind": task.theta_kind, "pass": task.pass_name}
             row |= {"provider": provider, **{f"{name} µs": t for name, t in floors.items()}}
             row |= {"binds": binds, "predicted ms": floors[binds] / 1e3}
-            row["launches"] = LAUNCHES[provider, task.case.ndim][PASSES.index(task.pass_name)]
+            backward = PASSES.index(task.pass_name)
+            row["launches"] = LAUNCHES[provider, task.case.ndim][backward]
+            row["launches"] += provider == "triton_stn" and backward and task.case.k > 1
             row["window"] = (provider == "triton_stn" and window(task)) or None
             rows.append(row)
     columns = ["memory µs", "L2 µs", "L1 µs", "issue µs", "binds", "predicted ms"]

@@ -100,12 +100,17 @@ def _counts(
 ) -> dict[str, float]:
     """Instructions a thread executes, a pixel of its tile or a pixel·channel of the main loop.
 
-    Only of kernels without a branch between paths: forward, and gather with one window compiled.
+    Of the gather of several maps a pixel *and map*, and ``per_miss``, where a map misses the tile.
+    Only of kernels without a branch between paths: forward, gather with one window compiled, and
+    scatter where it sums the dtheta of an affine map alone.
     """
-    constants = launch.constants
-    if launch.kernel.__name__ not in ("forward", "gather") or "BLOCK_C" not in constants:
+    constants, kernel = launch.constants, launch.kernel.__name__
+    if kernel not in ("forward", "gather", "scatter") or "BLOCK_C" not in constants:
         return {}
-    if launch.kernel.__name__ == "gather" and not window:
+    if kernel == "gather" and not window:
+        return {}
+    plain = constants["SOURCE"] == "affine" and constants["MODE"] == "bilinear"
+    if kernel == "scatter" and (constants["NEEDS_INPUT"] or not plain):
         return {}
     end = next(i for i, (address, text) in enumerate(instructions) if _target(text) == address)
     body = [i for i, (_, text) in enumerate(instructions[:end]) if not text.startswith("NOP")]
@@ -116,23 +121,38 @@ def _counts(
         if _target(text) in place and place[_target(text)] < i
     ]
     pixels = constants["BLOCK_H"] * constants["BLOCK_W"] / (WARP * launch.num_warps)
-    longest = max((stop - start + 1 for start, stop in loops), default=0)
-    if constants["ONE_PASS"]:
-        # Tiles are a loop in gather, and unrolled in forward.
-        count = longest + (len(body) - longest) / constants["TILES"]
-        if constants["BLOCK_C"] == 1:
-            return {"per_pixel": round(count / pixels, 1)}
-        return {"per_pixel_channel": round(count / (pixels * constants["BLOCK_C"]), 1)}
+    first, last = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, -1))
+    longest = last - first + 1
+    if constants.get("ONE_PASS") or constants.get("FEW"):
+        # Tiles are a loop in gather and scatter, and unrolled in forward; so are a gather's maps.
+        maps = launch.numbers["K"] if kernel == "gather" else 1
+        count = longest + (len(body) - longest) / (constants["TILES"] * maps)
+        if constants["BLOCK_C"] > 1:
+            return {"per_pixel_channel": round(count / (pixels * constants["BLOCK_C"]), 1)}
+        found = {"per_pixel": round(count / pixels, 1)}
+        if maps > 1:
+            skips = (
+                (i, place[_target(text)])
+                for i, (_, text) in enumerate(instructions[first:last], first)
+                if i < place.get(_target(text), -1) <= last
+            )
+            branch, target = max(skips, key=lambda skip: skip[1] - skip[0])
+            missed = count - (target - branch - 1)
+            found["per_miss"] = round(missed / pixels, 1)
+        return found
     inner = [
         (start, stop)
         for start, stop in loops
         if not any(start <= a and b <= stop and (a, b) != (start, stop) for a, b in loops)
     ]
     start, stop = max(inner, key=lambda loop: loop[1] - loop[0])
-    numbers = pixels * constants["PASS"] * constants["BLOCK_C"]
-    if launch.kernel.__name__ == "forward":  # the compiler may have unrolled: count what is stored
-        texts = [text for _, text in instructions[start : stop + 1]]
+    texts = [text for _, text in instructions[start : stop + 1]]
+    if kernel == "gather":
+        numbers = pixels * constants["PASS"] * constants["BLOCK_C"]
+    elif kernel == "forward":  # the compiler may have unrolled: count what is stored
         numbers = sum(_bytes(text, "STG") for text in texts) / itemsize
+    else:  # or loaded: dY and four taps of X
+        numbers = sum(_bytes(text, "LDG") for text in texts) / itemsize / 5
     return {"per_pixel_channel": round((stop - start + 1) / numbers, 1)}
 
 

@@ -18,6 +18,7 @@ from bench.baselines import PROVIDERS
 from bench.cases import CASES, THETA_KINDS, Case, Task, min_bytes
 from bench.measure import Machine
 from bench.roofline import GPUS, Work
+from triton_stn.kernels import configs
 
 ROOT = Path(__file__).resolve().parent.parent
 SQUARE = Case("square", 2, 1, 3, 512, 512, 512, 512, 2)
@@ -101,6 +102,29 @@ def test_the_gather_reads_an_output_pixel_exactly_where_the_forward_tapped(theta
 )
 def test_the_window_of_a_map(theta_kind, window):
     assert addresses.window(addresses.pixel_maps(SQUARE, theta_kind)[0]) == window
+
+
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("theta_kind", ["identity", "zoom_in_2", "zoom_in_4", "rotation_30"])
+def test_no_tile_that_an_output_reads_counts_as_out_of_view(theta_kind, k):
+    case = Case("crops", 1, k, 1, 128, 96, 24, 20, 1)
+    maps = addresses.pixel_maps(case, theta_kind)
+    i, j = np.mgrid[: case.h_out, : case.w_out].reshape(2, 1, -1)
+    config = configs.gather(1, 1, case.h, case.w, 1, k == 1)
+    rows, columns = config.constants["BLOCK_H"], config.constants["BLOCK_W"]
+    corner = np.mgrid[: case.h : rows, : case.w : columns].reshape(2, -1, 1)
+    thread = np.arange(rows * columns)
+    tiles = programs(corner[0] + thread // columns, corner[1] + thread % columns)
+    shares = []
+    for map in maps:
+        taps = addresses._taps(programs(i, j), map, 0, (1, 128, 96), (1, 24, 20), False)
+        taps = np.unique(taps)[1:]
+        read = set(zip(taps // 96 // rows, taps % 96 // columns, strict=True))
+        met = addresses._met(tiles, np.broadcast_to(map, (len(thread), 6)), case)[:, 0]
+        indices = zip(corner[0, met, 0] // rows, corner[1, met, 0] // columns, strict=True)
+        assert read <= set(indices)
+        shares.append(met.mean())
+    assert theta_kind != "zoom_in_4" or k == 1 or np.mean(shares) < 0.3
 
 
 # --- floors --------------------------------------------------------------------------------------
