@@ -11,6 +11,7 @@ and atomics go to L2 warp by warp. Zeros padding, bilinear, align_corners=False.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,7 +146,9 @@ def window(map: np.ndarray) -> str:
     j, i = (r * (1 + SLACK) + SLACK for r in reach(map))
     if max(j, i) <= 1.5:
         return "three"
-    return "walk" if (2 * j + 1) * (2 * i + 1) <= 400 else "wide"
+    if (2 * j + 1) * (2 * i + 1) > 400:
+        return "wide"
+    return "straight" if a01 == a10 == 0 else "walk"
 
 
 def visited(map: np.ndarray) -> int:
@@ -154,6 +157,8 @@ def visited(map: np.ndarray) -> int:
     if kind == "walk":
         j, i = (int(2 * (r * (1 + SLACK) + SLACK) + 1) for r in reach(map))
         return j * i
+    if kind == "straight":
+        return math.prod(math.ceil(2 / abs(float(a))) for a in (map[0], map[4]))
     return {"axis": 4, "three": 9}[kind]
 
 
@@ -227,7 +232,7 @@ def _met(at: Programs, map: np.ndarray, case: Case) -> np.ndarray:
     slack = 1 + SLACK
     found = np.abs(du) <= half_w + slack * (1 + np.abs(a00) * j + np.abs(a01) * i)
     found &= np.abs(dv) <= half_h + slack * (1 + np.abs(a10) * j + np.abs(a11) * i)
-    if kind == "walk":
+    if kind in ("straight", "walk"):
         x, y, det = half_w + slack, half_h + slack, slack * np.abs(a00 * a11 - a01 * a10)
         found &= np.abs(a00 * dv - a10 * du) <= y * np.abs(a00) + x * np.abs(a10) + det * i
         found &= np.abs(a01 * dv - a11 * du) <= y * np.abs(a01) + x * np.abs(a11) + det * j
@@ -287,7 +292,7 @@ def _candidates(
     det = a00 * a11 - a01 * a10
     dx, dy = at.j - b0, at.i - b1
     reach_j, reach_i = reach(map.reshape(-1, 6)[0])  # the K maps differ by translation alone
-    if kind != "axis":
+    if kind not in ("axis", "straight"):
         reach_j, reach_i = (r * (1 + SLACK) + SLACK for r in (reach_j, reach_i))
     first_j = np.ceil((a11 * dx - a01 * dy) / det + (w_out - 1) / 2 - reach_j)
     first_i = np.ceil((a00 * dy - a10 * dx) / det + (h_out - 1) / 2 - reach_i)

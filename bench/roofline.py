@@ -31,6 +31,7 @@ from bench.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
 from triton_stn.kernels import configs
 
 PASSES = ("forward", "backward")
+WALKED = ("straight", "walk")  # gathering windows that each thread walks, a candidate at a time
 SCHEDULERS, WARP = 4, 32  # an SM issues four warps' instructions a cycle (CUDA programming guide)
 SIZE = 4  # bytes of a float32
 
@@ -152,10 +153,10 @@ def instructions(task: Task, target: str) -> float | None:
     out = case.n * case.k, case.c, case.h_out, case.w_out
     if not kind:
         return _pixels(configs.forward(*out, 1)) * a_pixel(case, "forward", "", target)["met"]
-    counts = a_pixel(case, "gather", "three" if kind == "walk" else kind, target)
+    counts = a_pixel(case, "gather", kind, target)
     gathered = counts["met"]
-    if kind == "walk":  # an estimate: as much a candidate as in the 3 x 3 window
-        gathered *= addresses.visited(addresses.pixel_maps(case, task.theta_kind)[0]) / 9
+    if kind in WALKED:
+        gathered *= addresses.visited(addresses.pixel_maps(case, task.theta_kind)[0])
     share = addresses.met(case, task.theta_kind)
     each = share * gathered + (1 - share) * counts["missed"]
     total = each * case.k * _pixels(configs.gather(case.n, case.c, case.h, case.w, 1, case.k == 1))
@@ -168,7 +169,8 @@ def instructions(task: Task, target: str) -> float | None:
 def a_pixel(case: Case, kernel: str, window: str, target: str) -> dict[str, float]:
     """Instructions a thread executes for a pixel (of the gather, and a map), all its channels.
 
-    "met", and "missed" where a map's tile is passed over; 0 where the count is not known.
+    "met" (of a window that is walked a candidate), and "missed" where a map's tile is passed over;
+    0 where the count is not known.
     """
     from bench import static
 
@@ -177,7 +179,10 @@ def a_pixel(case: Case, kernel: str, window: str, target: str) -> dict[str, floa
     specs = static.passes(shape, torch.float32, nchw, both, k=case.k, windows=True, size=size)
     (spec,) = (s for s in specs if (s.launch.kernel.__name__, s.window) == (kernel, window))
     row = static.compile_spec(spec, target)
-    met = row["per_pixel"] if "per_pixel" in row else row["per_pixel_channel"] * case.c
+    if window in WALKED:
+        met = row["per_candidate"] * math.ceil(case.c / spec.launch.constants["PASS"])
+    else:
+        met = row["per_pixel"] if "per_pixel" in row else row["per_pixel_channel"] * case.c
     return {"met": met, "missed": row.get("per_miss", 0.0)}
 
 
@@ -302,7 +307,8 @@ def _print(frame: pd.DataFrame, gpu: GPU, csv: Path | None) -> None:
         "its own, which is in no floor.",
     ]
     notes = {
-        "walk": "instructions estimated from the 3 x 3 window's, by the number of candidates.",
+        "straight": "of the instructions only those of its candidates are counted.",
+        "walk": "likewise.",
         "wide": "only the bytes are known; its threads share pixels, which is not modelled.",
     }
     lines += [f"{name}: {note}" for name, note in notes.items() if (frame.window == name).any()]

@@ -13,6 +13,7 @@ from triton_stn.backends import fused
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 WARP = 32
+WINDOWS = ("axis", "three", "straight", "walk")  # of the gather, that are counted one by one
 
 
 def footprint(ttgir: str, constants: dict) -> str:
@@ -101,6 +102,7 @@ def _counts(
     """Instructions a thread executes, a pixel of its tile or a pixel·channel of the main loop.
 
     Of the gather of several maps a pixel *and map*, and ``per_miss``, where a map misses the tile.
+    Of a window that is walked a candidate, all channels of a pass; its set-up is not counted.
     Only of kernels without a branch between paths: forward, gather with one window compiled, and
     scatter where it sums the dtheta of an affine map alone.
     """
@@ -123,6 +125,17 @@ def _counts(
     pixels = constants["BLOCK_H"] * constants["BLOCK_W"] / (WARP * launch.num_warps)
     first, last = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, -1))
     longest = last - first + 1
+    inner = [
+        (start, stop)
+        for start, stop in loops
+        if not any(start <= a and b <= stop and (a, b) != (start, stop) for a, b in loops)
+    ]
+    if window in ("straight", "walk"):  # the compiler may have unrolled: count what is loaded
+        found = [[text for _, text in instructions[start : stop + 1]] for start, stop in inner]
+        loaded = [sum(_bytes(text, "LDG") for text in texts) / itemsize for texts in found]
+        a_candidate = pixels * constants["PASS"] * constants["BLOCK_C"]
+        count, numbers = max((len(t), n) for t, n in zip(found, loaded, strict=True) if n)
+        return {"per_candidate": round(count / (numbers / a_candidate) / pixels, 1)}
     if constants.get("ONE_PASS") or constants.get("FEW"):
         # Tiles are a loop in gather and scatter, and unrolled in forward; so are a gather's maps.
         maps = launch.numbers["K"] if kernel == "gather" else 1
@@ -140,11 +153,6 @@ def _counts(
             missed = count - (target - branch - 1)
             found["per_miss"] = round(missed / pixels, 1)
         return found
-    inner = [
-        (start, stop)
-        for start, stop in loops
-        if not any(start <= a and b <= stop and (a, b) != (start, stop) for a, b in loops)
-    ]
     start, stop = max(inner, key=lambda loop: loop[1] - loop[0])
     texts = [text for _, text in instructions[start : stop + 1]]
     if kernel == "gather":

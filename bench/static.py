@@ -210,8 +210,8 @@ def passes(
         if gathers and source == "projective":  # as torch.use_deterministic_algorithms has it
             (plan,) = fused.plan_backward(*layouts, *options, source, True)
             yield Specialisation(f"{where} every → {wants}", plan, tensors)
-        narrow = windows and gathers and needs_theta and source == "affine"
-        for window in ("axis", "three") if narrow else ():
+        affine = windows and gathers and needs_theta and source == "affine"
+        for window in sass.WINDOWS if affine else ():
             path = replace(plans[0], constants=plans[0].constants | dict(WINDOW=window))
             yield Specialisation(f"{where} → {wants}", path, tensors, window)
         if needs_theta and source == "spline":

@@ -86,7 +86,7 @@ def test_the_gather_reads_an_output_pixel_exactly_where_the_forward_tapped(theta
     kind = addresses.window(map)
     gathered = addresses._candidates(inputs, map, image, kind, target)
     assert pairs(outputs, tapped, False) == pairs(inputs, gathered, True)
-    assert len(gathered) <= addresses.visited(map) or kind == "axis"
+    assert len(gathered) <= addresses.visited(map) or kind in ("axis", "straight")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_gather_reads_an_output_pixel_exactly_where_the_forward_tapped(theta
         ("rotation_90", "axis"),
         ("zoom_out_2", "axis"),
         ("rotation_45", "three"),
-        ("zoom_in_2", "walk"),
+        ("zoom_in_2", "straight"),
         ("zoom_in_16", "wide"),
     ],
 )

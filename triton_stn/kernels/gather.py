@@ -22,7 +22,7 @@ from triton_stn.kernels.candidates import MOST_CANDIDATES, inverse_map, is_tame,
 from triton_stn.kernels.coordinates import channel_range, load_map, source_map, tile
 from triton_stn.kernels.narrow import axis_kind, gather_axis, gather_three
 from triton_stn.kernels.perspective import gather_perspective, inverse_homography
-from triton_stn.kernels.wide import gather_walk, gather_wide
+from triton_stn.kernels.wide import gather_straight, gather_walk, gather_wide
 
 
 @triton.jit
@@ -271,12 +271,15 @@ def gather_theta(
         three = finite & (reach_j <= 1.5) & (reach_i <= 1.5) & is_tame(map, inverse)
         # More are shared by the threads of a program.
         walk = finite & ((2 * reach_j + 1) * (2 * reach_i + 1) <= MOST_CANDIDATES)
+        straight = (a01 == 0) & (a10 == 0)
         if WINDOW == "axis":
             upright = True
-        if WINDOW == "three":
+        if WINDOW != "any" and WINDOW != "axis":
             upright = False
             on_side = False
-            three = True
+            three = WINDOW == "three"
+            walk = True
+            straight = WINDOW == "straight"
         if upright:
             acc, moments = gather_axis(
                 acc, moments, X_ptrs, X[1], G, map, u, v, mask, channels, canvas,
@@ -295,10 +298,16 @@ def gather_theta(
         elif walk:
             # What is magnified shows in part: a tile may be out of view.
             if meets(map, inverse, box, canvas):
-                acc, moments = gather_walk(
-                    acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
-                    MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
-                )  # fmt: skip
+                if straight:
+                    acc, moments = gather_straight(
+                        acc, moments, X_ptrs, X[1], G, map, u, v, mask, channels, canvas,
+                        MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
+                    )  # fmt: skip
+                else:
+                    acc, moments = gather_walk(
+                        acc, moments, X_ptrs, X[1], G, map, inverse, u, v, mask, channels, canvas,
+                        MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX,
+                    )  # fmt: skip
         elif finite:
             # Loaded anew, so that none of its numbers holds a register in the narrow windows.
             map = load_map(Theta_ptr, scales, a00.dtype)

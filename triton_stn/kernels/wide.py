@@ -1,7 +1,7 @@
 """The wide windows of the gathering backward: of a theta that magnifies, or is singular.
 
-`gather_walk`: each thread walks the window of its own pixel. `gather_wide`: the threads of a
-program share the window of one pixel after another.
+`gather_straight` and `gather_walk`: each thread walks the window of its own pixel. `gather_wide`:
+the threads of a program share the window of one pixel after another.
 """
 
 import triton
@@ -9,15 +9,101 @@ import triton.language as tl
 
 from triton_stn.kernels.candidates import (
     SLACK,
+    accumulate,
     add_moments,
     gather_candidate,
+    hat,
     load_pass,
     meets,
     pointers,
     source_of,
     window_corner,
+    with_sign,
 )
 from triton_stn.kernels.coordinates import tile
+from triton_stn.kernels.narrow import first_inside
+
+
+@triton.jit
+def candidates_along(a, MODE: tl.constexpr):
+    """The most candidates of a pixel along one axis, from the first one inside on."""
+    if MODE == "nearest":  # a half may round either way
+        count = tl.floor(1 / tl.abs(a)) + 2
+    else:
+        count = tl.ceil(2 / tl.abs(a))
+    return count.to(tl.int32)
+
+
+@triton.jit
+def gather_straight(
+    acc,
+    moments,
+    X_ptrs,
+    stride_xc,
+    G,
+    map,
+    u,
+    v,
+    mask,
+    channels,
+    canvas,
+    MODE: tl.constexpr,
+    PASS: tl.constexpr,
+    MASK_CHANNELS: tl.constexpr,
+    NEEDS_THETA: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """A theta without rotation that magnifies: the window is exact, x changes along a row alone.
+
+    Of a tile that the output's image meets, so no coordinate is large.
+    """
+    a00, a01, b0, a10, a11, b1 = map
+    H_out, W_out, centre_h, centre_w = canvas
+    G_ptr, stride_gc, stride_gh, stride_gw = G
+    values = load_pass(X_ptrs, mask, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, u.dtype)
+    j_first = first_inside(a00, b0, u, centre_w, MODE)
+    i = first_inside(a11, b1, v, centre_h, MODE)
+    G_row = pointers(G, i, j_first, canvas, INDEX)
+    m0, m1, m2, m3, m4, m5 = moments
+    for _ in range(candidates_along(a11, MODE)):
+        wy, distance_y, in_y = hat(tl.fma(a11, i, b1), v, MODE)
+        in_y &= mask & (tl.abs(i) <= centre_h)
+        # Over the row, of x's derivatives and of x's weights times t: sums along j and 1.
+        s_j = tl.zeros(m0.shape, m0.dtype)
+        s_1 = s_j
+        w_j = s_j
+        w_1 = s_j
+        G_ptrs = G_row
+        j = j_first
+        for _ in range(candidates_along(a00, MODE)):
+            wx, distance_x, in_x = hat(tl.fma(a00, j, b0), u, MODE)
+            inside = in_y & in_x & (tl.abs(j) <= centre_w)
+            acc, t = accumulate(
+                acc, values, G_ptrs, stride_gc, wx * wy, inside, channels,
+                PASS, MASK_CHANNELS, NEEDS_THETA,
+            )  # fmt: skip
+            if NEEDS_THETA:
+                t = tl.where(inside, t, 0.0)
+                s = with_sign(t, distance_x)
+                w = t * wx
+                s_j = tl.fma(j, s, s_j)
+                w_j = tl.fma(j, w, w_j)
+                s_1 += s
+                w_1 += w
+            G_ptrs += stride_gw
+            j += 1
+        if NEEDS_THETA:
+            s_1 *= wy
+            w_1 = with_sign(w_1, distance_y)
+            m0 = tl.fma(-wy, s_j, m0)
+            m1 = tl.fma(-i, s_1, m1)
+            m2 -= s_1
+            m3 -= with_sign(w_j, distance_y)
+            m4 = tl.fma(-i, w_1, m4)
+            m5 -= w_1
+        G_row += stride_gh
+        i += 1
+    return acc, (m0, m1, m2, m3, m4, m5)
 
 
 @triton.jit
