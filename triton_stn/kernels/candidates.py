@@ -75,6 +75,7 @@ def with_sign(value, distance):
 @triton.jit
 def accumulate(
     acc,
+    t,
     values,  # the pass's X at the tile's pixels
     G_ptrs,  # dY at one candidate a pixel
     stride_gc,
@@ -85,9 +86,10 @@ def accumulate(
     MASK_CHANNELS: tl.constexpr,
     NEEDS_THETA: tl.constexpr,
 ):
-    """Add one candidate to grad_input, for every channel of the pass; returns (acc, t)."""
+    """Add one candidate to grad_input and to its t, for every channel of the pass: (acc, t)."""
     out = ()
-    t = tl.zeros(acc[0].shape, acc[0].dtype)
+    one_a_pixel: tl.constexpr = acc[0].shape == weight.shape
+    sum = t if one_a_pixel else tl.zeros(acc[0].shape, acc[0].dtype)
     for c in tl.static_range(PASS):
         mask = inside
         if MASK_CHANNELS:
@@ -96,10 +98,10 @@ def accumulate(
         # A tap with zero weight adds nothing, even of an inf; its derivative still counts in t.
         out = out + (tl.where(weight > 0, tl.fma(g, weight, acc[c]), acc[c]),)
         if NEEDS_THETA:
-            t = tl.fma(g, values[c], t)
+            sum = tl.fma(g, values[c], sum)
         G_ptrs += stride_gc
-    if NEEDS_THETA and t.shape != weight.shape:
-        t = tl.sum(t, 1, keep_dims=True)  # channels-last: one t a pixel
+    if NEEDS_THETA:
+        t = sum if one_a_pixel else t + tl.sum(sum, 1, keep_dims=True)
     return out, t
 
 
@@ -162,8 +164,9 @@ def gather_candidate(
     wx = tl.where(inside, wx, 0.0)
     wy = tl.where(inside, wy, 0.0)
     acc, t = accumulate(
-        acc, values, G_ptrs, stride_gc, wx * wy, inside, channels, PASS, MASK_CHANNELS, NEEDS_THETA
-    )
+        acc, tl.zeros(wx.shape, wx.dtype), values, G_ptrs, stride_gc, wx * wy, inside, channels,
+        PASS, MASK_CHANNELS, NEEDS_THETA,
+    )  # fmt: skip
     s_x, s_y = derivatives(tl.where(inside, t, 0.0), wx, wy, distance_x, distance_y)
     return acc, s_x, s_y, inside
 

@@ -28,7 +28,7 @@ from triton_stn.kernels.coordinates import (
     taps,
     tile,
 )
-from triton_stn.kernels.gather import store_sums, zero_moments
+from triton_stn.kernels.moments import store_sums, zero_moments
 from triton_stn.kernels.perspective import inverse_homography
 
 

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from triton_stn.kernels.candidates import accumulate, hat, load_pass, with_sign
 from triton_stn.kernels.coordinates import channel_range
-from triton_stn.kernels.gather import store_sums, zero_moments
+from triton_stn.kernels.moments import store_sums, zero_moments
 from triton_stn.kernels.volume import (
     count_tiles,
     inside_3d,
@@ -243,8 +243,8 @@ def gather_theta_3d(
                     wy = tl.where(inside, wy, 0.0)
                     wz = tl.where(inside, wz, 0.0)
                     acc, t = accumulate(
-                        acc, values, G_ptrs, stride_gc, wx * wy * wz, inside, channels,
-                        PASS, MASK_CHANNELS, NEEDS_THETA,
+                        acc, tl.zeros(wx.shape, dtype), values, G_ptrs, stride_gc, wx * wy * wz,
+                        inside, channels, PASS, MASK_CHANNELS, NEEDS_THETA,
                     )  # fmt: skip
                     if NEEDS_THETA:
                         t = tl.where(inside, t, 0.0)

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.coordinates import centred, channel_range, nearest, nonfinite, taps
-from triton_stn.kernels.gather import store_sums, zero_moments
+from triton_stn.kernels.moments import store_sums, zero_moments
 from triton_stn.kernels.volume import (
     corner,
     corners,

@@ -65,22 +65,23 @@ def gather_straight(
     i = first_inside(a11, b1, v, centre_h, MODE)
     G_row = pointers(G, i, j_first, canvas, INDEX)
     m0, m1, m2, m3, m4, m5 = moments
+    zero = tl.zeros(m0.shape, m0.dtype)
     for _ in range(candidates_along(a11, MODE)):
         wy, distance_y, in_y = hat(tl.fma(a11, i, b1), v, MODE)
         in_y &= mask & (tl.abs(i) <= centre_h)
         # Over the row, of x's derivatives and of x's weights times t: sums along j and 1.
-        s_j = tl.zeros(m0.shape, m0.dtype)
-        s_1 = s_j
-        w_j = s_j
-        w_1 = s_j
+        s_j = zero
+        s_1 = zero
+        w_j = zero
+        w_1 = zero
         G_ptrs = G_row
         j = j_first
         for _ in range(candidates_along(a00, MODE)):
             wx, distance_x, in_x = hat(tl.fma(a00, j, b0), u, MODE)
             inside = in_y & in_x & (tl.abs(j) <= centre_w)
             acc, t = accumulate(
-                acc, values, G_ptrs, stride_gc, wx * wy, inside, channels,
-                PASS, MASK_CHANNELS, NEEDS_THETA,
+                acc, zero, values, G_ptrs, stride_gc, wx * wy, inside, channels, PASS,
+                MASK_CHANNELS, NEEDS_THETA,
             )  # fmt: skip
             if NEEDS_THETA:
                 t = tl.where(inside, t, 0.0)
