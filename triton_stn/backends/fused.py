@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ class Launch:
     numbers: dict[str, int | float]
     constants: dict[str, Any]
     slots: int = 0  # partial sums a theta
-    num_warps: int = configs.WARPS
+    num_warps: int = field(default_factory=lambda: configs.WARPS)
     maxnreg: int | None = None  # registers a thread, on NVIDIA
 
     def options(self, nvidia: bool) -> dict[str, int]:

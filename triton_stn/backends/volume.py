@@ -33,8 +33,6 @@ from triton_stn.kernels.volume_gather import volume_gather
 from triton_stn.kernels.volume_reduce import volume_reduce
 from triton_stn.kernels.volume_scatter import volume_scatter
 
-# Channels whose eight loads are under way at once, and channels that share a window's weights.
-FORWARD_PASS, GATHER_PASS = 3, 4
 # More partial sums of one θ than this are first added by PyTorch, which cuts a sum among many
 # programs (in a fixed order) where volume_reduce has one.
 MANY_SLOTS = 512
@@ -116,7 +114,7 @@ def plan_forward(
 ) -> Launch:
     n, k, c, *size = output.shape
     run = run_length(input, output)
-    config = configs.volume(n * k, c, tuple(size), run, FORWARD_PASS)
+    config = configs.volume(n * k, c, tuple(size), run, configs.VOLUME_FORWARD_PASS)
     numbers = call_numbers(input, theta, size) | strides("x", input, "dhw")
     # From one of the N·K output images to the next; an axis of one has no stride to speak of.
     numbers.update(stride_yn=output.strides[1] if k > 1 else output.strides[0])
@@ -156,7 +154,7 @@ def plan_backward(
     scatters = not (gathers and deterministic)
     written = grad_input if needs_input else input
     run = run_length(input, grad_output, written)
-    over_input = configs.volume(n, c, input.shape[2:], run, GATHER_PASS)
+    over_input = configs.volume(n, c, input.shape[2:], run, configs.VOLUME_GATHER_PASS)
     over_output = configs.volume(n * k, c, tuple(size), run, 1)
     if gathers or not needs_input:  # few programs: most have no work, or share one reduction
         over_output = configs.walk(over_output, n * k)

@@ -26,6 +26,8 @@ FORWARD_PASS = 4
 # Channels a pass share the window's weights. With the sums of one theta 8 at once spill registers;
 # of several, whose windows every pass makes anew, they fit.
 GATHER_PASS, GATHER_PASS_OF_MANY = 4, 8
+# Of volumes: channels whose eight loads are under way at once, and that share a window's weights.
+VOLUME_FORWARD_PASS, VOLUME_GATHER_PASS = 3, 4
 # Enough programs for every multiprocessor of the largest GPUs (132 to 160) to hold about 16 warps.
 ENOUGH_PROGRAMS = 1024
 # A split repeats the set-up, which costs as much as about 4 channels.
