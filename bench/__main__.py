@@ -13,19 +13,20 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from bench import baselines, plots, table, targets
-from bench.baselines import Provider
+from bench import cli, plots, report, table, targets
 from bench.cases import Task, suite
-from bench.measure import DeviceLost, Forwards, Machine, run_task, this_machine
+from bench.measure import Forwards, Machine, run_task, this_machine
+from bench.providers import PROVIDERS, YARDSTICK, Provider
+from bench.timing import DeviceLost
 
 # `python -m bench NAME ...` runs `bench.NAME.main([...])`.
-OUT_OF_TIME, DEVICE_LOST = 3, 4
 SUBCOMMANDS = ("compare", "probe", "report", "roofline", "tune")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 when a row of triton_stn is wrong or failed, or a kernel spills, 3 when
-    ``--minutes`` ran out before the suite did, 4 when the GPU refused further work.
+    """Exit status: 0, 1 when a row of triton_stn is wrong or failed, or a kernel spills, 2 when the
+    filter leaves nothing, 3 when ``--minutes`` ran out before the suite did, 4 when the GPU was
+    lost.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in SUBCOMMANDS:
@@ -35,33 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if machine.type == "cpu":
         print("No GPU found: timing the pure-PyTorch path on the CPU; the kernels' report follows.")
         _warn_when_busy()
-    out = options.out or table.folder(machine.device)
-    out.mkdir(parents=True, exist_ok=True)
-    csv = out / "results.csv"
-
+    csv = (options.out or table.folder(machine.device)) / "results.csv"
     tasks = suite(options.suite, machine.type)
+    how = (options.filter, options.resume, options.minutes)
     try:
-        status = run(
-            tasks,
-            baselines.PROVIDERS,
-            machine,
-            csv,
-            options.filter,
-            options.resume,
-            options.minutes,
-        )
+        status = run(tasks, PROVIDERS, machine, csv, *how)
     except KeyboardInterrupt:
         print(f"\nInterrupted; {csv} has what was measured. Go on with the same command, --resume.")
         return 130
     if not csv.exists():
         print(f"Nothing matches --filter {options.filter!r}.")
-        return 2
+        return cli.NOTHING
     _write_report(csv)
-    if status == OUT_OF_TIME:
-        print("Time is up. Go on with the same command, --resume.")
-        return status
-    if status == DEVICE_LOST:
-        print("The GPU was lost: the last row says how. Go on past it with --resume.")
+    if status in cli.CUT_SHORT:
+        print(cli.CUT_SHORT[status])
         return status
     return status if machine.type == "cuda" else max(status, _static_report())
 
@@ -80,21 +68,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Check triton_stn, eager and compiled PyTorch against float64, then time them.",
         epilog=f"Further commands, each with its own --help: {', '.join(SUBCOMMANDS)}.",
     )
-    parser.add_argument("--suite", choices=("quick", "full"), default="quick")
-    parser.add_argument(
-        "--filter",
-        default="",
-        metavar="TEXT",
-        help="only rows whose case/pass/provider/theta/dtype/layout contains every word of TEXT, "
-        "and none that begins with a minus (--filter='large -compiled')",
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: bench/results/<device>/")
-    parser.add_argument(
-        "--resume", action="store_true", help="keep the rows that DIR has, measure the others"
-    )
-    parser.add_argument(
-        "--minutes", type=float, metavar="M", help="stop after the task at which M are over"
-    )
+    cli.add_run_options(parser, "rows whose case/pass/provider/theta/dtype/layout")
     return parser.parse_args(argv)
 
 
@@ -107,12 +81,14 @@ def run(
     resume: bool = False,
     minutes: float | None = None,
 ) -> int:
-    """Measure into ``csv``, a task at a time; 1 when a row of triton_stn is wrong or failed.
+    """Measure into ``csv``, a task at a time; the exit status.
 
-    3 when ``minutes`` were over before the last task was begun, 4 when the GPU was lost.
+    ``FAILED`` when a row of triton_stn is wrong or failed, ``OUT_OF_TIME`` when ``minutes`` were
+    over before the last task was begun, ``DEVICE_LOST`` when the GPU was.
     """
     start = time.monotonic()
-    done = _begin(csv, resume, machine.device)
+    done = table.so_far(csv, machine.device) if resume else pd.DataFrame(columns=table.COLUMNS)
+    table.begin(csv, done)
     known = set(table.keys(done))
     eager_ms = _eager_ms(done)
     forwards = Forwards()
@@ -126,51 +102,35 @@ def run(
             rows = run_task(task, missing, machine, forwards, eager_ms.get(task.key("")))
         except DeviceLost as lost:
             table.append(csv, lost.rows)
-            return DEVICE_LOST
+            return cli.DEVICE_LOST
         table.append(csv, rows)
         if (
             minutes is not None
             and time.monotonic() - start >= 60 * minutes
             and task != wanted[-1][0]
         ):
-            return OUT_OF_TIME
+            return cli.OUT_OF_TIME
     if not csv.exists():
         return 0
     frame = table.read(csv)
-    return int(frame[table.of_ours(frame)].status.isin(("wrong", "error")).any())
-
-
-def _begin(csv: Path, resume: bool, device: str) -> pd.DataFrame:
-    """The rows to keep. The file is left holding whole rows alone, or nothing."""
-    empty = pd.DataFrame(columns=table.COLUMNS)
-    done = table.read(csv) if resume and csv.exists() else empty
-    # Times of two devices in one table would give speedups that nobody measured.
-    done = done[done.device == device]
-    csv.unlink(missing_ok=True)
-    if len(done):
-        table.append(csv, done.to_dict("records"))
-    return done
+    bad = frame[table.of_ours(frame)].status.isin(("wrong", "error"))
+    return cli.FAILED if bad.any() else 0
 
 
 def _wanted(task: Task, providers: Sequence[Provider], words: str) -> list[Provider]:
-    names = {provider.name: "/".join(task.key(provider.name)[:6]) for provider in providers}
-
-    def matches(name: str) -> bool:
-        return all(w[1:] not in name if w[0] == "-" else w in name for w in words.split())
-
-    return [p for p in providers if matches(names[p.name])]
+    return [p for p in providers if cli.matches("/".join(task.key(p.name)[:6]), words)]
 
 
 def _eager_ms(done: pd.DataFrame) -> dict[tuple[str, ...], float]:
     """The times of eager in an earlier, interrupted run, by the task's key without a provider."""
-    eager = done[(done.provider == baselines.YARDSTICK) & done.ms_p50.notna()]
+    eager = done[(done.provider == YARDSTICK) & done.ms_p50.notna()]
     return dict(zip(table.keys(eager.assign(provider="")), eager.ms_p50, strict=True))
 
 
 def _write_report(csv: Path) -> None:
     frame = table.read(csv)
     markdown = csv.with_suffix(".md")
-    markdown.write_text(table.report(frame), encoding="utf-8")
+    markdown.write_text(report.whole(frame), encoding="utf-8")
     print(f"\n{table.to_markdown(table.summary(frame))}\n")
     for verdicts in targets.paragraphs(frame)[-1:]:
         print(f"{verdicts}\n")

@@ -170,16 +170,16 @@ class _Counter:
 
     def loads(self, accesses: list[np.ndarray]) -> Touched:
         """Loads of one tensor, one array an instruction; what a program read once stays in L1."""
-        sectors = _distinct(np.concatenate(accesses, 1) // (SECTOR // self.itemsize))
+        sectors = distinct(np.concatenate(accesses, 1) // (SECTOR // self.itemsize))
         return self._warps(accesses, sectors)
 
     def writes(self, accesses: list[np.ndarray]) -> Touched:
         """Stores or atomics."""
-        sectors = _distinct(_by_warp(accesses) // (SECTOR // self.itemsize)).sum((0, 2))
+        sectors = distinct(_by_warp(accesses) // (SECTOR // self.itemsize)).sum((0, 2))
         return self._warps(accesses, sectors)
 
     def _warps(self, accesses: list[np.ndarray], sectors: np.ndarray) -> Touched:
-        lines = _distinct(_by_warp(accesses) // (LINE // self.itemsize))
+        lines = distinct(_by_warp(accesses) // (LINE // self.itemsize))
         programs = len(sectors)
         cycles = np.ceil(lines / self.tags)
         return Touched(lines.sum() / programs, cycles.sum() / programs, sectors.sum() / programs)
@@ -190,7 +190,7 @@ def _by_warp(accesses: list[np.ndarray]) -> np.ndarray:
     return np.stack([a.reshape(len(a), -1, WARP) for a in accesses])
 
 
-def _distinct(numbers: np.ndarray) -> np.ndarray:
+def distinct(numbers: np.ndarray) -> np.ndarray:
     """How many different numbers ≥ 0 the last axis holds."""
     ordered = np.sort(np.maximum(numbers, -1), -1)
     return (np.diff(ordered, axis=-1, prepend=-1) != 0).sum(-1)

@@ -1,4 +1,7 @@
-"""``python -m bench report``: write the README's results from the CSV, so that they agree."""
+"""A results table in words: the Markdown beside its CSV, and the README's results.
+
+``python -m bench report`` writes those of the README from a CSV, so that they agree.
+"""
 
 from __future__ import annotations
 
@@ -75,6 +78,61 @@ def replace(text: str, content: str) -> str:
     if not (begin and end):
         raise ValueError(f"the README has no '{BEGIN}' followed by '{END}'")
     return f"{head}{BEGIN}\n\n{content}\n{END}{tail}"
+
+
+def whole(frame: pd.DataFrame) -> str:
+    """The whole Markdown file: where it was measured, the summary, what is not ok, every row."""
+    last = frame.iloc[-1]
+    commits = ", ".join(sorted({commit for commit in frame.commit if commit})) or "unknown"
+    parts = [
+        f"# Results on {last.device}",
+        f"torch {last.torch}, triton {last.triton}, commit {commits}, "
+        f"{frame.utc.min()} to {frame.utc.max()}; "
+        f"a device-to-device copy moves {last.copy_gb_per_s:.4g} GB/s (read + write).",
+        "Speedups are over eager PyTorch, in one run. Errors are the largest absolute difference "
+        "from float64 PyTorch; only what is right has a time.",
+        "## Summary",
+        table.to_markdown(table.summary(frame)),
+        *table.best_others(frame),
+        *targets.paragraphs(frame),
+        *_not_ok(frame),
+        "## Rows",
+        table.to_markdown(_compact(frame[frame.status != "skipped"])),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _not_ok(frame: pd.DataFrame) -> list[str]:
+    bad = frame[frame.status != "ok"]
+    if bad.empty:
+        return []
+    counts = bad.groupby(["provider", "status", "note"], sort=False).size()
+    return ["## Not timed", table.to_markdown(counts.rename("rows").reset_index())]
+
+
+def _compact(frame: pd.DataFrame) -> pd.DataFrame:
+    """The columns that a reader looks at, the shape in one of them."""
+    return pd.DataFrame(
+        {
+            "case": frame.case,
+            "NxKxC[xD]xHxW → out": frame.apply(table.shape_of, axis=1),
+            "θ": frame.theta_kind,
+            "dtype": frame["dtype"],
+            "layout": frame.layout,
+            "pass": frame["pass"],
+            "provider": frame.provider,
+            "ms": frame.ms_p50,
+            "p20": frame.ms_p20,
+            "p80": frame.ms_p80,
+            "call": frame.call_ms,
+            "x eager": frame.speedup_vs_eager,
+            "GB/s": frame.gb_per_s,
+            "% of copy": frame.pct_copy_bandwidth,
+            "peak MiB": frame.peak_memory_mib,
+            "error": frame.max_abs_error,
+            "status": frame.status,
+        }
+    )
 
 
 def block(frame: pd.DataFrame, figure: str) -> str:

@@ -45,8 +45,8 @@ def nvidia_resources(cubin: bytes, launch: fused.Launch, window: str, itemsize: 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = _run("-res-usage", file.name)
-        code = _run("-sass", file.name)
+        usage = cuobjdump("-res-usage", file.name)
+        code = cuobjdump("-sass", file.name)
     instructions = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.M)
     texts = [text for _, text in instructions]
     stack = int(re.search(r"STACK:(\d+)", usage).group(1))
@@ -81,7 +81,8 @@ def amd_resources(assembly: str) -> dict:
     }
 
 
-def _run(flag: str, path: str) -> str:
+def cuobjdump(flag: str, path: str) -> str:
+    """What the disassembler prints of the cubin: ``-res-usage``, or ``-sass``."""
     return subprocess.run(
         [CUOBJDUMP, flag, path], capture_output=True, text=True, check=True
     ).stdout
@@ -114,13 +115,15 @@ def _counts(
     plain = constants["SOURCE"] == "affine" and constants["MODE"] == "bilinear"
     if kernel == "scatter" and (constants["NEEDS_INPUT"] or not plain):
         return {}
-    end = next(i for i, (address, text) in enumerate(instructions) if _target(text) == address)
+    end = next(
+        i for i, (address, text) in enumerate(instructions) if branch_target(text) == address
+    )
     body = [i for i, (_, text) in enumerate(instructions[:end]) if not text.startswith("NOP")]
     place = {address: i for i, (address, _) in enumerate(instructions)}
     loops = [
-        (place[_target(text)], i)
+        (place[branch_target(text)], i)
         for i, (_, text) in enumerate(instructions[:end])
-        if _target(text) in place and place[_target(text)] < i
+        if branch_target(text) in place and place[branch_target(text)] < i
     ]
     pixels = constants["BLOCK_H"] * constants["BLOCK_W"] / (WARP * launch.num_warps)
     first, last = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, -1))
@@ -164,7 +167,7 @@ def _counts(
     return {"per_pixel_channel": round((stop - start + 1) / numbers, 1)}
 
 
-def _target(text: str) -> str:
+def branch_target(text: str) -> str:
     """The address that a branch jumps to, as the listing writes addresses; else ""."""
     match = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
     return match.group(1).zfill(4) if match else ""

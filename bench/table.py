@@ -1,4 +1,4 @@
-"""The results: a CSV that grows row by row, its Markdown, and the summary."""
+"""The results: a CSV that grows row by row, and the summaries of its rows."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def folder(device: str) -> Path:
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def append(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """Add rows to the CSV at once, so that an interrupted run loses nothing."""
-    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame = pd.DataFrame(rows, columns=columns)
     frame.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.6g")
 
 
@@ -63,6 +63,23 @@ def read(path: Path) -> pd.DataFrame:
     frame[list(COUNTS)] = frame[list(COUNTS)].astype("int64")
     frame["align_corners"] = frame.align_corners.astype(str) == "True"
     return frame.drop_duplicates(list(KEY), keep="last").reset_index(drop=True)
+
+
+def so_far(path: Path, device: str) -> pd.DataFrame:
+    """The rows of ``read`` that were measured on the device; none where there is no such file.
+
+    Times of two devices in one table would give speedups that nobody measured.
+    """
+    frame = read(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+    return frame[frame.device == device]
+
+
+def begin(path: Path, kept: pd.DataFrame) -> None:
+    """Leave the CSV holding these rows alone, as whole lines; no file where there are none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if len(kept):
+        append(path, kept.to_dict("records"))
 
 
 def of_ours(frame: pd.DataFrame) -> pd.Series:
@@ -150,60 +167,3 @@ def to_markdown(frame: pd.DataFrame, **options: Any) -> str:
     options = {"index": False, "floatfmt": ".3g", "missingval": "", **options}
     # The cast keeps counts whole numbers beside empty cells.
     return frame.astype(object).where(frame.notna(), None).to_markdown(**options)
-
-
-def report(frame: pd.DataFrame) -> str:
-    """The whole Markdown file: where it was measured, the summary, what is not ok, every row."""
-    from bench import targets  # here, as it reads tables by this module
-
-    last = frame.iloc[-1]
-    commits = ", ".join(sorted({commit for commit in frame.commit if commit})) or "unknown"
-    parts = [
-        f"# Results on {last.device}",
-        f"torch {last.torch}, triton {last.triton}, commit {commits}, "
-        f"{frame.utc.min()} to {frame.utc.max()}; "
-        f"a device-to-device copy moves {last.copy_gb_per_s:.4g} GB/s (read + write).",
-        "Speedups are over eager PyTorch, in one run. Errors are the largest absolute difference "
-        "from float64 PyTorch; only what is right has a time.",
-        "## Summary",
-        to_markdown(summary(frame)),
-        *best_others(frame),
-        *targets.paragraphs(frame),
-        *_not_ok(frame),
-        "## Rows",
-        to_markdown(_compact(frame[frame.status != "skipped"])),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _not_ok(frame: pd.DataFrame) -> list[str]:
-    bad = frame[frame.status != "ok"]
-    if bad.empty:
-        return []
-    counts = bad.groupby(["provider", "status", "note"], sort=False).size()
-    return ["## Not timed", to_markdown(counts.rename("rows").reset_index())]
-
-
-def _compact(frame: pd.DataFrame) -> pd.DataFrame:
-    """The columns that a reader looks at, the shape in one of them."""
-    return pd.DataFrame(
-        {
-            "case": frame.case,
-            "NxKxC[xD]xHxW → out": frame.apply(shape_of, axis=1),
-            "θ": frame.theta_kind,
-            "dtype": frame["dtype"],
-            "layout": frame.layout,
-            "pass": frame["pass"],
-            "provider": frame.provider,
-            "ms": frame.ms_p50,
-            "p20": frame.ms_p20,
-            "p80": frame.ms_p80,
-            "call": frame.call_ms,
-            "x eager": frame.speedup_vs_eager,
-            "GB/s": frame.gb_per_s,
-            "% of copy": frame.pct_copy_bandwidth,
-            "peak MiB": frame.peak_memory_mib,
-            "error": frame.max_abs_error,
-            "status": frame.status,
-        }
-    )

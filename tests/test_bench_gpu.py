@@ -11,10 +11,11 @@ import torch
 
 import triton_stn
 from bench import __main__ as command
-from bench import baselines, measure, passes, table
-from bench.baselines import MOST_CAPTURED, Provider
+from bench import baselines, cli, measure, passes, providers, report, table, timing
 from bench.cases import CASES, PASSES, Case, Task
-from bench.measure import DeviceLost, Forwards, Machine, run_task
+from bench.measure import Forwards, Machine, run_task
+from bench.providers import MOST_CAPTURED, Provider
+from bench.timing import DeviceLost
 
 TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
 MACHINE = Machine("cpu", "cpu", 10.0, "2.x", "3.x", "abc1234")
@@ -108,7 +109,7 @@ def test_a_capture_that_fails_leaves_no_stream_current(streams):
 
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_what_is_captured_is_checked_and_timed_as_captured(pass_name, monkeypatch):
-    monkeypatch.setattr(measure, "CPU_WORK_MS", 1)
+    monkeypatch.setattr(timing, "CPU_WORK_MS", 1)
     calls = []
 
     def wrap(call):
@@ -121,14 +122,14 @@ def test_what_is_captured_is_checked_and_timed_as_captured(pass_name, monkeypatc
     task = Task(TINY, pass_name, "rotation_30")
     ours, wrong = run_task(task, providers, MACHINE, Forwards())
     assert (ours["status"], wrong["status"]) == ("ok", "wrong")
-    assert len(calls) > measure.CPU_ROUNDS[0]
+    assert len(calls) > timing.CPU_ROUNDS[0]
     # Eager's errors are kept as a yardstick; a captured eager has its own.
     (captured,) = run_task(task, [replace(EAGER, wrap=off)], MACHINE, Forwards())
     assert captured["status"] == "wrong"
 
 
 def test_whole_iterations_are_captured_where_launches_matter():
-    ours, eager = (p for p in baselines.PROVIDERS if p.wrap is passes.captured)
+    ours, eager = (p for p in providers.PROVIDERS if p.wrap is passes.captured)
     assert (ours.name, eager.name) == ("triton_stn_graph", "eager_graph")
     cases = {case.name: case for case in CASES}
     for provider in (ours, eager):
@@ -161,7 +162,7 @@ def gpu(monkeypatch):
         "memory_stats",
         lambda: {"requested_bytes.all.current": 2**20, "requested_bytes.all.peak": told.peak},
     )
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: told.seconds)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: told.seconds)
     return told
 
 
@@ -181,7 +182,7 @@ def test_a_short_call_is_timed_from_python_too_and_a_long_one_once(
         gpu.peak = 3 * 2**20
 
     gpu.p50, row = p50, {}
-    measure._time_on_gpu(row, call)
+    timing.time_on_gpu(row, call)
     assert (len(made), gpu.benched) == (calls, benched)
     assert row["ms_p50"] == pytest.approx(p50 or 20e3) and row["peak_memory_mib"] == 2
     assert row.get("call_ms") == (call_ms and pytest.approx(call_ms))
@@ -189,12 +190,12 @@ def test_a_short_call_is_timed_from_python_too_and_a_long_one_once(
 
 def test_a_table_from_before_there_were_calls_can_be_read_and_added_to(tmp_path):
     csv = tmp_path / "results.csv"
-    row = measure._new_row(Task(TINY, "forward", "identity"), OURS, MACHINE)
+    row = measure.new_row(Task(TINY, "forward", "identity"), OURS, MACHINE)
     table.append(csv, [row | {"call_ms": 0.25, "one_rounding": 1e-7}])
     assert table.read(csv).call_ms.tolist() == [0.25]
     old = table.read(csv).drop(columns=list(table.LATER))
     old.to_csv(csv, index=False)
-    assert table.read(csv).call_ms.isna().all() and "call" in table.report(table.read(csv))
+    assert table.read(csv).call_ms.isna().all() and "call" in report.whole(table.read(csv))
     command.run([Task(TINY, "forward", "identity")], (EAGER,), MACHINE, csv, resume=True)
     assert len(table.read(csv)) == 2
     old.drop(columns="note").to_csv(csv, index=False)
@@ -210,7 +211,7 @@ def illegal(*arguments):
 
 
 def test_a_gpu_that_is_lost_ends_the_run_with_the_row_that_lost_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(measure, "CPU_WORK_MS", 1)
+    monkeypatch.setattr(timing, "CPU_WORK_MS", 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", illegal)
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)
@@ -223,10 +224,10 @@ def test_a_gpu_that_is_lost_ends_the_run_with_the_row_that_lost_it(tmp_path, mon
     csv = tmp_path / "results.csv"
 
     def run(*providers):
-        monkeypatch.setattr(baselines, "PROVIDERS", providers)
+        monkeypatch.setattr(command, "PROVIDERS", providers)
         return command.main(["--out", str(tmp_path), "--resume"])
 
-    assert run(skipped, EAGER, bad, OURS) == command.DEVICE_LOST
+    assert run(skipped, EAGER, bad, OURS) == cli.DEVICE_LOST
     frame = table.read(csv)
     # Eager was right, but not yet timed: the next run takes it up again.
     assert frame[["provider", "status"]].values.tolist() == [
@@ -248,17 +249,17 @@ def test_an_error_that_the_gpu_survives_stays_in_its_row(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", illegal)  # as after a capture that failed
     row = {"status": "ok"}
-    assert measure._guarded(row, illegal) is None
+    assert timing.guarded(row, illegal) is None
     assert row["status"] == "error" and "illegal" in row["note"]
 
 
 def test_what_was_timed_before_the_gpu_was_lost_is_kept(monkeypatch):
     def time(rows, *_):
-        measure._set_times(rows["eager"], (2.0, 1.0, 3.0))
+        timing.set_times(rows["eager"], (2.0, 1.0, 3.0))
         rows["triton_stn"] |= {"status": "error", "note": "lost"}
         raise DeviceLost("lost")
 
-    monkeypatch.setattr(measure, "_time", time)
+    monkeypatch.setattr(measure, "time_calls", time)
     providers = (EAGER, OURS, Provider("later", lambda: baselines.eager))
     with pytest.raises(DeviceLost) as lost:
         run_task(Task(TINY, "forward", "identity"), providers, MACHINE, Forwards())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from bench import measure, plots, table
-from bench.baselines import PROVIDERS
+from bench import measure, plots, table, timing
 from bench.cases import CASES, EXTREME, SWEEP, SWEEP_CASE, THETA_KINDS, Task
 from bench.measure import Machine
+from bench.providers import PROVIDERS
 
 MACHINE = Machine("cuda", "made-up GPU", 1000.0, "2.x", "3.x", "abc1234")
 (CASE,) = (case for case in CASES if case.name == SWEEP_CASE)
@@ -20,8 +20,8 @@ def made_up(tmp_path, theta_kinds, memory=None, passes=("forward", "backward")) 
     for theta_kind in theta_kinds:
         for pass_name in passes:
             for provider, ms in zip(PROVIDERS[:2], (1.0, 2.0), strict=True):
-                row = measure._new_row(Task(CASE, pass_name, theta_kind), provider, MACHINE)
-                measure._set_times(row, (ms, ms, ms))
+                row = measure.new_row(Task(CASE, pass_name, theta_kind), provider, MACHINE)
+                timing.set_times(row, (ms, ms, ms))
                 row |= {"speedup_vs_eager": 2 / ms, "gb_per_s": 1.0, "peak_memory_mib": memory}
                 table.append(csv, [row])
     return table.read(csv)

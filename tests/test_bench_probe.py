@@ -17,10 +17,14 @@ from conftest import GPU
 
 import triton_stn
 from bench import __main__ as command
-from bench import measure, probe, probe_cases, probe_kernels, probe_report
+from bench import cli, probe, timing
 from bench.measure import Machine
-from bench.probe_cases import Case
-from bench.walks import STRIDE, Walk, patch, touched
+from bench.probe import cases as probe_cases
+from bench.probe import kernels as probe_kernels
+from bench.probe import report as probe_report
+from bench.probe.cases import Case
+from bench.probe.walks import STRIDE, Walk, patch, touched
+from bench.timing import DeviceLost
 
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE = Machine("cpu", "a GPU", 4000.0, "2.x", "3.x", "abc1234")
@@ -62,7 +66,7 @@ def test_what_the_kernels_can_not_count_is_refused(positions):
 
 
 def test_all_cases_stay_in_their_buffers_and_no_place_is_below_it():
-    walks = [case.walk for case in probe_cases.cases(1) if case.walk is not None]
+    walks = [case.walk for case in probe_cases.every(1) if case.walk is not None]
     assert len(walks) == 48 + 10 + 18
     for walk in walks:
         addresses = walk.addresses(64)
@@ -203,6 +207,12 @@ def test_all_programs_of_a_launch_fit_the_multiprocessors_at_once(compiled):
 # --- rows and tables -----------------------------------------------------------------------------
 
 
+def lose(case, device, row):
+    """In place of ``time_case``: a fault after which the GPU refuses all work."""
+    row |= {"status": "error", "note": "an illegal memory access"}
+    raise DeviceLost
+
+
 def fabricated(monkeypatch, cycles_of, sm_mhz=2000.0) -> None:
     """Times as if an access took ``cycles_of(row)`` of an SM, and an element a picosecond."""
 
@@ -220,7 +230,7 @@ def fabricated(monkeypatch, cycles_of, sm_mhz=2000.0) -> None:
 def test_lines_a_cycle_are_read_off_the_loads_from_l1(tmp_path, monkeypatch, tags):
     fabricated(monkeypatch, lambda row: 1.5 + row["lines"] / tags)
     csv = tmp_path / "probe.csv"
-    frame = probe.run(probe_cases.cases(2), MACHINE, 2, csv)
+    frame = probe.run(probe_cases.every(2), MACHINE, 2, csv)
     text = probe_report.report(frame)
     assert f"roofline --tags {tags}`" in text
     fastest = frame[(frame.question == "loads") & (frame.level == "L2")].sectors_per_s.max()
@@ -269,7 +279,7 @@ def test_adds_a_second_and_what_a_scatter_takes_of_them(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hurried(monkeypatch):
-    monkeypatch.setattr(measure, "CPU_WORK_MS", 1)
+    monkeypatch.setattr(timing, "CPU_WORK_MS", 1)
     monkeypatch.setattr(probe_cases, "WIDTHS", (16, 24))
     with triton_stn.use_backend("torch"):
         yield
@@ -297,13 +307,11 @@ def test_a_run_times_walks_and_the_library_and_outlives_what_fails(tmp_path, hur
     assert "Too few rows" in text
 
 
-def test_what_escapes_the_guards_stays_in_its_row_too(tmp_path, monkeypatch):
-    def lost(case, device, row):
-        raise RuntimeError("the device is lost")
-
-    monkeypatch.setattr(probe, "time_case", lost)
-    frame = probe.run(probe_cases.band_cases(1)[:2], MACHINE, 1, tmp_path / "probe.csv")
-    assert list(frame.status) == ["error", "error"]
+def test_a_gpu_that_is_lost_ends_the_run_with_the_row_that_lost_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "time_case", lose)
+    csv = tmp_path / "probe.csv"
+    frame = probe.run(probe_cases.band_cases(1)[:2], MACHINE, 1, csv)
+    assert list(frame.status) == list(pd.read_csv(csv).status) == ["error"]
     assert "Nothing measured." in probe_report.report(frame)
 
 
@@ -317,10 +325,10 @@ def test_a_launch_is_given_steps_until_it_takes_long_enough(monkeypatch):
     assert probe.enough(launch, at_least_ms=0.5) == 1024
 
 
-@pytest.mark.parametrize("status", [0, 1])
+@pytest.mark.parametrize("status", [0, cli.FAILED, cli.DEVICE_LOST])
 def test_the_command_writes_its_rows_and_prints_its_tables(tmp_path, monkeypatch, capsys, status):
-    def lost(case, device, row):
-        raise RuntimeError("the device is lost")
+    def fail(case, device, row):
+        row |= {"status": "error", "note": "a row that failed"}
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -329,12 +337,14 @@ def test_the_command_writes_its_rows_and_prints_its_tables(tmp_path, monkeypatch
     monkeypatch.setattr(probe, "this_machine", lambda: MACHINE)
     fabricated(monkeypatch, lambda row: row["lines"])
     if status:
-        monkeypatch.setattr(probe, "time_case", lost)
+        monkeypatch.setattr(probe, "time_case", lose if status == cli.DEVICE_LOST else fail)
     assert command.main(["probe", "--out", str(tmp_path)]) == status
-    assert len(pd.read_csv(tmp_path / "probe.csv")) == 112
+    rows = len(pd.read_csv(tmp_path / "probe.csv"))
+    assert rows == (1 if status == cli.DEVICE_LOST else 112)
     printed = capsys.readouterr().out
     assert "2 SMs at" in printed
-    assert ("the device is lost" in printed) == bool(status)
+    assert ("a row that failed" in printed) == (status == cli.FAILED)
+    assert ("The GPU was lost" in printed) == (status == cli.DEVICE_LOST)
     for title in ("## Loads of", "## Atomic adds", "## Rows a power of two"):
         assert title in printed
 

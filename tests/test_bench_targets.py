@@ -8,10 +8,10 @@ import torch
 
 from bench import __main__ as command
 from bench import measure, report, table, targets
-from bench.baselines import PROVIDERS
 from bench.cases import CASES, EXTREME, THETA_KINDS, Task, suite
 from bench.measure import Machine
 from bench.passes import RESULTS
+from bench.providers import PROVIDERS
 from triton_stn.backends import fused, volume
 
 MACHINE = Machine("cuda", "made-up GPU", 1000.0, "2.x", "3.x", "abc1234")
@@ -22,7 +22,7 @@ PROVIDER = {provider.name: provider for provider in PROVIDERS}
 def row(case, pass_name, theta_kind="identity", provider="triton_stn", dtype="float32", **values):
     """A row of a table, 1 ms and 95% of a copy, with other values where given."""
     task = Task(BY_NAME[case], pass_name, theta_kind, dtype)
-    made = measure._new_row(task, PROVIDER[provider], MACHINE)
+    made = measure.new_row(task, PROVIDER[provider], MACHINE)
     made |= {"ms_p50": 1.0, "call_ms": None, "pct_copy_bandwidth": 95.0, "peak_memory_mib": 0.0}
     return made | {"max_abs_error": 1e-6, "one_rounding": 1e-3} | values
 
@@ -225,11 +225,11 @@ def test_the_kernels_partial_sums_are_within_what_is_allowed(case, dtype, layout
 def test_the_reports_of_a_gpu_show_the_targets_and_those_of_a_cpu_do_not():
     frame = frame_of(row("large_512", "forward"), row("large_512", "forward", provider="eager"))
     frame["align_corners"] = frame.align_corners.astype(bool)
-    for text in (table.report(frame), report.block(frame, "speedup.png")):
+    for text in (report.whole(frame), report.block(frame, "speedup.png")):
         assert "**Targets.**" in text and LARGE_FORWARD in text and "not measured" in text
         assert "The table has 1 of the full suite's" in text
     cpu = frame.assign(device="cpu")
-    for text in (table.report(cpu), report.block(cpu, "speedup.png")):
+    for text in (report.whole(cpu), report.block(cpu, "speedup.png")):
         assert "Targets" not in text
 
 

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from bench import __main__ as command
-from bench import compare, measure, report, table
-from bench.baselines import PROVIDERS
+from bench import compare, measure, report, table, timing
 from bench.cases import SWEEP_CASE, Case, Task
 from bench.measure import Machine
+from bench.providers import PROVIDERS
 
 TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
 MACHINE = Machine("cpu", "cpu", 10.0, "2.x", "3.x", "abc1234")
@@ -23,8 +23,8 @@ def measured(tmp_path):
     rows = []
     for pass_name in ("forward", "backward"):
         for provider, ms in ((OURS, 2.0), (EAGER, 6.0)):
-            row = measure._new_row(Task(TINY, pass_name, "identity"), provider, MACHINE)
-            measure._set_times(row, (ms, ms * 0.99, ms * 1.01))
+            row = measure.new_row(Task(TINY, pass_name, "identity"), provider, MACHINE)
+            timing.set_times(row, (ms, ms * 0.99, ms * 1.01))
             rows.append(row | {"speedup_vs_eager": 6.0 / ms})
     table.append(csv, rows)
     return csv
@@ -90,10 +90,10 @@ def test_report_writes_the_readme_from_the_csv_and_checks_it(tmp_path, measured)
 
 def test_a_volume_shows_its_depth_and_an_image_none(measured):
     frame = table.read(measured)
-    assert (frame.d == 0).all() and "2x1x3x8x8 → 8x8" in table.report(frame)
+    assert (frame.d == 0).all() and "2x1x3x8x8 → 8x8" in report.whole(frame)
     volume = frame.assign(case="block", d=5, d_out=6)
     both = pd.concat([frame, volume])
-    for text in (table.report(both), report.block(both, "speedup.png")):
+    for text in (report.whole(both), report.block(both, "speedup.png")):
         assert "2x1x3x8x8 → 8x8" in text and "2x1x3x5x8x8 → 6x8x8" in text
 
 

@@ -17,11 +17,13 @@ import torch
 
 import triton_stn
 from bench import __main__ as command
-from bench import experiments, measure, table, trials, tune
+from bench import cli, measure, table, timing, tune
 from bench.cases import Case, Task, suite
-from bench.experiments import PLAN, Experiment, product
-from bench.measure import Forwards, Machine
-from bench.trials import Trial, chosen, name_of
+from bench.measure import Forwards, Machine, run_task
+from bench.providers import Provider
+from bench.tune import predict, report, trials
+from bench.tune.experiments import PLAN, Experiment, product
+from bench.tune.trials import Trial, chosen, name_of
 from triton_stn.backends import fused, volume
 from triton_stn.kernels import configs
 
@@ -67,20 +69,29 @@ def test_a_cached_plan_does_not_outlive_the_constants_that_it_was_made_from(case
     assert any(f.cache_info().currsize for f in (fused.plan_forward, volume.plan_forward))
 
 
-def test_the_register_cap_reaches_the_launch():
-    with chosen(dict(GATHER_REGISTERS=96)):
+def test_the_register_cap_and_the_warps_reach_the_launch():
+    with chosen(dict(GATHER_REGISTERS=96, WARPS=8)):
         assert plan(BACKWARD)[0].maxnreg == 96
+        assert {launch.num_warps for launch in plan(BACKWARD)} == {8}
+    assert plan(BACKWARD)[0].num_warps == configs.WARPS
+
+
+def test_the_passes_of_volumes_reach_their_launches():
+    forward, backward = (Task(VOLUME, name, "rotation_30") for name in ("forward", "backward"))
+    with chosen(dict(VOLUME_FORWARD_PASS=1, VOLUME_GATHER_PASS=1)):
+        assert plan(forward)[0].constants["PASS"] == plan(backward)[0].constants["PASS"] == 1
+    assert plan(forward)[0].constants["PASS"] == plan(backward)[0].constants["PASS"] == 2
 
 
 def test_no_constant_is_offered_that_a_launch_would_not_read():
-    assert "WARPS" not in trials.tunable() and "MAX_GRID" not in trials.tunable()
-    assert {"PATCH_H", "GATHER_REGISTERS", "FORWARD_PASS", "RUN_PATCH_H"} <= set(trials.tunable())
+    assert "MAX_GRID" not in trials.tunable()
+    assert {"PATCH_H", "GATHER_REGISTERS", "RUN_PATCH_H", "WARPS"} <= set(trials.tunable())
 
 
 def test_the_present_choice_is_first_and_last_and_no_launch_is_tried_twice():
     values = (4, 16, 8, 4)  # 16 is the present one
     experiment = Experiment("e", "", product(PATCH_H=values), ("tiny/forward/",))
-    found = tune.trials(experiment, [FORWARD, BACKWARD])
+    found = trials.of(experiment, [FORWARD, BACKWARD])
     labels = ["PATCH_H=16", "PATCH_H=4", "PATCH_H=8", "PATCH_H=16 again"]
     assert [trial.variant for trial in found] == labels
     assert len({trial.key for trial in found}) == 4
@@ -89,7 +100,7 @@ def test_the_present_choice_is_first_and_last_and_no_launch_is_tried_twice():
 
 def test_a_task_that_no_variant_changes_is_left_out():
     experiment = Experiment("e", "", product(GATHER_REGISTERS=(96,)), ("",))
-    found = tune.trials(experiment, [FORWARD, BACKWARD])
+    found = trials.of(experiment, [FORWARD, BACKWARD])
     assert {trial.task for trial in found} == {BACKWARD}
 
 
@@ -108,7 +119,7 @@ def test_every_experiment_of_the_plan_sets_known_constants_and_finds_its_tasks(e
     for words in experiment.filters:
         assert trials.select(tasks, [words]), words
     assert experiment.question and experiment.expected
-    assert len(tune.trials(experiment, tasks)) >= 3
+    assert len(trials.of(experiment, tasks)) >= 3
 
 
 def untimed(rows, *_):
@@ -137,12 +148,13 @@ def test_results_are_right_under_a_variant(kernels, monkeypatch, case, layout, s
         launch(plan, *arguments, **tensors)
 
     monkeypatch.setattr(fused, "launch", spy)
-    monkeypatch.setattr(measure, "_time", untimed)
+    monkeypatch.setattr(measure, "time_calls", untimed)
     task = Task(case, pass_name, "rotation_30", layout=layout)
     present = plan(task)[0].constants
     machine = replace(MACHINE, type=kernels.device)
     with triton_stn.use_backend(kernels.backend):
-        row = tune._measured(Trial(task, settings, {}), machine, Forwards())
+        provider = tune.provider_of(Trial(task, settings, {}))
+        (row,) = run_task(task, [provider], machine, Forwards())
     assert row["status"] == "ok", row["note"]
     assert row["provider"] == " ".join(f"{k}={v}" for k, v in settings.items())
     assert launched and present not in launched
@@ -153,7 +165,7 @@ def test_results_are_right_under_a_variant(kernels, monkeypatch, case, layout, s
 
 def test_warps_an_sm_are_what_registers_leave():
     # 168 registers leave three programs of four warps, 64 warps is all an SM holds.
-    found = [trials.warps_an_sm(registers, 4) for registers in (168, 136, 96, 65, 64, 32, 16)]
+    found = [predict.warps_an_sm(registers, 4) for registers in (168, 136, 96, 65, 64, 32, 16)]
     assert found == [12, 12, 20, 28, 32, 64, 64]
 
 
@@ -190,13 +202,13 @@ def made_up(found: list[Trial], times: dict[str, tuple[float, float, float] | st
     """Rows with these (p50, p20, p80) by variant, or with a status."""
     rows = []
     for trial in found:
-        provider = measure.Provider(trial.variant, lambda: None)
-        row = measure._new_row(trial.task, provider, MACHINE)
+        provider = Provider(trial.variant, lambda: None)
+        row = measure.new_row(trial.task, provider, MACHINE)
         given = times[trial.variant]
         if isinstance(given, str):
             row |= {"status": given, "note": "why"}
         else:
-            measure._set_times(row, given)
+            timing.set_times(row, given)
         rows.append(row)
     return pd.DataFrame(rows, columns=table.COLUMNS)
 
@@ -219,29 +231,29 @@ TIMES = {
 
 
 def test_a_variant_is_faster_or_slower_beyond_the_spread_alone(found):
-    measured = tune.verdicts(made_up(found, TIMES), found)
+    measured = report.verdicts(made_up(found, TIMES), found)
     change = ["present", "faster", "slower", "within spread", "broken", "within spread"]
     assert measured.change.tolist() == change
     assert measured.ratio[:3].tolist() == [1.0, 0.75, 1.5]
     assert measured.status.tolist() == ["ok"] * 4 + ["wrong", "ok"] and measured.note[4] == "why"
-    (best,) = tune.by_task(measured).itertuples()
+    (best,) = report.by_task(measured).itertuples()
     assert (best.best, best.ratio) == ("GATHER_TILES=16", 0.75)
-    over = tune.by_variant(measured).set_index("variant")
+    over = report.by_variant(measured).set_index("variant")
     assert over.faster.tolist() == [0, 1, 0, 0, 0, 0] and over.slower.sum() == 1
     assert over.loc["GATHER_TILES=2", "not ok"] == 1
 
 
 def test_the_present_choice_stays_the_best_where_none_is_faster_beyond_the_spread(found):
     times = dict.fromkeys(TIMES, (1.99, 1.9, 2.1)) | {"GATHER_TILES=32": (2.0, 1.9, 2.1)}
-    (best,) = tune.by_task(tune.verdicts(made_up(found, times), found)).itertuples()
+    (best,) = report.by_task(report.verdicts(made_up(found, times), found)).itertuples()
     assert best.best == "GATHER_TILES=32"
 
 
 def test_what_was_not_measured_has_no_verdict(found):
     rows = made_up(found, TIMES)
-    assert len(tune.verdicts(rows.iloc[1:], found)) == 0  # nothing to set the others against
-    assert len(tune.verdicts(rows.iloc[:2], found)) == 2
-    text = tune._report(Experiment("e", "why?", (), ()), found, None, tune.verdicts(rows, []))
+    assert len(report.verdicts(rows.iloc[1:], found)) == 0  # nothing to set the others against
+    assert len(report.verdicts(rows.iloc[:2], found)) == 2
+    text = report.report(Experiment("e", "why?", (), ()), found, None, report.verdicts(rows, []))
     assert "why?" in text and "GATHER_TILES=16" in text
 
 
@@ -250,9 +262,9 @@ def test_the_report_sets_what_was_measured_beside_what_was_predicted(found):
         {"task": name_of(t.task), "variant": t.variant, "kernel": "gather", "registers": 163}
         for t in found[:-1]
     ]
-    predicted = pd.DataFrame(rows).reindex(columns=trials.COLUMNS).astype({"registers": "Int64"})
-    measured = tune.verdicts(made_up(found, TIMES), found)
-    text = tune._report(Experiment("e", "why?", (), ()), found, predicted, measured)
+    predicted = pd.DataFrame(rows).reindex(columns=predict.COLUMNS).astype({"registers": "Int64"})
+    measured = report.verdicts(made_up(found, TIMES), found)
+    text = report.report(Experiment("e", "why?", (), ()), found, predicted, measured)
     lines = [[c.strip() for c in x.split("|")[1:-1]] for x in text.splitlines() if x[:1] == "|"]
     header, _, *lines = lines
     table_of = [dict(zip(header, line, strict=True)) for line in lines]
@@ -280,24 +292,12 @@ def test_rows_are_written_one_by_one_until_time_is_over(tmp_path, monkeypatch, f
 
     def run_task(task, providers, machine, forwards):
         written.append(len(table.read(csv)) if csv.exists() else 0)
-        return [measure._new_row(task, providers[0], machine) | {"ms_p50": 1.0}]
+        return [measure.new_row(task, providers[0], machine) | {"ms_p50": 1.0}]
 
-    monkeypatch.setattr(measure, "run_task", run_task)
-    assert not tune.measure_trials(found, MACHINE, csv, over=lambda: len(written) == 2)
+    monkeypatch.setattr(tune, "run_task", run_task)
+    over = tune.measure_trials(found, MACHINE, csv, over=lambda: len(written) == 2)
+    assert over == cli.OUT_OF_TIME
     assert written == [0, 1] and len(table.read(csv)) == 2
-
-
-def test_a_fault_of_the_gpu_is_on_record_and_ends_the_run(tmp_path, monkeypatch, found, capsys):
-    def fault(*_):
-        raise RuntimeError("an illegal memory access was encountered")
-
-    monkeypatch.setattr(measure, "run_task", fault)
-    monkeypatch.setattr(tune, "_answers", lambda machine: False)
-    csv = tmp_path / "tune.csv"
-    assert not tune.measure_trials(found, MACHINE, csv, over=lambda: False)
-    (row,) = table.read(csv).itertuples()
-    assert row.status == "error" and "illegal" in row.note
-    assert "GATHER_TILES=32 on tiny/backward" in capsys.readouterr().out
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -307,8 +307,8 @@ def test_a_fault_of_the_gpu_is_on_record_and_ends_the_run(tmp_path, monkeypatch,
     ("arguments", "said"),
     [
         ([], "PATCH_H"),
-        (["PATCH=1"], "no constant 'PATCH'; there are PATCH_H"),
-        (["WARPS=4,8"], "no constant 'WARPS'"),
+        (["PATCH=1"], "no constant 'PATCH'; there are WARPS, PATCH_H"),
+        (["MAX_GRID=4,8"], "no constant 'MAX_GRID'"),
         (["PATCH_H=4,wide"], "whole numbers"),
         (["PATCH_H"], "whole numbers"),
         (["--plan", "nothing"], "no experiment 'nothing'; the plan has registers"),
@@ -336,8 +336,8 @@ def test_the_plan_is_listed_with_what_is_predicted(capsys):
 def small_gpu(monkeypatch, tmp_path):
     """A stand-in for a GPU: the PyTorch path on a CPU, and a plan of one tiny case."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(measure, "this_machine", lambda: MACHINE)
-    monkeypatch.setattr(measure, "CPU_WORK_MS", 1)
+    monkeypatch.setattr(tune, "this_machine", lambda: MACHINE)
+    monkeypatch.setattr(timing, "CPU_WORK_MS", 1)
     monkeypatch.setattr(tune, "suite", lambda *_: [FORWARD, BACKWARD])
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with triton_stn.use_backend("torch"):
@@ -345,8 +345,8 @@ def small_gpu(monkeypatch, tmp_path):
 
 
 def test_on_a_gpu_every_trial_is_checked_timed_and_printed(small_gpu, capsys):
-    asked = ["tune", "PATCH_H=4,8", "--out", str(small_gpu)]
-    assert command.main([*asked, "--minutes", "0"]) == tune.UNFINISHED
+    asked = ["tune", "PATCH_H=4,8", "--out", str(small_gpu.parent)]
+    assert command.main([*asked, "--minutes", "0"]) == cli.OUT_OF_TIME
     assert "Go on with the same command, --resume" in capsys.readouterr().out
     assert command.main([*asked, "--resume"]) == 0
     rows = table.read(small_gpu)
@@ -362,19 +362,34 @@ def test_a_wrong_result_is_exit_status_1(small_gpu, monkeypatch):
         return triton_stn.spatial_transform(input.roll(1, -1), theta, size)
 
     monkeypatch.setattr(tune.baselines, "ours", off)
-    asked = ["tune", "PATCH_H=4", "--filter", "tiny/forward", "--out", str(small_gpu)]
+    asked = ["tune", "PATCH_H=4", "--filter", "tiny/forward", "--out", str(small_gpu.parent)]
     assert command.main(asked) == 1
     assert table.read(small_gpu).status.eq("wrong").all()
+
+
+def test_a_gpu_that_is_lost_ends_the_run_with_the_row_that_lost_it(small_gpu, monkeypatch, capsys):
+    def illegal(*arguments):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(tune.baselines, "ours", illegal)
+    monkeypatch.setattr(torch.cuda, "synchronize", illegal)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    asked = ["tune", "PATCH_H=4", "--filter", "tiny/backward/", "--out", str(small_gpu.parent)]
+    assert command.main(asked) == cli.DEVICE_LOST
+    (row,) = table.read(small_gpu).itertuples()
+    assert (row.provider, row.status) == ("PATCH_H=16", "error") and "illegal" in row.note
+    assert "Go on past it with --resume" in capsys.readouterr().out
+    assert trials.tunable()["PATCH_H"] == 16
 
 
 def test_another_file_is_not_overwritten(small_gpu, capsys):
     small_gpu.parent.mkdir()
     small_gpu.write_text("a,b\n1,2\n")
-    assert command.main(["tune", "PATCH_H=4", "--out", str(small_gpu)]) == 2
+    assert command.main(["tune", "PATCH_H=4", "--out", str(small_gpu.parent)]) == 2
     assert "no results table" in capsys.readouterr().err
     assert small_gpu.read_text() == "a,b\n1,2\n"
 
 
 def test_experiments_have_names_of_their_own():
-    names = [experiment.name for experiment in experiments.PLAN]
+    names = [experiment.name for experiment in PLAN]
     assert len(set(names)) == len(names)

@@ -10,8 +10,9 @@ import pandas as pd
 import triton
 from triton.compiler import ASTSource
 
-from bench import probe_kernels, sass
-from bench.probe_cases import Case
+from bench import sass
+from bench.probe import kernels
+from bench.probe.cases import Case
 from bench.roofline import SCHEDULERS
 from bench.static import TARGETS
 
@@ -40,7 +41,7 @@ def _row(kernel: str, places: tuple[int, ...], sharing: Sequence[Case]) -> dict[
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, code = sass._run("-res-usage", file.name), sass._run("-sass", file.name)
+        usage, code = sass.cuobjdump("-res-usage", file.name), sass.cuobjdump("-sass", file.name)
     loop = inner_loop(code)
     labels = [case.labels for case in sharing]
     return {
@@ -69,17 +70,17 @@ def inner_loop(code: str) -> list[str]:
     instructions = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.M)
     place = {address: i for i, (address, _) in enumerate(instructions)}
     loops = [
-        [text for _, text in instructions[place[sass._target(text)] : i + 1]]
+        [text for _, text in instructions[place[sass.branch_target(text)] : i + 1]]
         for i, (_, text) in enumerate(instructions)
         # The branch to itself that ends a kernel is none.
-        if place.get(sass._target(text), i) < i
+        if place.get(sass.branch_target(text), i) < i
     ]
     return max(loops, key=len, default=[])
 
 
 def compile(kernel: str, places: tuple[int, ...]) -> triton.compiler.CompiledKernel:
     """The kernel as it is launched: pointers aligned to 16 bytes, nothing known of the numbers."""
-    function = getattr(probe_kernels, kernel)
+    function = getattr(kernels, kernel)
     names = function.arg_names
     constants = {"PLACES": places} if "PLACES" in names else {}
     signature = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in names}

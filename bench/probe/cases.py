@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 import triton_stn
-from bench import passes, probe_kernels
+from bench import passes
 from bench.cases import theta_of
 from bench.passes import Call
-from bench.probe_kernels import Launch
-from bench.walks import WARP, Walk, patch
+from bench.probe import kernels
+from bench.probe.kernels import Launch
+from bench.probe.walks import WARP, Walk, patch
 
 WARPS_AN_SM = 32  # of one program each: Hopper holds no more programs, and all are there at once
 FOOTPRINTS = ((1, 32), (2, 16), (4, 8), (8, 4))
@@ -43,11 +44,11 @@ class Case:
 
     labels: dict[str, object]
     start: Callable[[str], Launch | Call]  # of a device
-    kernel: str = ""  # of bench.probe_kernels, with its walk; "": a call of the library
+    kernel: str = ""  # of bench.probe.kernels, with its walk; "": a call of the library
     walk: Walk | None = None
 
 
-def cases(sms: int) -> list[Case]:
+def every(sms: int) -> list[Case]:
     """All rows, for a GPU of so many multiprocessors."""
     programs = sms * WARPS_AN_SM
     return [*load_cases(programs), *add_cases(programs), *band_cases(programs), *library_cases()]
@@ -116,7 +117,7 @@ def library_cases(pixels: int = IMAGE_PIXELS) -> list[Case]:
 
 
 def _walk(kernel: str, labels: dict[str, object], walk: Walk) -> Case:
-    return Case(labels, partial(probe_kernels.STARTS[kernel], walk), kernel, walk)
+    return Case(labels, partial(kernels.STARTS[kernel], walk), kernel, walk)
 
 
 def _library(shape: tuple[int, ...], pass_name: str, kind: str, device: str) -> Call:

@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
-from bench import walks
 from bench.addresses import WARP
-from bench.walks import Walk
+from bench.probe import walks
+from bench.probe.walks import Walk
 
 STRIDE = tl.constexpr(walks.STRIDE)
 LANES = tl.constexpr(WARP)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.addresses import LINE, SECTOR, WARP, _distinct
+from bench.addresses import LINE, SECTOR, WARP, distinct
 
 SIZE = 4  # bytes of a float32
 BANKS = 32  # words of an L1 that are delivered side by side, were it banked as shared memory is
@@ -62,7 +62,7 @@ def touched(walk: Walk) -> Touched:
     places = np.sort(walk.addresses(1, min(256, len(walk.offsets))), -1)
     first = np.diff(places, axis=-1, prepend=-1) != 0  # threads at one address are one word
     fullest = np.max([((places % BANKS == b) & first).sum(-1) for b in range(BANKS)], 0)
-    lines, sectors = (_distinct(places // (n // SIZE)).mean() for n in (LINE, SECTOR))
+    lines, sectors = (distinct(places // (n // SIZE)).mean() for n in (LINE, SECTOR))
     return Touched(float(lines), float(sectors), float(fullest.mean()))
 
 

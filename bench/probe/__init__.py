@@ -4,15 +4,14 @@
     adds   how many float32 atomic adds L2 takes
     rows   whether rows a power of two apart hurt
 
-Reckoned, not measured: about a minute on a card, a third of it spent compiling. Each row is on disk
-before the next begins. ``--static`` needs no GPU: it shows what the compiler made
-of the kernels, so that a reader sees that what is timed is there.
+Reckoned, not measured: about a minute on a GPU, a third of it spent compiling. Each row is on disk
+before the next begins. ``--static`` needs no GPU: it shows what the compiler made of the kernels,
+so that a reader sees that what is timed is there.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import sys
 import time
@@ -23,38 +22,46 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bench import measure, probe_kernels, probe_report, probe_static, table
-from bench.measure import Call, Machine, Row, this_machine
-from bench.probe_cases import Case, cases
-from bench.probe_kernels import Launch
-from bench.walks import WARP, touched
+from bench import cli, table
+from bench.measure import STAMP, Machine, this_machine
+from bench.passes import Call
+from bench.probe import cases, kernels, report, static
+from bench.probe.cases import Case
+from bench.probe.kernels import Launch
+from bench.probe.walks import WARP, touched
+from bench.timing import DeviceLost, Row, guarded, time_calls
 
 COLUMNS = (
     *("question", "pattern", "degrees", "level", "pitch", "pass", "theta_kind"),
     *("ms_p50", "ms_p20", "ms_p80", "steps", "accesses", "lines", "sectors", "banks"),
     *("sms", "sm_mhz", "accesses_per_s", "ns", "cycles", "lines_per_cycle"),
-    *("adds_per_s", "sectors_per_s", "elements", "ps_per_element", "copy_gb_per_s"),
-    *("status", "note", "device", "torch", "triton", "commit", "utc"),
+    *("adds_per_s", "sectors_per_s", "elements", "ps_per_element"),
+    *("status", "note", *STAMP, "utc"),
 )
 INSTEAD = "`python -m bench probe --static` shows what it would run."
 ENOUGH_MS = 0.5  # of one launch: what is cold at its start and its launch weigh 2% at most
 
 
-def run(cases: Sequence[Case], machine: Machine, sms: int, csv: Path) -> pd.DataFrame:
-    """Measure each case into ``csv``, which is begun anew; what fails in one stays in its row."""
+def run(todo: Sequence[Case], machine: Machine, sms: int, csv: Path) -> pd.DataFrame:
+    """Measure each case into ``csv``, which is begun anew; what fails in one stays in its row.
+
+    It ends early where the GPU is lost.
+    """
     csv.unlink(missing_ok=True)
     rows = []
-    progress = tqdm(cases, unit="row", dynamic_ncols=True, disable=None)
+    progress = tqdm(todo, unit="row", dynamic_ncols=True, disable=None)
     for case in progress:
         progress.set_description(" ".join(map(str, case.labels.values())))
-        row = {**case.labels, "sms": sms, **vars(machine), "status": "ok"}
-        row["utc"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        row = {**case.labels, "sms": sms, **machine.stamp(), "status": "ok"}
+        lost = False
         try:
             time_case(case, machine.type, row)
-        except Exception as exception:  # a fault of the device, after which nothing more will run
-            row["status"], row["note"] = "error", f"{type(exception).__name__}: {exception}"[:200]
+        except DeviceLost:
+            lost = True
         rows.append(row | derived(row))
-        append(csv, rows[-1])
+        table.append(csv, rows[-1:], COLUMNS)
+        if lost:
+            break
     return pd.DataFrame(rows, columns=COLUMNS)  # what a failed row lacks is NaN
 
 
@@ -70,10 +77,10 @@ def time_case(case: Case, device: str, row: Row) -> None:
         row.update(vars(touched(case.walk)))
         return lambda: (call(row["steps"]),)
 
-    measure._time({"": row}, {"": make}, device)
+    time_calls({"": row}, {"": make}, device)
     if row["status"] == "ok" and case.walk is not None and device == "cuda":
         # Right after the work, so that it is the clock that the work ran at.
-        hz = measure._guarded(row, lambda: probe_kernels.sm_hz(device))
+        hz = guarded(row, lambda: kernels.sm_hz(device))
         row["sm_mhz"] = hz and hz / 1e6
 
 
@@ -108,34 +115,34 @@ def derived(row: Row) -> Row:
     return found
 
 
-def append(csv: Path, row: Row) -> None:
-    """Add the row to the CSV at once, so that an interrupted run loses nothing."""
-    frame = pd.DataFrame([row], columns=COLUMNS)
-    frame.to_csv(csv, mode="a", header=not csv.exists(), index=False, float_format="%.6g")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 when a row failed, 2 where the kernels can not run or be compiled."""
+    """Exit status: 0, 1 when a row failed, 2 where the kernels can not run or be compiled, 4 when
+    the GPU was lost.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m bench probe",
         description="Measure rotated loads, atomic adds and rows a power of two apart.",
     )
     parser.add_argument("--static", action="store_true", help="compile for sm_90; needs no GPU")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: bench/results/<device>/")
+    cli.add_out(parser)
     options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("TRITON_INTERPRET=1 interprets the kernels; a probe compiles them.", file=sys.stderr)
-        return 2
+        return cli.NOTHING
     if options.static:
-        print(table.to_markdown(probe_static.report(cases(1))))
+        print(table.to_markdown(static.report(cases.every(1))))
         return 0
     if not torch.cuda.is_available() or torch.version.hip:
         print(f"A probe needs an NVIDIA GPU. {INSTEAD}", file=sys.stderr)
-        return 2
+        return cli.NOTHING
     machine = this_machine()
     sms = torch.cuda.get_device_properties().multi_processor_count
     csv = (options.out or table.folder(machine.device)) / "probe.csv"
     csv.parent.mkdir(parents=True, exist_ok=True)
-    frame = run(cases(sms), machine, sms, csv)
-    print(f"\n{probe_report.report(frame)}\n\nwrote {csv}")
-    return int((frame.status != "ok").any())
+    every = cases.every(sms)
+    frame = run(every, machine, sms, csv)
+    print(f"\n{report.report(frame)}\n\nwrote {csv}")
+    if len(frame) < len(every):
+        print("The GPU was lost: the last row says how.")
+        return cli.DEVICE_LOST
+    return cli.FAILED if (frame.status != "ok").any() else 0

@@ -1,0 +1,195 @@
+"""``python -m bench tune``: try other block shapes, tiles, passes, splits and register caps.
+
+    python -m bench tune GATHER_REGISTERS=96,128,255 --filter "large_512/backward/ rotation_30"
+    python -m bench tune PATCH_H=4,8,16 PATCH_W=8,16,32 --filter large_512/forward/
+    python -m bench tune --plan registers gather_tiles --minutes 9 --resume
+
+A variant is other values for constants of `triton_stn.kernels.configs`. For each variant and task
+it prints what the compiler makes of the kernels for sm_90, without a GPU; on a GPU each is then
+checked against float64, timed, and set against the present choice. That one is timed again at the
+end of every task: its second row shows how far a ratio can be trusted. `bench.tune.experiments` has
+the plan: reckoned at 7 minutes of a GPU with 16 cores (``--plan --list``), not measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from bench import baselines, cli, table
+from bench.cases import suite
+from bench.measure import Forwards, Machine, run_task, this_machine
+from bench.providers import Provider
+from bench.timing import DeviceLost
+from bench.tune import predict, report, trials
+from bench.tune.experiments import PLAN, Experiment, product
+from bench.tune.trials import Trial, chosen, name_of, tunable
+
+# Reckoned, not measured: what comes before and after; a check and a timing; a sampling kernel
+# compiled by one core, for its report and for its launch.
+START_S, TRIAL_S, COMPILATION_S = 60.0, 1.0, 16.0
+
+
+def measure_trials(
+    todo: Sequence[Trial], machine: Machine, csv: Path, over: Callable[[], bool]
+) -> int:
+    """Check and time the trials, each a row of ``csv`` at once; 0 or the exit status of a run cut
+    short, because time is ``over()`` or because a kernel's fault has left the GPU beyond use.
+    """
+    forwards = Forwards()
+    for trial in tqdm(todo, desc="measuring", unit="trial", disable=None):
+        if over():
+            return cli.OUT_OF_TIME
+        try:
+            rows = run_task(trial.task, [provider_of(trial)], machine, forwards)
+        except DeviceLost as lost:
+            table.append(csv, lost.rows)
+            return cli.DEVICE_LOST
+        table.append(csv, rows)
+    return 0
+
+
+def provider_of(trial: Trial) -> Provider:
+    """The library, as the trial's constants cut it."""
+    context = partial(chosen, trial.settings)
+    return Provider(trial.variant, lambda: baselines.ours, context=context)
+
+
+def begin(csv: Path, device: str, found: Sequence[Trial], resume: bool) -> list[Trial]:
+    """The trials without a row yet. ``csv`` keeps the rows of its other trials.
+
+    Raises:
+        ValueError: ``csv`` is no results table.
+    """
+    kept = table.so_far(csv, device)
+    if not resume:
+        new = {trial.key for trial in found}
+        kept = kept.loc[[key not in new for key in table.keys(kept)]]
+    table.begin(csv, kept)
+    known = set(table.keys(kept))
+    return [trial for trial in found if trial.key not in known]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 when a result is wrong, 2 when there is nothing to try, 3 when
+    ``--minutes`` ran out, 4 when the GPU was lost.
+    """
+    start = time.monotonic()
+    options = _parse(argv)
+    try:
+        tasks = suite("full" if options.plan else options.suite, "cuda")
+        planned = [(e, trials.of(e, tasks)) for e in options.experiments]
+    except ImportError as exception:
+        print(f"The launches can not be planned: {exception}", file=sys.stderr)
+        return cli.NOTHING
+    if options.list:
+        _print_plan(planned, options.jobs or predict.most_jobs())
+        return 0
+    every = [trial for _, found in planned for trial in found]
+    if not every:
+        print("No variant changes a launch of the tasks that were selected.", file=sys.stderr)
+        return cli.NOTHING
+
+    predicted = None
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        print("Triton interprets its kernels (TRITON_INTERPRET=1): nothing is compiled.")
+    else:
+        predicted = predict.of(every, options.jobs)
+    if not torch.cuda.is_available():
+        for experiment, found in planned:
+            print(report.report(experiment, found, predicted, None))
+        print("\nNothing was measured: there is no GPU. Ratios are of predicted floors.")
+        return 0
+
+    machine = this_machine()
+    csv = (options.out or table.folder(machine.device)) / "tune.csv"
+    try:
+        todo = begin(csv, machine.device, every, options.resume)
+    except (OSError, ValueError) as exception:
+        print(exception, file=sys.stderr)
+        return cli.NOTHING
+    seconds = math.inf if options.minutes is None else 60 * options.minutes
+    status = measure_trials(todo, machine, csv, lambda: time.monotonic() - start >= seconds)
+    rows = table.so_far(csv, machine.device)
+    texts = [
+        report.report(e, found, predicted, report.verdicts(rows, found)) for e, found in planned
+    ]
+    measured = report.verdicts(rows, every)
+    texts += [report.summary(measured)]
+    markdown = csv.with_suffix(".md")
+    markdown.write_text("\n".join(texts), encoding="utf-8")
+    print("\n".join([*texts, f"\nwrote {csv} and {markdown}"]))
+    if status in cli.CUT_SHORT:
+        print(cli.CUT_SHORT[status])
+        return status
+    return cli.FAILED if (measured.status == "wrong").any() else 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench tune",
+        description="Try other values of the constants that cut kernels into programs.",
+    )
+    parser.add_argument(
+        "what", nargs="*", metavar="NAME=V,V", help="a constant and its values, or experiments"
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="the prepared experiments: those named, or all"
+    )
+    parser.add_argument("--list", action="store_true", help="only say what would be tried")
+    cli.add_run_options(parser, "tasks whose case/pass/theta/dtype/layout/padding/align_corners")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="compilers at a time; default: cores, to 16"
+    )
+    options = parser.parse_args(argv)
+    try:
+        options.experiments = _planned(options.what) if options.plan else [_asked(options)]
+    except ValueError as exception:
+        parser.error(str(exception))
+    return options
+
+
+def _planned(names: Sequence[str]) -> list[Experiment]:
+    known = {experiment.name: experiment for experiment in PLAN}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no experiment {name!r}; the plan has {', '.join(known)}")
+    return [known[name] for name in names or known]
+
+
+def _asked(options: argparse.Namespace) -> Experiment:
+    if not options.what:
+        raise ValueError(f"name a constant, or --plan; there are {', '.join(tunable())}")
+    axes = {}
+    for text in options.what:
+        name, _, values = text.partition("=")
+        if name not in tunable():
+            raise ValueError(f"no constant {name!r}; there are {', '.join(tunable())}")
+        try:
+            axes[name] = [int(value) for value in values.split(",")]
+        except ValueError:
+            raise ValueError(f"{text!r} is not {name}= and whole numbers with commas") from None
+    return Experiment(" ".join(axes), "", product(**axes), (options.filter,))
+
+
+def _print_plan(planned: Sequence[tuple[Experiment, list[Trial]]], jobs: int) -> None:
+    total = START_S
+    for experiment, found in planned:
+        print(report.heading(experiment))
+        tasks = dict.fromkeys(name_of(trial.task) for trial in found)
+        # θ does not decide what is compiled.
+        kernels = {(*t.task.key(t.variant)[:3], *t.task.key("")[4:]) for t in found if not t.again}
+        seconds = len(found) * TRIAL_S + len(kernels) * COMPILATION_S / jobs
+        total += seconds
+        print(f"\n{len(found)} trials, {len(kernels)} kernels: reckoned at {seconds:.0f} s\n")
+        print("  " + "\n  ".join(tasks))
+    print(f"\nReckoned, not measured: {total / 60:.1f} minutes on a GPU with {jobs} cores.")

@@ -1,0 +1,117 @@
+"""What the compiler makes of the trials' kernels, and the time that the roofline gives them."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from bench import roofline
+from bench.cases import Task
+from bench.timing import Row
+from bench.tune.trials import Trial, chosen, name_of, specialisations
+
+GPU = roofline.GPUS["H200"]  # what is compiled for, and whose time is predicted
+# Of a multiprocessor of compute capability 9.0 (CUDA programming guide); a warp gets its registers
+# in pieces of 256.
+REGISTERS, PIECE, MOST_WARPS = 65536, 256, 64
+COLUMNS = (
+    *("task", "variant", "kernel", "warp", "window", "programs", "waves", "registers", "spilled"),
+    *("per_pixel", "per_pixel_channel", "warps an SM", "binds", "predicted ms", "cause"),
+)
+MOST_JOBS = 16  # a compiler with PyTorch and CUDA takes about a gigabyte
+
+
+def most_jobs() -> int:
+    """Compilers at a time where nobody says how many."""
+    return min(os.cpu_count() or 1, MOST_JOBS)
+
+
+def of(found: Sequence[Trial], jobs: int | None = None) -> pd.DataFrame:
+    """A row a trial × kernel: what the compiler makes of it, and the time that the roofline gives.
+
+    With a GPU it also compiles what the trials will launch, on every core instead of one.
+    """
+    rows = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs or most_jobs(), mp_context=context) as pool:
+        futures = [(t, pool.submit(compiled, t)) for t in found if not t.again]
+        for trial, future in tqdm(futures, desc="compiling", unit="trial", disable=None):
+            try:
+                of_trial = future.result()
+            except Exception as exception:  # of one variant: the others go on
+                first = str(exception).strip().splitlines()[:1]
+                of_trial = [{"cause": ": ".join([type(exception).__name__, *first])[:200]}]
+            rows += [{"task": name_of(trial.task), "variant": trial.variant, **r} for r in of_trial]
+    frame = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    frame = frame.astype(dict.fromkeys(("programs", "registers", "warps an SM"), "Int64"))
+    of_present = frame.groupby("task", sort=False)["predicted ms"].transform("first")
+    return frame.assign(**{"predicted ratio": frame["predicted ms"] / of_present})
+
+
+def compiled(trial: Trial) -> list[Row]:
+    """The rows of a trial; for a worker process."""
+    from bench import static
+
+    task = trial.task
+    affine = task.case.transform == "affine"
+    window = roofline.window(replace(task, pass_name="backward")) if affine else ""
+    with chosen(trial.settings):
+        rows = []
+        specs = specialisations(task)
+        # Instructions are counted where a gather is compiled for one window alone.
+        counted = {s.launch.kernel: s for s in specs if s.window == window != ""}
+        for spec in specs:
+            launch = spec.launch
+            if spec.window or "BLOCK_W" not in launch.constants:  # the latter: no sampling kernel
+                continue
+            row = static.compile_spec(spec, GPU.target)
+            if launch.kernel in counted:
+                of_window = static.compile_spec(counted[launch.kernel], GPU.target)
+                row |= {n: v for n, v in of_window.items() if n.startswith("per_pixel")}
+                row["window"] = window
+            programs, warps = math.prod(launch.grid), launch.num_warps
+            resident = warps_an_sm(row["registers"], warps)
+            row |= {"programs": programs, "warps an SM": resident}
+            rows.append(row | {"waves": programs * warps / (GPU.sms * resident)})
+        if _modelled(task):
+            floors = {n: t for n, t in roofline.ours(task, GPU).floors(GPU).items() if t}
+            binds = max(floors, key=floors.get)
+            rows = [r | {"binds": binds, "predicted ms": floors[binds] / 1e3} for r in rows]
+        if torch.cuda.is_available():
+            _warm_up([spec for spec in specs if not spec.window])
+    return rows
+
+
+def _warm_up(specs: Sequence[Any]) -> None:
+    """Leave the launches' kernels in Triton's cache, where the measuring process looks first."""
+    for spec in specs:
+        launch = spec.launch
+        arguments = spec.tensors | launch.numbers | launch.constants
+        arguments = {name: arguments[name] for name in launch.kernel.arg_names}
+        options = launch.options(nvidia=torch.version.hip is None)
+        with suppress(Exception):  # the launch itself will say what is wrong
+            launch.kernel.warmup(**arguments, **options, grid=launch.grid)
+
+
+def warps_an_sm(registers: int, warps: int) -> int:
+    """Warps that a multiprocessor holds of programs of ``warps``, by their registers a thread."""
+    pieces = -(-registers * roofline.WARP // PIECE)
+    return min(REGISTERS // (pieces * PIECE * warps), MOST_WARPS // warps) * warps
+
+
+def _modelled(task: Task) -> bool:
+    """Whether the roofline predicts the task's time: of K maps it lacks the backward's scatter."""
+    what = (task.case.transform, task.case.mode, task.dtype, task.layout, task.padding_mode)
+    plain = what == ("affine", "bilinear", "float32", "contiguous", "zeros")
+    known = task.pass_name == "forward" or (task.pass_name == "backward" and task.case.k == 1)
+    return plain and known
