@@ -38,9 +38,10 @@ def _filters(*tasks: str, how: str = _PLAIN) -> tuple[str, ...]:
     return tuple(f"{task}/{how}" for task in tasks)
 
 
-# In the order in which they are worth a short loan of a GPU. Numbers: triton 3.7.1, sm_90.
-# MOST_CANDIDATES is not here: it is compiled into the kernels, no choice of a launch. Neither is
-# MIN_CHANNELS_A_SPLIT: no case of the suite has so few channels in so few programs that it decides.
+# In the order in which they are worth a GPU's time. Numbers: triton 3.7.1, sm_90. Not here are
+# MOST_CANDIDATES, which is compiled into the kernels, and what decides in no case of the suite:
+# MIN_CHANNELS_A_SPLIT (few channels in few programs) and GATHER_PASS_OF_MANY (K maps, many
+# channels).
 PLAN = (
     Experiment(
         "registers",
@@ -52,9 +53,11 @@ PLAN = (
             "digits_60/backward/rotation_30",
             "features_56/backward/rotation_30",
         ),
-        "168 leaves 12 warps an SM. 128 leaves 16 for at most 2% more instructions and no spill; "
-        "96 leaves 20 for at most 4% more at few channels, 7% more and 8 bytes spilled at 64. By "
-        "instructions 168, 128 and 255 are alike: if latency decides, 128 should win.",
+        "Where the kernel takes 155 to 160 registers 168 leaves 12 warps an SM; of C = 1, which "
+        "takes 128, it leaves 16 as 128 does. 128 leaves 16 everywhere for at most 2% more "
+        "instructions and no spill; 96 leaves 20 for 4% more at C = 3 and 9% at 64 channels, with "
+        "8 to 16 bytes spilled. By instructions 168, 128 and 255 are alike: if latency decides, "
+        "128 should win.",
     ),
     Experiment(
         "footprint",
@@ -75,22 +78,35 @@ PLAN = (
             "features_56/backward/rotation_30",
         ),
         "The same at identity; 1 x 32 loses 34% to 37% forward at 30° and 64% backward at 90°, "
-        "where L1 binds, 2 x 16 nothing. Two pixels a thread (16 x 16) lose 12% to 54% backward at "
-        "30°, by instructions. The model of L1 is assumed: this is what tests it.",
+        "where L1 binds, 2 x 16 nothing. Two pixels a thread (16 x 16) lose 6% to 59% backward at "
+        "30°, by instructions, and spill. The model of L1 is assumed: this is what tests it.",
+    ),
+    Experiment(
+        "gather_pass",
+        "Eight channels a pass share the weights of a window: under which cap, if at all?",
+        product(GATHER_PASS=(8,), GATHER_REGISTERS=(168, 184, 200)),
+        _filters(
+            "features_56/backward/identity",
+            "features_56/backward/rotation_30",
+            "features_28/backward/identity",
+            "features_28/backward/rotation_30",
+        ),
+        "At 30° issue binds: 0.80 to 0.83 of the time under each cap. 168 keeps 12 warps an SM "
+        "and spills 16 bytes at 64 channels, none at 256; 184 and 200 spill none and leave 8 "
+        "warps. At identity memory binds: no difference, unless 8 warps are too few.",
     ),
     Experiment(
         "passes",
-        "How many channels a pass: loads under way and weights shared, against registers?",
-        (*product(GATHER_PASS=(2, 8)), *product(FORWARD_PASS=(2, 8))),
+        "Fewer channels a pass, or more of them forward: loads under way, against registers?",
+        (dict(GATHER_PASS=2), *product(FORWARD_PASS=(2, 8))),
         _filters(
             "features_56/backward/rotation_30",
             "features_28/backward/rotation_30",
             "features_56/forward/rotation_30",
             "features_28/forward/rotation_30",
         ),
-        "Backward 8 a pass takes 73 instructions a pixel and channel where 4 take 89, in the same "
-        "registers but for 8 bytes spilled in one case (24 on triton 3.6.0): 0.81 to 0.83 of the "
-        "time if issue binds. Forward is bound by memory at 2, 4 and 8.",
+        "Backward 2 a pass takes 1.32 to 1.34 of the time, by instructions. Forward is bound by "
+        "memory at 2, 4 and 8, which leave 64, 48 and 36 warps an SM.",
     ),
     Experiment(
         "gather_tiles",
@@ -102,8 +118,23 @@ PLAN = (
             "photo_4096/backward/rotation_30",
         ),
         "32 tiles make 2.6 waves of large_512, so a seventh of three waves may idle; 16 make 5.2 "
-        "for 1% more instructions at 30°, 8 make 10.3 for 6%, 4 make 20.7 for 15%. 16 should win "
-        "there, and make no difference to photo_4096.",
+        "for 3% more instructions at 30°, 8 make 10.3 for 7%, 4 make 20.7 for 16%. 16 should win "
+        "there, and lose by 3% on photo_4096, whose 32 make 10.3 waves.",
+    ),
+    Experiment(
+        "warps",
+        "A program of 2, 4 or 8 warps, a pixel a thread: what its barriers cost, and its tail?",
+        (dict(WARPS=2, PATCH_H=8), dict(WARPS=8, PATCH_H=32)),
+        _filters(
+            "digits_60/forward/rotation_30",
+            "large_512/forward/rotation_30",
+            "digits_60/backward/rotation_30",
+            "large_512/backward/rotation_30",
+            "features_56/backward/rotation_30",
+        ),
+        "2 warps: the same instructions and as many warps an SM, but tiles of 8 rows fit 56 and "
+        "60 rows better: 0.88 and 0.90 of the time of features_56 and digits_60 backward. 8 warps "
+        "take 1.00 to 1.25. What barriers and the tail cost is in no floor.",
     ),
     Experiment(
         "splits",
@@ -116,8 +147,8 @@ PLAN = (
             "features_28/backward/rotation_30",
         ),
         "By instructions fewer are better: 256 takes 0.79 of tutorial_28 and 0.87 of features_28 "
-        "backward. But 256 fill 0.65 of one wave of gather and 0.16 of one of forward, and the "
-        "floors know no idle multiprocessor: forward should lose.",
+        "backward, 2048 takes 1.16 of svhn_64. But 256 fill 0.65 of one wave of gather and 0.16 "
+        "of one of forward, and the floors know no idle multiprocessor: forward should lose.",
     ),
     Experiment(
         "forward_tiles",
@@ -134,8 +165,8 @@ PLAN = (
     ),
     Experiment(
         "channels_last",
-        "How many pixels a program, and which cap, where a gather holds 168 to 255 registers?",
-        (*product(RUN_PATCH_H=(2, 8)), *product(GATHER_RUN_REGISTERS=(128, 168))),
+        "How many pixels a program, and which cap, where a gather holds 147 or 162 registers?",
+        (*product(RUN_PATCH_H=(2, 8)), dict(GATHER_RUN_REGISTERS=128)),
         (
             *_filters(
                 "features_56/forward/rotation_30",
@@ -144,16 +175,31 @@ PLAN = (
             ),
             "features_56/backward/rotation_30/bfloat16/channels_last/zeros/False",
         ),
-        "float32 takes 207 registers, 8 warps an SM; a cap of 168 leaves 12 and costs nothing, "
-        "128 leaves 16 and spills 16 bytes. bfloat16 takes 168, and 128 spills nothing. 32 pixels "
-        "a program spill 56 to 64 bytes, 8 pixels cost 58% to 68% more instructions.",
+        "float32 takes 162 registers, bfloat16 147: 12 warps an SM. 128 leaves 16, for 3% more "
+        "instructions and 16 bytes spilled in float32, 1% and none in bfloat16. 32 pixels a "
+        "program take 255, leave 8 warps, spill 24 bytes, and 15% fewer instructions in bfloat16 "
+        "alone; 8 pixels cost 61% to 74% more.",
     ),
     Experiment(
-        "rest",
-        "How many tiles for a program of the scatter that mostly finds nothing to do?",
-        product(REST_TILES=(4, 8, 16)),
-        _filters("large_512_projective/backward/tilt_0.2"),
-        "The gather before it is the same. 32 tiles are 1,024 programs, all of one wave; 4 are "
-        "eight times as many, each a look at one θ.",
+        "scatter_tiles",
+        "How many tiles for a program of the scatter, with few channels or mostly nothing to do?",
+        product(SCATTER_TILES=(4, 8, 16)),
+        _filters(
+            "large_512/backward_theta/rotation_30",
+            "birds_448_k4/backward/rotation_30",
+            "large_512_projective/backward/tilt_0.2",
+        ),
+        "32 tiles are 0.6 of a wave where grad_θ alone is wanted, 16 are 1.3, 8 are 2.6: 16 may "
+        "win by what idles. Of K maps they are 2.7 waves, of the homography's rest 1.1, whose "
+        "programs each take a look at one θ. No floor of the scatter is modelled.",
+    ),
+    Experiment(
+        "volumes",
+        "How many channels of a volume a pass: loads under way and weights shared?",
+        (*product(VOLUME_FORWARD_PASS=(2, 4)), *product(VOLUME_GATHER_PASS=(2, 8))),
+        _filters("volume_64/forward/rotation_30", "volume_64/backward/rotation_30"),
+        "By bytes, the only floor that is modelled, all are alike. Forward 2, 3 and 4 channels "
+        "leave 48, 40 and 28 warps an SM, and 3 do not divide 32 channels; backward 2, 4 and 8 "
+        "leave 24, 20 and 16.",
     ),
 )
