@@ -5,6 +5,7 @@ What is where:
     __main__.py    the run: the suite's tasks, checked, timed and written; cli.py: options, statuses
     cases.py       the cases, θ and tasks; sources.py: what a case's transform is in plain PyTorch
     providers.py   who is measured, and when not; baselines.py: their calls
+    launches.py    a task's kernels, compiled ahead
     passes.py      forward, backward, both: as one call; captured in a graph
     oracle.py      right or wrong, by float64
     measure.py     a task's rows; timing.py: how a call is timed

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from bench import cli, plots, report, table, targets
 from bench.cases import Task, suite
+from bench.launches import compile_ahead
 from bench.measure import Forwards, Machine, run_task, this_machine
 from bench.providers import PROVIDERS, YARDSTICK, Provider
 from bench.timing import DeviceLost
@@ -95,6 +96,10 @@ def run(
     wanted = [(task, _wanted(task, providers, words)) for task in tasks]
     wanted = [(t, [p for p in chosen if t.key(p.name) not in known]) for t, chosen in wanted]
     wanted = [(task, missing) for task, missing in wanted if missing]
+    if machine.type == "cuda":
+        compile_ahead(
+            [t for t, missing in wanted if any(p.name.startswith("triton_stn") for p in missing)]
+        )
     progress = tqdm(wanted, unit="task", smoothing=0.1, dynamic_ncols=True)
     for task, missing in progress:
         progress.set_description(f"{task.case.name} {task.pass_name} {task.theta_kind}")

@@ -11,7 +11,7 @@ import torch
 
 import triton_stn
 from bench import __main__ as command
-from bench import baselines, cli, measure, passes, providers, report, table, timing
+from bench import baselines, cli, launches, measure, passes, providers, report, table, timing
 from bench.cases import CASES, PASSES, Case, Task
 from bench.measure import Forwards, Machine, run_task
 from bench.providers import MOST_CAPTURED, Provider
@@ -201,6 +201,37 @@ def test_a_table_from_before_there_were_calls_can_be_read_and_added_to(tmp_path)
     old.drop(columns="note").to_csv(csv, index=False)
     with pytest.raises(ValueError, match="note"):
         table.read(csv)
+
+
+# --- compiled ahead ------------------------------------------------------------------------------
+
+
+def test_the_kernels_of_what_is_missing_of_the_library_are_compiled_ahead(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(command, "compile_ahead", given.append)
+    monkeypatch.setattr(command, "run_task", lambda *_: [])
+    tasks = [Task(TINY, "forward", kind) for kind in ("identity", "rotation_30")]
+    for provider in (EAGER, OURS):
+        csv = tmp_path / "results.csv"
+        command.run(tasks, (provider,), replace(MACHINE, type="cuda"), csv, "identity")
+    assert given == [[], tasks[:1]]
+
+
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_a_kernel_is_given_all_its_arguments_and_one_that_fails_harms_no_other(pass_name):
+    warmed = []
+
+    def stand_in(spec, fails):
+        def warmup(grid, num_warps, maxnreg=None, **arguments):
+            assert not fails
+            warmed.append(tuple(arguments) == tuple(spec.launch.kernel.arg_names))
+
+        kernel = SimpleNamespace(arg_names=spec.launch.kernel.arg_names, warmup=warmup)
+        return replace(spec, launch=replace(spec.launch, kernel=kernel))
+
+    specs = launches.specialisations(Task(TINY, pass_name, "rotation_30"))
+    launches.warm_up([stand_in(spec, fails) for spec in specs for fails in (True, False)])
+    assert warmed == [True] * len(specs)
 
 
 # --- what a GPU can do to a run ------------------------------------------------------------------

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from bench import baselines, cli, table
 from bench.cases import suite
+from bench.launches import most_jobs
 from bench.measure import Forwards, Machine, run_task, this_machine
 from bench.providers import Provider
 from bench.timing import DeviceLost
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"The launches can not be planned: {exception}", file=sys.stderr)
         return cli.NOTHING
     if options.list:
-        _print_plan(planned, options.jobs or predict.most_jobs())
+        _print_plan(planned, options.jobs or most_jobs())
         return 0
     every = [trial for _, found in planned for trial in found]
     if not every:

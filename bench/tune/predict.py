@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 import torch
@@ -17,8 +12,9 @@ from tqdm import tqdm
 
 from bench import roofline
 from bench.cases import Task
+from bench.launches import specialisations, warm_up, workers
 from bench.timing import Row
-from bench.tune.trials import Trial, chosen, name_of, specialisations
+from bench.tune.trials import Trial, chosen, name_of
 
 GPU = roofline.GPUS["H200"]  # what is compiled for, and whose time is predicted
 # Of a multiprocessor of compute capability 9.0 (CUDA programming guide); a warp gets its registers
@@ -28,12 +24,6 @@ COLUMNS = (
     *("task", "variant", "kernel", "warp", "window", "programs", "waves", "registers", "spilled"),
     *("per_pixel", "per_pixel_channel", "warps an SM", "binds", "predicted ms", "cause"),
 )
-MOST_JOBS = 16  # a compiler with PyTorch and CUDA takes about a gigabyte
-
-
-def most_jobs() -> int:
-    """Compilers at a time where nobody says how many."""
-    return min(os.cpu_count() or 1, MOST_JOBS)
 
 
 def of(found: Sequence[Trial], jobs: int | None = None) -> pd.DataFrame:
@@ -42,8 +32,7 @@ def of(found: Sequence[Trial], jobs: int | None = None) -> pd.DataFrame:
     With a GPU it also compiles what the trials will launch, on every core instead of one.
     """
     rows = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs or most_jobs(), mp_context=context) as pool:
+    with workers(jobs) as pool:
         futures = [(t, pool.submit(compiled, t)) for t in found if not t.again]
         for trial, future in tqdm(futures, desc="compiling", unit="trial", disable=None):
             try:
@@ -88,19 +77,8 @@ def compiled(trial: Trial) -> list[Row]:
             binds = max(floors, key=floors.get)
             rows = [r | {"binds": binds, "predicted ms": floors[binds] / 1e3} for r in rows]
         if torch.cuda.is_available():
-            _warm_up([spec for spec in specs if not spec.window])
+            warm_up([spec for spec in specs if not spec.window])
     return rows
-
-
-def _warm_up(specs: Sequence[Any]) -> None:
-    """Leave the launches' kernels in Triton's cache, where the measuring process looks first."""
-    for spec in specs:
-        launch = spec.launch
-        arguments = spec.tensors | launch.numbers | launch.constants
-        arguments = {name: arguments[name] for name in launch.kernel.arg_names}
-        options = launch.options(nvidia=torch.version.hip is None)
-        with suppress(Exception):  # the launch itself will say what is wrong
-            launch.kernel.warmup(**arguments, **options, grid=launch.grid)
 
 
 def warps_an_sm(registers: int, warps: int) -> int:

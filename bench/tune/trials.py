@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from bench import cli, roofline
 from bench.cases import Task
-from bench.oracle import FORMATS
+from bench.launches import specialisations
 from bench.tune.experiments import Experiment, Settings
 from triton_stn.kernels import configs
 
@@ -109,24 +106,3 @@ def of(experiment: Experiment, tasks: Sequence[Task]) -> list[Trial]:
         if len(of_task) > 1:
             found += [*of_task, Trial(task, present, present, again=True)]
     return found
-
-
-def specialisations(task: Task) -> list[Any]:
-    """The launches of the task's pass, as `bench.static` compiles them."""
-    from bench import static
-
-    case = task.case
-    both, none = [(True, True)], []
-    wanted = {"forward": none, "backward_input": [(True, False)], "backward_theta": [(False, True)]}
-    options = (getattr(torch, task.dtype), FORMATS[task.layout, case.ndim])
-    options += (wanted.get(task.pass_name, both), case.mode, task.padding_mode, case.k)
-    shape = (case.n, case.c, *case.extent)
-    if case.ndim == 3:
-        specs = static.volume_passes(shape, *options)
-    else:
-        source = "spline" if case.transform.startswith("tps") else case.transform
-        specs = static.passes(shape, *options, windows=True, size=case.size, source=source)
-        if source == "projective":  # the gather of every θ is for deterministic algorithms alone
-            specs = (s for s in specs if not s.launch.constants.get("EVERY"))
-    forward = "forward" in task.pass_name
-    return [s for s in specs if forward or not s.launch.kernel.__name__.endswith("forward")]
