@@ -100,7 +100,7 @@ def run(
         compile_ahead(
             [t for t, missing in wanted if any(p.name.startswith("triton_stn") for p in missing)]
         )
-    progress = tqdm(wanted, unit="task", smoothing=0.1, dynamic_ncols=True)
+    progress = tqdm(wanted, unit="task", smoothing=0.1, dynamic_ncols=True, disable=None)
     for task, missing in progress:
         progress.set_description(f"{task.case.name} {task.pass_name} {task.theta_kind}")
         try:

@@ -56,8 +56,8 @@ PLAN = (
         "Where the kernel takes 155 to 160 registers 168 leaves 12 warps an SM; of C = 1, which "
         "takes 128, it leaves 16 as 128 does. 128 leaves 16 everywhere for at most 2% more "
         "instructions and no spill; 96 leaves 20 for 4% more at C = 3 and 9% at 64 channels, with "
-        "8 to 16 bytes spilled. By instructions 168, 128 and 255 are alike: if latency decides, "
-        "128 should win.",
+        "8 to 16 bytes spilled (on triton 3.6.0 at 64 channels alone). By instructions 168, 128 "
+        "and 255 are alike: if latency decides, 128 should win.",
     ),
     Experiment(
         "footprint",
@@ -92,8 +92,9 @@ PLAN = (
             "features_28/backward/rotation_30",
         ),
         "At 30° issue binds: 0.80 to 0.83 of the time under each cap. 168 keeps 12 warps an SM "
-        "and spills 16 bytes at 64 channels, none at 256; 184 and 200 spill none and leave 8 "
-        "warps. At identity memory binds: no difference, unless 8 warps are too few.",
+        "and spills 16 bytes at 64 channels, none at 256 (24 and 8 on triton 3.6.0); 184 and 200 "
+        "leave 8 warps and spill none, but for 8 bytes under 184 on triton 3.6.0. At identity "
+        "memory binds: no difference, unless 8 warps are too few.",
     ),
     Experiment(
         "passes",
