@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bench import addresses, table
+from bench import addresses, cli, table
 from bench.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
 from triton_stn.kernels import configs
 
@@ -235,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for theta_kind in options.theta or case.theta_kinds
         for pass_name in PASSES
     ]
-    tasks = [t for t in tasks if all(w in "/".join(_name(t)) for w in options.filter.split())]
+    tasks = [t for t in tasks if cli.matches("/".join(_name(t)), options.filter)]
     unknown = [t for t in tasks if (t.case.transform, t.case.mode) != ("affine", "bilinear")]
     if unknown:
         names = ", ".join(dict.fromkeys(task.case.name for task in unknown))
@@ -270,7 +270,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--gpu", choices=list(GPUS), default="H200", help="default: %(default)s")
     parser.add_argument(
-        "--filter", default="", metavar="TEXT", help="only case/pass/theta with every word of TEXT"
+        "--filter",
+        default="",
+        metavar="TEXT",
+        help="only case/pass/theta with every word of TEXT, none that begins with a minus",
     )
     parser.add_argument(
         "--theta",

@@ -148,9 +148,9 @@ def _counts(
         found = {"per_pixel": round(count / pixels, 1)}
         if maps > 1:
             skips = (
-                (i, place[_target(text)])
+                (i, place[branch_target(text)])
                 for i, (_, text) in enumerate(instructions[first:last], first)
-                if i < place.get(_target(text), -1) <= last
+                if i < place.get(branch_target(text), -1) <= last
             )
             branch, target = max(skips, key=lambda skip: skip[1] - skip[0])
             missed = count - (target - branch - 1)

@@ -42,6 +42,15 @@ def sm_90(tmp_path_factory) -> pd.DataFrame:
     return rows
 
 
+@pytest.fixture(scope="module")
+def several(tmp_path_factory) -> pd.DataFrame:
+    """Three maps an image of three channels."""
+    out = tmp_path_factory.mktemp("static") / "several.csv"
+    status, rows, printed = report(out, f"C=3 {FLOAT32} K=3 512x512", "sm_90")
+    assert status == 0, printed
+    return rows
+
+
 def one(frame: pd.DataFrame, kernel: str, case: str, window: str = "") -> pd.Series:
     found = frame[(frame.kernel == kernel) & (frame.case == case)]
     found = found[found.window.fillna("") == window]
@@ -94,6 +103,23 @@ def test_forward_stays_under_its_instructions_a_channel(sm_90):
 def test_gather_stays_under_its_instructions(sm_90, channels, size, window, unit, most):
     row = one(sm_90, "gather", f"C={channels} {FLOAT32} {size} → input+θ", window)
     assert 0 < row[unit] <= most
+
+
+@pytest.mark.parametrize("window", ["axis", "three"])
+def test_a_map_that_misses_a_tile_costs_less_than_half_of_one_that_meets_it(several, window):
+    row = one(several, "gather", f"C=3 {FLOAT32} K=3 512x512 → input+θ", window)
+    assert 0 < row.per_miss <= row.per_pixel / 2 and row.per_pixel <= 400
+
+
+def test_a_walked_window_is_counted_by_its_candidates(several):
+    case = f"C=3 {FLOAT32} K=3 512x512 → input+θ"
+    straight, walk = (one(several, "gather", case, window) for window in ("straight", "walk"))
+    assert 0 < straight.per_candidate < walk.per_candidate <= 60
+
+
+def test_grad_theta_of_several_maps_is_summed_a_pixel_of_the_output(several):
+    row = one(several, "scatter", f"C=3 {FLOAT32} K=3 512x512 → input+θ")
+    assert 0 < row.per_pixel <= 150
 
 
 def test_other_targets_compile_without_a_spill(tmp_path):

@@ -88,8 +88,7 @@ def warps_an_sm(registers: int, warps: int) -> int:
 
 
 def _modelled(task: Task) -> bool:
-    """Whether the roofline predicts the task's time: of K maps it lacks the backward's scatter."""
+    """Whether the roofline predicts the task's time."""
     what = (task.case.transform, task.case.mode, task.dtype, task.layout, task.padding_mode)
     plain = what == ("affine", "bilinear", "float32", "contiguous", "zeros")
-    known = task.pass_name == "forward" or (task.pass_name == "backward" and task.case.k == 1)
-    return plain and known
+    return plain and task.pass_name in roofline.PASSES
