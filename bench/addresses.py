@@ -220,10 +220,10 @@ def _gather_tiles(case: Case) -> tuple[Programs, np.ndarray]:
 def _met(at: Programs, map: np.ndarray, case: Case) -> np.ndarray:
     """Which tiles a map's image of the output meets, by the tests in kernels/candidates.py.
 
-    All of them where the gather does not ask: for one map, in the narrow windows.
+    All of them where the gather does not ask: for one map without rotation.
     """
     kind = window(map.reshape(-1, 6)[0])  # the K maps differ by translation alone
-    if case.k == 1 and kind in ("axis", "three"):
+    if case.k == 1 and kind == "axis":
         return np.ones(at.image.shape, bool)
     a00, a01, b0, a10, a11, b1 = np.moveaxis(map, -1, 0)
     j, i = (case.w_out - 1) / 2, (case.h_out - 1) / 2
@@ -232,7 +232,7 @@ def _met(at: Programs, map: np.ndarray, case: Case) -> np.ndarray:
     slack = 1 + SLACK
     found = np.abs(du) <= half_w + slack * (1 + np.abs(a00) * j + np.abs(a01) * i)
     found &= np.abs(dv) <= half_h + slack * (1 + np.abs(a10) * j + np.abs(a11) * i)
-    if kind in ("straight", "walk"):
+    if kind != "axis":
         x, y, det = half_w + slack, half_h + slack, slack * np.abs(a00 * a11 - a01 * a10)
         found &= np.abs(a00 * dv - a10 * du) <= y * np.abs(a00) + x * np.abs(a10) + det * i
         found &= np.abs(a01 * dv - a11 * du) <= y * np.abs(a01) + x * np.abs(a11) + det * j

@@ -10,15 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import triton
 
 from bench import static
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOAT32 = "float32 NCHW bilinear zeros"
-OVER_ON_OLD_TRITON = pytest.mark.xfail(
-    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7), reason="349 on triton 3.6.0"
-)
 
 
 def report(out: Path, text: str, *targets: str) -> tuple[int, pd.DataFrame, str]:
@@ -94,7 +90,7 @@ def test_forward_stays_under_its_instructions_a_channel(sm_90):
     [
         (1, "512x512", "axis", "per_pixel", 168),
         (3, "512x512", "axis", "per_pixel", 216),
-        pytest.param(1, "512x512", "three", "per_pixel", 342, marks=OVER_ON_OLD_TRITON),
+        (1, "512x512", "three", "per_pixel", 342),
         (3, "512x512", "three", "per_pixel", 503),
         (64, "56x56", "axis", "per_pixel_channel", 49),
         (64, "56x56", "three", "per_pixel_channel", 96),
