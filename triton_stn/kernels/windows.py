@@ -1,20 +1,20 @@
 """Which window gathers a theta, the same for every thread, and the way of the channels through it.
 
-Of one theta an image, a window stands outside the loop over channels: `gather_tile` works it out
-once and takes all passes through it. Of several the sums of a pass stay in registers over the
-thetas, so that every pass works every window out anew: `gather_pass`.
+Of one theta an image a window stands outside the loop over channels: it is worked out once a tile,
+and all passes go through it. Of several the sums of a pass stay in registers over the thetas, so
+every pass works every window out anew. `gather_as` does either. Beside the tuples of
+`candidates.py` they pass on
+
+    spot = (u, v, which are pixels, the tile's first column and row, offsets of its pixels in X)
+    X = (X at the pass's first channel, stride_xc, stride_xh, stride_xw)
+    dX = (dX at the tile's pixels and that channel, stride_dxc)
+    job = (map, inverse, spot, X, dX, G, channels, canvas, (H, W))
 """
 
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.candidates import (
-    MOST_CANDIDATES,
-    inverse_map,
-    is_tame,
-    meets,
-    near,
-)
+from triton_stn.kernels.candidates import MOST_CANDIDATES, inverse_map, is_tame, meets, near
 from triton_stn.kernels.coordinates import load_map
 from triton_stn.kernels.moments import zero_moments
 from triton_stn.kernels.narrow import (
