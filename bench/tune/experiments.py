@@ -109,8 +109,9 @@ PLAN = (
             "features_28/forward/rotation_30",
         ),
         "Backward 2 a pass takes 1.11 of the time of features_28, by instructions; features_56 is "
-        "bound by memory, at 1.03 of the instructions. Forward is bound by memory at 2, 4 and 8, "
-        "which leave 64, 48 and 36 warps an SM.",
+        "bound by memory, and 1.03 of its instructions leave 16 warps an SM instead of 12: if "
+        "latency decides, 2 should win there. Forward is bound by memory at 2, 4 and 8, which "
+        "leave 64, 48 and 36 warps.",
     ),
     Experiment(
         "gather_tiles",
@@ -136,10 +137,11 @@ PLAN = (
             "large_512/backward/rotation_30",
             "features_56/backward/rotation_30",
         ),
-        "2 warps: the same instructions and as many warps an SM, but tiles of 8 rows fit 56 and "
-        "60 rows better: 0.86 of the time of digits_60 backward, 0.87 of the instructions of "
-        "features_56, which memory binds. 8 warps take 1.00 to 1.25. What barriers and the tail "
-        "cost is in no floor.",
+        "2 warps: no more instructions and as many warps an SM, and tiles of 8 rows fit 56 and 60 "
+        "rows better: 0.86 of the time of digits_60 backward, 0.87 of the instructions of "
+        "features_56, which memory binds. 8 warps take 1.00 to 1.25, and leave large_512 and "
+        "features_56 backward 8 warps an SM, not 12. What barriers and the tail cost is in no "
+        "floor.",
     ),
     Experiment(
         "splits",
