@@ -45,6 +45,33 @@ def load_pass(
 
 
 @triton.jit
+def zero_pass(PIXELS: tl.constexpr, PASS: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr):
+    """The sums of a pass's channels, before a window adds to them."""
+    acc = ()
+    for _ in tl.static_range(PASS):
+        acc = acc + (tl.zeros([PIXELS, BLOCK_C], DTYPE),)
+    return acc
+
+
+@triton.jit
+def store_pass(dX_ptrs, stride_dxc, acc, mask, channels, PASS: tl.constexpr, MASK: tl.constexpr):
+    for c in tl.static_range(PASS):
+        written = mask
+        if MASK:
+            written &= channels[0] + c < channels[1]
+        tl.store(dX_ptrs, acc[c].to(dX_ptrs.dtype.element_ty), mask=written)
+        dX_ptrs += stride_dxc
+
+
+@triton.jit
+def advance(ptr, stride, STEP: tl.constexpr):
+    """ptr + STEP·stride, by walking: the product could leave int32."""
+    for _ in tl.static_range(STEP):
+        ptr += stride
+    return ptr
+
+
+@triton.jit
 def hat(x, u, MODE: tl.constexpr):
     """Weight of pixel u at coordinate x, x's distance from u, and whether x lies in u's cell.
 
@@ -216,7 +243,7 @@ def inverse_map(map, MODE: tl.constexpr):
     k01 = -n01 * factor
     k10 = -n10 * factor
     k11 = n00 * factor
-    slack: tl.constexpr = 0.5078125 if MODE == "nearest" else 1.015625
+    slack: tl.constexpr = SLACK / 2 if MODE == "nearest" else SLACK
     reach_j = slack * (tl.abs(k00) + tl.abs(k01)) + 0.015625
     reach_i = slack * (tl.abs(k10) + tl.abs(k11)) + 0.015625
     return reach_j, reach_i, k00, k01, k10, k11, n00, n01, n10, n11, det, size

@@ -18,12 +18,11 @@ Launch grid: (N·SPLITS, tiles along W, tiles along H); a split owns a range of 
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.candidates import inverse_map
+from triton_stn.kernels.candidates import advance, inverse_map, store_pass, zero_pass
 from triton_stn.kernels.coordinates import channel_range, source_map, tile
 from triton_stn.kernels.moments import store_sums, zero_moments
-from triton_stn.kernels.narrow import axis_kind
 from triton_stn.kernels.perspective import inverse_homography
-from triton_stn.kernels.windows import advance, gather_theta, store_pass, window_kind, zero_pass
+from triton_stn.kernels.windows import ON_SIDE, PERSPECTIVE, gather_theta, window_kind
 
 
 @triton.jit
@@ -37,17 +36,15 @@ def load_theta(
     WINDOW: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """One theta: (the map of `source_map`, its inverse, its window, the moments lie swapped)."""
+    """One theta: (the map of `source_map`, its inverse, the kind of its window)."""
     map = source_map(Theta_ptr, scales, units, SOURCE, DTYPE)
     if SOURCE == "projective":
         inverse = inverse_homography(map, canvas, MODE)
-        kind = 0
-        swap = False
+        kind = PERSPECTIVE
     else:
         inverse = inverse_map(map, MODE)
         kind = window_kind(map, inverse, WINDOW)
-        swap = axis_kind(map)[1]
-    return map, inverse, kind, swap
+    return map, inverse, kind
 
 
 @triton.jit
@@ -120,7 +117,7 @@ def gather(
     units = (unit_w, unit_h, 0)
     passes = 1 if ONE_PASS else tl.cdiv(count, PASS * BLOCK_C)
     if ONE_THETA:
-        map, inverse, kind, swap = load_theta(
+        map, inverse, kind = load_theta(
             Theta_ptr, scales, units, canvas, SOURCE, MODE, WINDOW, DTYPE
         )
         moments = zero_moments(SUMS, BLOCK_H * BLOCK_W, DTYPE)
@@ -151,7 +148,7 @@ def gather(
                 G_ptr = G_pass
                 Theta_k = Theta_ptr
                 for _k in range(K):
-                    map, inverse, kind, _ = load_theta(
+                    map, inverse, kind = load_theta(
                         Theta_k, scales, units, canvas, SOURCE, MODE, WINDOW, DTYPE
                     )
                     G = (G_ptr, stride_gc, stride_gh, stride_gw)
@@ -169,4 +166,4 @@ def gather(
     if NEEDS_THETA:
         slot = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
         slot = slot * SPLITS + tl.program_id(0) % SPLITS
-        store_sums(P_ptr, n.to(tl.int64) * slots + slot, moments, swap, SUMS)
+        store_sums(P_ptr, n.to(tl.int64) * slots + slot, moments, kind == ON_SIDE, SUMS)

@@ -16,7 +16,15 @@ Launch grid: (N·tiles·SPLITS,), splits fastest; a split owns a range of channe
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.candidates import accumulate, hat, load_pass, with_sign
+from triton_stn.kernels.candidates import (
+    accumulate,
+    advance,
+    hat,
+    load_pass,
+    store_pass,
+    with_sign,
+    zero_pass,
+)
 from triton_stn.kernels.coordinates import channel_range
 from triton_stn.kernels.moments import store_sums, zero_moments
 from triton_stn.kernels.volume import (
@@ -128,9 +136,7 @@ def volume_gather(
     moments = zero_moments(12, VOXELS, DTYPE)
     for step in range(tl.cdiv(count, STEP)):
         channels = (offs_c, count - step * STEP)
-        acc = ()
-        for _ in tl.static_range(PASS):
-            acc = acc + (tl.zeros(dX_pass.shape, DTYPE),)
+        acc = zero_pass(VOXELS, PASS, BLOCK_C, DTYPE)
         values = load_pass(
             X_pass, mask, channels, stride_xc, PASS, MASK_CHANNELS, NEEDS_THETA, DTYPE
         )
@@ -145,15 +151,10 @@ def volume_gather(
             )  # fmt: skip
             G_ptr += stride_gk
             Theta_k += stride_tk
-        for c in tl.static_range(PASS):
-            written = mask
-            if MASK_CHANNELS:
-                written &= offs_c + c < count - step * STEP
-            tl.store(dX_pass, acc[c].to(dX_ptr.dtype.element_ty), mask=written)
-            # Pointers walk the channels: a product of strides could leave int32.
-            dX_pass += BLOCK_C * stride_dxc
-            X_pass += BLOCK_C * stride_xc
-            G_pass += BLOCK_C * stride_gc
+        store_pass(dX_pass, stride_dxc, acc, mask, channels, PASS, MASK_CHANNELS)
+        dX_pass = advance(dX_pass, BLOCK_C * stride_dxc, PASS)
+        X_pass = advance(X_pass, BLOCK_C * stride_xc, PASS)
+        G_pass = advance(G_pass, BLOCK_C * stride_gc, PASS)
     if NEEDS_THETA:
         row = n.to(tl.int64) * slots + tile * SPLITS + split
         store_sums(P_ptr, row, moments, False, 12)

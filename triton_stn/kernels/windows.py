@@ -14,7 +14,16 @@ every pass works every window out anew. `gather_as` does either. Beside the tupl
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.candidates import MOST_CANDIDATES, inverse_map, is_tame, meets, near
+from triton_stn.kernels.candidates import (
+    MOST_CANDIDATES,
+    advance,
+    inverse_map,
+    is_tame,
+    meets,
+    near,
+    store_pass,
+    zero_pass,
+)
 from triton_stn.kernels.coordinates import load_map
 from triton_stn.kernels.moments import zero_moments
 from triton_stn.kernels.narrow import (
@@ -134,33 +143,6 @@ def gather_pass(
             MODE, PASS, MASK_CHANNELS, NEEDS_THETA, INDEX, EVERY,
         )  # fmt: skip
     return acc, sums
-
-
-@triton.jit
-def zero_pass(PIXELS: tl.constexpr, PASS: tl.constexpr, BLOCK_C: tl.constexpr, DTYPE: tl.constexpr):
-    """The sums of a pass's channels, before a window adds to them."""
-    acc = ()
-    for _ in tl.static_range(PASS):
-        acc = acc + (tl.zeros([PIXELS, BLOCK_C], DTYPE),)
-    return acc
-
-
-@triton.jit
-def store_pass(dX_ptrs, stride_dxc, acc, mask, channels, PASS: tl.constexpr, MASK: tl.constexpr):
-    for c in tl.static_range(PASS):
-        written = mask
-        if MASK:
-            written &= channels[0] + c < channels[1]
-        tl.store(dX_ptrs, acc[c].to(dX_ptrs.dtype.element_ty), mask=written)
-        dX_ptrs += stride_dxc
-
-
-@triton.jit
-def advance(ptr, stride, STEP: tl.constexpr):
-    """ptr + STEP·stride, by walking: the product could leave int32."""
-    for _ in tl.static_range(STEP):
-        ptr += stride
-    return ptr
 
 
 @triton.jit
