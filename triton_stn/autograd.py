@@ -1,20 +1,27 @@
 """The registered operators, their fake kernels and their derivatives.
 
-``triton_stn::sample`` and ``triton_stn::sample_backward`` run the Triton backend on
-whatever device the tensors are on; their fake kernels let torch.compile trace through them.
+``triton_stn::sample`` and ``triton_stn::sample_backward`` run the Triton backend, on images and on
+volumes, on whatever device the tensors are on; their fake kernels let torch.compile trace through
+them. A plain eager call does without the dispatcher: `sample` goes straight to the Function, or
+where no gradient is wanted to the launcher.
 """
 
 from __future__ import annotations
 
 import torch
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from triton_stn.backends.layout import empty_gradients, empty_output
 
+try:
+    from triton_stn.backends import fused
+except ImportError:  # without Triton: the operators exist, and `use_backend` never calls them
+    fused = None
+
 _library = torch.library.Library("triton_stn", "DEF")
 _library.define(
-    "sample(Tensor input, Tensor theta, SymInt h_out, SymInt w_out, str mode, "
-    'str padding_mode, bool align_corners, str source="affine") -> Tensor',
+    "sample(Tensor input, Tensor theta, SymInt[] size, str mode, str padding_mode, "
+    'bool align_corners, str source="affine") -> Tensor',
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
@@ -26,97 +33,55 @@ _library.define(
 
 
 @torch.library.impl(_library, "sample", "CompositeExplicitAutograd")
-def _sample(input, theta, h_out, w_out, mode, padding_mode, align_corners, source="affine"):
-    from triton_stn.backends import fused  # here, so that the package imports without triton
-
-    return fused.sample(input, theta, h_out, w_out, mode, padding_mode, align_corners, source)
+def _sample(*args):
+    return fused.sample(*args)
 
 
 @torch.library.register_fake("triton_stn::sample", lib=_library)
-def _sample_fake(input, theta, h_out, w_out, mode, padding_mode, align_corners, source="affine"):
-    return empty_output(input, theta.shape[1], h_out, w_out)
+def _sample_fake(input, theta, size, mode, padding_mode, align_corners, source="affine"):
+    return empty_output(input, theta.shape[1], *size)
 
 
 @torch.library.impl(_library, "sample_backward", "CompositeExplicitAutograd")
-def _sample_backward(
-    grad_output,
-    input,
-    theta,
-    mode,
-    padding_mode,
-    align_corners,
-    needs_input,
-    needs_theta,
-    source="affine",
-):
-    from triton_stn.backends import fused
-
-    return fused.sample_backward(
-        grad_output,
-        input,
-        theta,
-        mode,
-        padding_mode,
-        align_corners,
-        needs_input,
-        needs_theta,
-        source,
-    )
+def _sample_backward(*args):
+    return fused.sample_backward(*args)
 
 
 @torch.library.register_fake("triton_stn::sample_backward", lib=_library)
 def _sample_backward_fake(
-    grad_output,
-    input,
-    theta,
-    mode,
-    padding_mode,
-    align_corners,
-    needs_input,
-    needs_theta,
+    grad_output, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta,
     source="affine",
-):
+):  # fmt: skip
     return empty_gradients(input, theta, needs_input, needs_theta)
 
 
 class Sample(torch.autograd.Function):
     """input (N, C, *), theta (N, K, *) -> (N, K, C, *size), of images and of volumes.
 
-    ``arguments`` are those of the operator after theta. Saves its two inputs.
+    ``options`` are mode, padding_mode, align_corners and the source. Saves its two inputs.
     """
 
     @staticmethod
-    def forward(ctx, input, theta, *arguments):
+    def forward(ctx, input, theta, size, *options):
         ctx.save_for_backward(input, theta)
-        ctx.arguments = arguments
-        operator = sample if input.ndim == 4 else sample_3d
-        with torch._C._AutoDispatchBelowAutograd():  # past this Function, to the kernel
-            return operator(input, theta, *arguments)
+        ctx.options = options
+        return _below_autograd("sample", input, theta, size, *options)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):
         input, theta = ctx.saved_tensors
         needs_input, needs_theta = ctx.needs_input_grad[:2]
-        operator = sample_backward if input.ndim == 4 else sample_3d_backward
-        # mode, padding_mode and align_corners follow the size; of an image, the source comes last.
-        mode, padding_mode, align_corners, *source = ctx.arguments[input.ndim - 2 :]
-        options = (mode, padding_mode, align_corners, needs_input, needs_theta, *source)
-        grad_input, grad_theta = operator(grad_output, input, theta, *options)
-        return (
-            grad_input if needs_input else None,
-            grad_theta if needs_theta else None,
-            *(None,) * len(ctx.arguments),
+        *rules, source = ctx.options
+        grads = _below_autograd(
+            "sample_backward", grad_output, input, theta, *rules, needs_input, needs_theta, source
         )
-
-
-@torch.library.impl(_library, "sample", "Autograd")
-def _sample_autograd(*args):
-    return Sample.apply(*args)
-
-
-sample = torch.ops.triton_stn.sample
-sample_backward = torch.ops.triton_stn.sample_backward
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = Once.apply(*grads, grad_output, input, theta)
+        return (
+            grads[0] if needs_input else None,
+            grads[1] if needs_theta else None,
+            *(None,) * (1 + len(ctx.options)),
+        )
 
 
 class Splat(torch.autograd.Function):
@@ -136,62 +101,80 @@ class Splat(torch.autograd.Function):
         return backend.sample_backward(planes, image, theta, *options, True, False, source)[0]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         planes, theta = ctx.saved_tensors
         *options, source = ctx.rules
         grad_planes = grad_theta = None
-        if ctx.needs_input_grad[0]:
-            grad_planes = ctx.backend.sample(grad, theta, *planes.shape[3:], *ctx.rules)
-        if ctx.needs_input_grad[1]:
-            grad_theta = ctx.backend.sample_backward(
-                planes, grad, theta, *options, False, True, source
-            )[1]
+        with torch.no_grad():
+            if ctx.needs_input_grad[0]:
+                grad_planes = ctx.backend.sample(grad, theta, planes.shape[3:], *ctx.rules)
+            if ctx.needs_input_grad[1]:
+                grad_theta = ctx.backend.sample_backward(
+                    planes, grad, theta, *options, False, True, source
+                )[1]
+        if torch.is_grad_enabled():
+            empty = planes.new_empty(0)
+            of_both = [empty if g is None else g for g in (grad_planes, grad_theta)]
+            of_planes, of_theta = Once.apply(*of_both, grad, planes, theta)
+            grad_planes = None if grad_planes is None else of_planes
+            grad_theta = None if grad_theta is None else of_theta
         return grad_planes, grad_theta, None, None, None
 
 
-_library.define(
-    "sample_3d(Tensor input, Tensor theta, SymInt d_out, SymInt h_out, SymInt w_out, str mode, "
-    "str padding_mode, bool align_corners) -> Tensor",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
-_library.define(
-    "sample_3d_backward(Tensor grad_output, Tensor input, Tensor theta, str mode, "
-    "str padding_mode, bool align_corners, bool needs_input, bool needs_theta) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
-)
+class Once(torch.autograd.Function):
+    """The gradients as they are, and a refusal where they would be differentiated again.
+
+    Without it a second derivative would silently lack what goes through the tensors behind.
+    """
+
+    @staticmethod
+    def forward(ctx, grad_input, grad_theta, *behind):
+        return grad_input.view_as(grad_input), grad_theta.view_as(grad_theta)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "the Triton backend of triton_stn, and splat, are differentiable once; for second "
+            "derivatives sample with triton_stn.use_backend('torch')"
+        )
 
 
-@torch.library.impl(_library, "sample_3d", "CompositeExplicitAutograd")
-def _sample_3d(*args):
-    from triton_stn.backends import volume
-
-    return volume.sample(*args)
-
-
-@torch.library.register_fake("triton_stn::sample_3d", lib=_library)
-def _sample_3d_fake(input, theta, d_out, h_out, w_out, mode, padding_mode, align_corners):
-    return empty_output(input, theta.shape[1], d_out, h_out, w_out)
+def _below_autograd(name, *args):
+    """An operator past its Autograd kernel; of plain tensors past the dispatcher too."""
+    if is_plain(*(arg for arg in args[:3] if isinstance(arg, torch.Tensor))):
+        return getattr(fused, name)(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return getattr(torch.ops.triton_stn, name)(*args)
 
 
-@torch.library.impl(_library, "sample_3d_backward", "CompositeExplicitAutograd")
-def _sample_3d_backward(*args):
-    from triton_stn.backends import volume
-
-    return volume.sample_backward(*args)
+@torch.library.impl(_library, "sample", "Autograd")
+def _sample_autograd(input, theta, size, mode, padding_mode, align_corners, source="affine"):
+    return Sample.apply(input, theta, size, mode, padding_mode, align_corners, source)
 
 
-@torch.library.register_fake("triton_stn::sample_3d_backward", lib=_library)
-def _sample_3d_backward_fake(
-    grad_output, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta
-):
-    return empty_gradients(input, theta, needs_input, needs_theta)
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-@torch.library.impl(_library, "sample_3d", "Autograd")
-def _sample_3d_autograd(*args):
-    return Sample.apply(*args)
+def is_plain(*tensors: torch.Tensor) -> bool:
+    """Whether nothing watches the operators: no compiler, tracer, mode, transform or subclass."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or any(type(tensor) not in _PLAIN for tensor in tensors)
+    )
 
 
-sample_3d = torch.ops.triton_stn.sample_3d
-sample_3d_backward = torch.ops.triton_stn.sample_3d_backward
+def sample(input, theta, size, mode, padding_mode, align_corners, source="affine"):
+    """(N, K, C, *size), by the Triton backend, differentiable once."""
+    arguments = (input, theta, size, mode, padding_mode, align_corners, source)
+    if not is_plain(input, theta):
+        return torch.ops.triton_stn.sample(*arguments)
+    wanted = torch.is_grad_enabled() and (input.requires_grad or theta.requires_grad)
+    if wanted or forward_ad._current_level >= 0:  # which the Function refuses
+        return Sample.apply(*arguments)
+    return fused.sample(*arguments)
+
+
+sample_backward = torch.ops.triton_stn.sample_backward

@@ -260,25 +260,20 @@ def _operand(
 
 def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
     """(N, K, C, *size), by the backend of ``input``."""
-    uses_triton = backends.uses_triton(input)
-    if input.ndim == 5:
-        sample = autograd.sample_3d if uses_triton else pytorch.sample
-        rules = rules[:3]  # the source is an affine map
-    else:
-        sample = autograd.sample if uses_triton else pytorch.sample
+    sample = autograd.sample if backends.uses_triton(input) else pytorch.sample
     if fill_value is None:
-        return sample(input, theta, *size, *rules)
+        return sample(input, theta, size, *rules)
     # Sampling is linear: what lies outside has the weight that a plane of ones lacks. Both parts
     # are float32, so that a half-precision pixel is rounded once.
     wide = input.to(torch.promote_types(input.dtype, torch.float32))
-    output = sample(wide, theta, *size, *rules)
+    output = sample(wide, theta, size, *rules)
     ones = torch.ones((), dtype=wide.dtype, device=input.device).expand_as(input[:, :1])
-    inside = sample(ones, theta, *size, *rules)
-    fill = torch.as_tensor(fill_value, dtype=wide.dtype, device=input.device)
-    fill = fill.view(-1, *(1 for _ in size))
+    inside = sample(ones, theta, size, *rules)
+    if isinstance(fill_value, torch.Tensor):
+        fill_value = fill_value.to(wide.dtype).view(-1, *(1 for _ in size))
     # Rounding leaves up to 1e-6 outside where nothing is: there even an inf is not read.
     some = (inside - 1).abs() > 1e-6  # bicubic weights outside may be negative
-    outside = torch.where(some, fill, 0.0) * (1 - inside)
+    outside = torch.where(some, fill_value, 0.0) * (1 - inside)
     return (output + outside).to(input.dtype, memory_format=torch.preserve_format)
 
 

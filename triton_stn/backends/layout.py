@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+
+
+class Layout(NamedTuple):
+    """What of a tensor decides a launch."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def layout(tensor: torch.Tensor) -> Layout:
+    return Layout(tensor.shape, tensor.stride(), tensor.dtype)
 
 
 def channels_lie_last(shape: Sequence[int], strides: Sequence[int]) -> bool:

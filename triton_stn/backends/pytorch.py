@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +23,22 @@ _PLANES = 32
 _PIECE_BYTES = 8 * 2**20
 
 
-def sample(input: torch.Tensor, theta: torch.Tensor, *arguments) -> torch.Tensor:
+def sample(
+    input: torch.Tensor,
+    theta: torch.Tensor,
+    size: Sequence[int],
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    source: str = "affine",
+) -> torch.Tensor:
     """Sample input (N, C, H, W) -> (N, K, C, H_out, W_out), or (N, C, D, H, W) likewise.
 
-    ``arguments`` are the output's size, mode, padding_mode, align_corners and, of images, the
-    source. ``theta`` is (N, K, 2, 3), or (N, K, 3, 4) of volumes, for the source "affine"; or
+    ``theta`` is (N, K, 2, 3), or (N, K, 3, 4) of volumes, for the source "affine"; or
     (N, K, H_out, W_out, 2), normalised coordinates for "grid", displacements in pixels for "flow";
     or (N, K, H_out, W_out, 6), `Transform.patches`, for "patch", of the mode "area".
     """
-    ndim = input.ndim - 2
-    size = arguments[:ndim]
-    mode, padding_mode, align_corners, *rest = arguments[ndim:]
-    source = rest[0] if rest else "affine"
+    size = tuple(size)
     n, c = input.shape[:2]
     k = theta.shape[1]
     if n * k * c == 0:
@@ -359,7 +364,7 @@ def _sample_area(input, theta, h_out, w_out, padding_mode, align_corners, source
         if source == "affine":
             place = torch.cat((slopes, place[..., None]), -1)[:, :, 0, 0]
         of = source if source == "affine" else "grid"
-        sampled = sample(x, place, h_out, w_out, "bilinear", padding_mode, align_corners, of)
+        sampled = sample(x, place, (h_out, w_out), "bilinear", padding_mode, align_corners, of)
         total = total + torch.where(used[:, :, None], sampled, 0.0)
     mean = total / count.prod(-1)[:, :, None]
     return mean.to(input.dtype, memory_format=torch.preserve_format)

@@ -6,10 +6,22 @@
 The padding rule moves each tap, not the coordinate, so no derivative is cut at the edge.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.coordinates import pad
+from triton_stn.kernels.taps import lasts, pad
+from triton_stn.kernels.tiles import some
+
+
+class CubicTaps(NamedTuple):
+    """Four taps along one axis, four of each."""
+
+    pixels: object
+    weights: object
+    slopes: object  # derivatives of the weights
+    inside: object  # the image
 
 
 @triton.jit
@@ -25,12 +37,8 @@ def far_weight(d):
 
 
 @triton.jit
-def cubic_taps(x, last, edge, PADDING: tl.constexpr):
-    """Four taps along one axis: four tuples (pixel, weight, its derivative, it is read).
-
-    A tap of zero weight is not read, unless its derivative is asked for: the last tuple is of taps
-    inside the image.
-    """
+def cubic_taps(x, last, edge, RULES: tl.constexpr):
+    """`CubicTaps` of a coordinate. A tap of zero weight is read only for its derivative."""
     left = tl.floor(x)
     t = x - left
     w0, d0 = far_weight(t + 1)
@@ -40,107 +48,79 @@ def cubic_taps(x, last, edge, PADDING: tl.constexpr):
     pixels = ()
     inside = ()
     for o in tl.static_range(4):
-        pixel, _ = pad(left + (o - 1), last, edge, PADDING)
+        pixel, _ = pad(left + (o - 1), last, edge, RULES)
         pixels = pixels + (pixel.to(tl.int32),)
         inside = inside + ((pixel >= 0) & (pixel <= last),)
-    return pixels, (w0, w1, w2, w3), (d0, d1, -d2, -d3), inside
+    return CubicTaps(pixels, (w0, w1, w2, w3), (d0, d1, -d2, -d3), inside)
+
+
+@triton.jit
+def cubic_place(place, FRAME, RULES: tl.constexpr):
+    """`CubicTaps` along x and y."""
+    last = lasts(FRAME, RULES)
+    along_x = cubic_taps(place[0], last[0], FRAME.edge, RULES)
+    along_y = cubic_taps(place[1], last[1], FRAME.edge, RULES)
+    return along_x, along_y
 
 
 @triton.jit
 def forward_bicubic(
-    X_ptr,
-    Y_ptrs,
-    x,
-    y,
-    mask,
-    offs_c,
-    count,
-    strides_x,
-    stride_yc,
-    last_w,
-    last_h,
-    edge,
-    PADDING: tl.constexpr,
-    MASK_CHANNELS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    DTYPE: tl.constexpr,
-    INDEX: tl.constexpr,
+    X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
 ):
     """The tile of `forward`, channel after channel."""
-    stride_xc, stride_xh, stride_xw = strides_x
-    u, wx, _, in_x = cubic_taps(x, last_w, edge, PADDING)
-    v, wy, _, in_y = cubic_taps(y, last_h, edge, PADDING)
-    X_ptr += offs_c * stride_xc
-    for c in range(0, count, BLOCK_C):
-        here = mask
-        if MASK_CHANNELS:
-            here = mask & (offs_c < count - c)
-        out = tl.zeros(Y_ptrs.shape, DTYPE)
+    along_x, along_y = cubic_place(place, FRAME, RULES)
+    X_ptr = X.ptr + at.channels * X.stride_c
+    Y_ptrs = Y.ptr
+    for c in range(0, count, TILING.block_c):
+        here = at.mask & some(at.channels, count - c, TILING.mask_channels)
+        out = tl.zeros(Y.ptr.shape, RULES.dtype)
         for a in tl.static_range(4):
-            X_row = X_ptr + v[a].to(INDEX) * stride_xh
+            X_row = X_ptr + along_y.pixels[a].to(RULES.index) * X.stride_h
             for b in tl.static_range(4):
-                weight = wy[a] * wx[b]
-                read = here & in_y[a] & in_x[b] & (weight != 0)
-                value = tl.load(X_row + u[b].to(INDEX) * stride_xw, mask=read, other=0.0)
-                out = tl.fma(value.to(DTYPE), weight, out)
-        tl.store(Y_ptrs, out.to(Y_ptrs.dtype.element_ty), mask=here)
-        X_ptr += BLOCK_C * stride_xc
-        Y_ptrs += BLOCK_C * stride_yc
+                weight = along_y.weights[a] * along_x.weights[b]
+                read = here & along_y.inside[a] & along_x.inside[b] & (weight != 0)
+                ptrs = X_row + along_x.pixels[b].to(RULES.index) * X.stride_w
+                value = tl.load(ptrs, mask=read, other=0.0)
+                out = tl.fma(value.to(RULES.dtype), weight, out)
+        tl.store(Y_ptrs, out.to(Y.ptr.dtype.element_ty), mask=here)
+        X_ptr += TILING.block_c * X.stride_c
+        Y_ptrs += TILING.block_c * Y.stride_c
 
 
 @triton.jit
-def scatter_bicubic(
-    X_ptr,
-    dX_ptr,
-    G_ptrs,
-    x,
-    y,
-    mask,
-    offs_c,
-    count,
-    strides_x,
-    strides_dx,
-    stride_gc,
-    last_w,
-    last_h,
-    edge,
-    PADDING: tl.constexpr,
-    NEEDS_INPUT: tl.constexpr,
-    NEEDS_THETA: tl.constexpr,
-    MASK_CHANNELS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    DTYPE: tl.constexpr,
-    INDEX: tl.constexpr,
+def backward_bicubic(
+    X, dX, G, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
 ):
-    """The tile of `scatter`: adds to dX, and returns dY/dx and dY/dy summed over the channels."""
-    stride_xc, stride_xh, stride_xw = strides_x
-    stride_dxc, stride_dxh, stride_dxw = strides_dx
-    u, wx, dx, in_x = cubic_taps(x, last_w, edge, PADDING)
-    v, wy, dy, in_y = cubic_taps(y, last_h, edge, PADDING)
-    s_x = tl.zeros(G_ptrs.shape, DTYPE)
-    s_y = tl.zeros(G_ptrs.shape, DTYPE)
-    for c in range(0, count, BLOCK_C):
-        here = mask
-        if MASK_CHANNELS:
-            here = mask & (offs_c < count - c)
-        g = tl.load(G_ptrs, mask=here, other=0.0).to(DTYPE)
+    """The tile of a backward from the output's side: adds to dX, returns (dY/dx, dY/dy) summed
+    over the channels."""
+    along_x, along_y = cubic_place(place, FRAME, RULES)
+    X_ptr = X.ptr + at.channels * X.stride_c
+    dX_ptr = dX.ptr + at.channels * dX.stride_c
+    G_ptrs = G.ptr
+    s_x = tl.zeros(G_ptrs.shape, RULES.dtype)
+    s_y = tl.zeros(G_ptrs.shape, RULES.dtype)
+    for c in range(0, count, TILING.block_c):
+        here = mask & some(at.channels, count - c, TILING.mask_channels)
+        g = tl.load(G_ptrs, mask=here, other=0.0).to(RULES.dtype)
         for a in tl.static_range(4):
+            row = along_y.pixels[a].to(RULES.index)
             for b in tl.static_range(4):
-                read = here & in_y[a] & in_x[b]
-                if NEEDS_INPUT:
-                    weight = wy[a] * wx[b]
-                    place = v[a].to(INDEX) * stride_dxh + u[b].to(INDEX) * stride_dxw
+                column = along_x.pixels[b].to(RULES.index)
+                read = here & along_y.inside[a] & along_x.inside[b]
+                if RULES.needs_input:
+                    weight = along_y.weights[a] * along_x.weights[b]
                     written = read & (weight != 0)
-                    tl.atomic_add(dX_ptr + place, g * weight, mask=written, sem="relaxed")
-                if NEEDS_THETA:
-                    place = v[a].to(INDEX) * stride_xh + u[b].to(INDEX) * stride_xw
-                    value = g * tl.load(X_ptr + place, mask=read, other=0.0).to(DTYPE)
-                    s_x = tl.fma(value, wy[a] * dx[b], s_x)
-                    s_y = tl.fma(value, dy[a] * wx[b], s_y)
-        X_ptr += BLOCK_C * stride_xc
-        dX_ptr += BLOCK_C * stride_dxc
-        G_ptrs += BLOCK_C * stride_gc
-    if NEEDS_THETA and BLOCK_C > 1:
+                    ptrs = dX_ptr + (row * dX.stride_h + column * dX.stride_w)
+                    tl.atomic_add(ptrs, g * weight, mask=written, sem="relaxed")
+                if RULES.needs_theta:
+                    ptrs = X_ptr + (row * X.stride_h + column * X.stride_w)
+                    value = g * tl.load(ptrs, mask=read, other=0.0).to(RULES.dtype)
+                    s_x = tl.fma(value, along_y.weights[a] * along_x.slopes[b], s_x)
+                    s_y = tl.fma(value, along_y.slopes[a] * along_x.weights[b], s_y)
+        X_ptr += TILING.block_c * X.stride_c
+        dX_ptr += TILING.block_c * dX.stride_c
+        G_ptrs += TILING.block_c * G.stride_c
+    if RULES.needs_theta and TILING.block_c > 1:
         s_x = tl.sum(s_x, 1, keep_dims=True)
         s_y = tl.sum(s_y, 1, keep_dims=True)
     return s_x, s_y

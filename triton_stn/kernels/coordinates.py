@@ -1,13 +1,16 @@
-"""Where an output pixel reads, and the padding rules, in pixels of the input.
+"""Where an output pixel reads, in pixels of the input, and how its gradient makes that of theta.
 
-With j' = j - (W_out-1)/2 and i' = i - (H_out-1)/2, and for either align_corners,
+With j' = j - (W_out-1)/2, i' = i - (H_out-1)/2, and for either align_corners,
 
-    x = a00·j' + a01·i' + b0        y = a10·j' + a11·i' + b1
+    x = a00·j' + a01·i' + b0        y = a10·j' + a11·i' + b1        (and z, of volumes, likewise)
 
 is the source coordinate in pixels of the input. Centred coordinates are half-integers, exact in
 float32, so identity, flips and quarter turns are exact. Forward and backward call the same
-helpers, so they can not disagree about which pixel a coordinate falls on.
+helpers, and no product is left for the compiler to contract with a sum as it likes, so they can
+not disagree about which pixel a coordinate falls on.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -15,265 +18,258 @@ import triton.language as tl
 # Sources whose grad_theta is so many sums over the pixels, in the order of theta's numbers
 # (`source_gradient`). Any other's is made from the gradient of each pixel's coordinates.
 SUMS = {"affine": 6, "projective": 9}
+VOLUME_SUMS = 12
 # Sources whose theta is a field, so many numbers a pixel: (N, K, H_out, W_out, *), any strides.
 FIELDS = {"grid": 2, "flow": 2, "patch": 6}
 
 
-@triton.jit
-def scalar(value, DTYPE: tl.constexpr):
-    """A host number in DTYPE. A float64 arrives as its bits, for a float argument is float32."""
-    if DTYPE == tl.float64:
-        value = value.to(tl.float64, bitcast=True)
-    return value
+class Affine(NamedTuple):
+    """x = x_j·j + x_i·i + x_1 and y likewise, of centred output pixels."""
+
+    x_j: object
+    x_i: object
+    x_1: object
+    y_j: object
+    y_i: object
+    y_1: object
+
+
+class Affine3d(NamedTuple):
+    x_j: object
+    x_i: object
+    x_k: object
+    x_1: object
+    y_j: object
+    y_i: object
+    y_k: object
+    y_1: object
+    z_j: object
+    z_i: object
+    z_k: object
+    z_1: object
+
+
+class Normalised(NamedTuple):
+    """A map of normalised coordinates: pixel = coordinate·half + middle; coordinate = j·unit."""
+
+    half_w: object
+    half_h: object
+    middle_w: object
+    middle_h: object
+    unit_w: object
+    unit_h: object
+    h: object  # the nine numbers of a homography; else nothing
 
 
 @triton.jit
-def load_map(Theta_ptr, scales, DTYPE: tl.constexpr):
-    """Normalised theta, six numbers side by side -> (a00, a01, b0, a10, a11, b1) in pixels.
+def number(value, RULES: tl.constexpr):
+    """A host number in the dtype of coordinates."""
+    return tl.full([], value, RULES.dtype)
 
-    ``scales`` are the host's numbers (ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h,
-    last_w, last_h): span of the input over extent of the output, half a span, size less one.
+
+@triton.jit
+def coefficient(ptr, ratio, RULES: tl.constexpr):
+    """A number of an affine theta -> of the map in pixels."""
+    return tl.load(ptr).to(RULES.dtype) * number(ratio, RULES)
+
+
+@triton.jit
+def shift(ptr, half, last, RULES: tl.constexpr):
+    """The last number of a row of an affine theta -> of the map in pixels.
+
+    The product is an operand of an explicit fused multiply-add, so it is rounded once, always.
     """
-    ratio_xx, ratio_xy, ratio_yx, ratio_yy, half_w, half_h, last_w, last_h = scales
-    a00 = tl.load(Theta_ptr).to(DTYPE) * scalar(ratio_xx, DTYPE)
-    a01 = tl.load(Theta_ptr + 1).to(DTYPE) * scalar(ratio_xy, DTYPE)
-    b0 = tl.load(Theta_ptr + 2).to(DTYPE) * half_w + last_w * 0.5
-    a10 = tl.load(Theta_ptr + 3).to(DTYPE) * scalar(ratio_yx, DTYPE)
-    a11 = tl.load(Theta_ptr + 4).to(DTYPE) * scalar(ratio_yy, DTYPE)
-    b1 = tl.load(Theta_ptr + 5).to(DTYPE) * half_h + last_h * 0.5
-    return a00, a01, b0, a10, a11, b1
+    scaled = tl.load(ptr).to(RULES.dtype) * number(half, RULES)
+    return tl.fma(number(last, RULES), number(0.5, RULES), scaled)
 
 
 @triton.jit
-def channel_range(C, SPLITS: tl.constexpr):
-    """(first channel, how many) of this program, whose axis 0 counts the splits fastest."""
-    per_split = tl.cdiv(C, SPLITS)
-    first = (tl.program_id(0) % SPLITS) * per_split
-    return first.to(tl.int64), tl.minimum(C - first, per_split)
+def affine_map(ptr, FRAME, SCALE, RULES: tl.constexpr):
+    """Normalised theta, its numbers side by side -> the map in pixels."""
+    if RULES.ndim == 2:
+        pixel_map = Affine(
+            coefficient(ptr, SCALE.ratio_xx, RULES),
+            coefficient(ptr + 1, SCALE.ratio_xy, RULES),
+            shift(ptr + 2, SCALE.half_w, FRAME.last_w, RULES),
+            coefficient(ptr + 3, SCALE.ratio_yx, RULES),
+            coefficient(ptr + 4, SCALE.ratio_yy, RULES),
+            shift(ptr + 5, SCALE.half_h, FRAME.last_h, RULES),
+        )
+    else:
+        pixel_map = Affine3d(
+            coefficient(ptr, SCALE.ratio_xx, RULES),
+            coefficient(ptr + 1, SCALE.ratio_xy, RULES),
+            coefficient(ptr + 2, SCALE.ratio_xz, RULES),
+            shift(ptr + 3, SCALE.half_w, FRAME.last_w, RULES),
+            coefficient(ptr + 4, SCALE.ratio_yx, RULES),
+            coefficient(ptr + 5, SCALE.ratio_yy, RULES),
+            coefficient(ptr + 6, SCALE.ratio_yz, RULES),
+            shift(ptr + 7, SCALE.half_h, FRAME.last_h, RULES),
+            coefficient(ptr + 8, SCALE.ratio_zx, RULES),
+            coefficient(ptr + 9, SCALE.ratio_zy, RULES),
+            coefficient(ptr + 10, SCALE.ratio_zz, RULES),
+            shift(ptr + 11, SCALE.half_d, FRAME.last_d, RULES),
+        )
+    return pixel_map
 
 
 @triton.jit
-def tile(
-    first_row,
-    first_column,
-    BLOCK_H: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """(rows, columns, channels) of a tile: [BLOCK_H·BLOCK_W, 1] twice and [1, BLOCK_C].
-
-    In NCHW (BLOCK_C = 1) a warp's 32 threads lie over 32 / BLOCK_W rows of BLOCK_W pixels, a patch.
-    The pixels are one axis, so that no version of the compiler lays the threads out otherwise. In
-    channels-last, threads lie along the channels first.
-    """
-    pixels = tl.arange(0, BLOCK_H * BLOCK_W)[:, None]
-    channels = tl.arange(0, BLOCK_C)[None, :]
-    return first_row + pixels // BLOCK_W, first_column + pixels % BLOCK_W, channels
-
-
-@triton.jit
-def centred(offs, centre, DTYPE: tl.constexpr):
-    """Pixel indices -> centred coordinates (half-integers, exact)."""
-    return offs.to(DTYPE) - centre
+def source_map(THETA, n, k, FRAME, SCALE, RULES: tl.constexpr):
+    """What `source` needs of one theta, loaded once."""
+    ptr = THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
+    if RULES.source == "affine":
+        pixel_map = affine_map(ptr, FRAME, SCALE, RULES)
+    else:
+        h = ()
+        if RULES.source == "projective":
+            for place in tl.static_range(9):
+                h = h + (tl.load(ptr + place).to(RULES.dtype),)
+        pixel_map = Normalised(
+            number(SCALE.half_w, RULES),
+            number(SCALE.half_h, RULES),
+            number(FRAME.last_w, RULES) * 0.5,
+            number(FRAME.last_h, RULES) * 0.5,
+            number(SCALE.unit_w, RULES),
+            number(SCALE.unit_h, RULES),
+            h,
+        )
+    return pixel_map
 
 
 @triton.jit
-def affine(a, b, c, j, i):
+def fma3(a, b, c, j, i):
     """a·j + (b·i + c), the one rounding order that every kernel uses."""
     return tl.fma(a, j, tl.fma(b, i, c))
 
 
 @triton.jit
-def source_map(Theta_ptr, scales, units, SOURCE: tl.constexpr, DTYPE: tl.constexpr):
-    """What `source` needs of one theta, loaded once.
-
-    ``units``: normalised output coordinates a pixel (unit_w, unit_h), and the T of a spline.
-    """
-    unit_w, unit_h, T = units
-    if SOURCE == "affine":
-        map = load_map(Theta_ptr, scales, DTYPE)
-    else:
-        # (half_w, half_h, middle_w, middle_h) takes normalised source coordinates to pixels.
-        map = (scales[4], scales[5], scales[6] * 0.5, scales[7] * 0.5)
-        if SOURCE == "projective" or SOURCE == "spline":
-            map = map + (scalar(unit_w, DTYPE), scalar(unit_h, DTYPE))
-        if SOURCE == "projective":
-            for n in tl.static_range(9):
-                map = map + (tl.load(Theta_ptr + n).to(DTYPE),)
-        if SOURCE == "spline":
-            map = map + (T,)
-    return map
+def affine_2d(pixel_map, j, i):
+    """(x, y) of a centred output pixel."""
+    return fma3(pixel_map.x_j, pixel_map.x_i, pixel_map.x_1, j, i), fma3(pixel_map.y_j, pixel_map.y_i, pixel_map.y_1, j, i)
 
 
 @triton.jit
-def source(
-    map,
-    Theta_ptr,
-    theta_strides,
-    offs_i,
-    offs_j,
-    centre_h,
-    centre_w,
-    mask,
-    SOURCE: tl.constexpr,
-    DTYPE: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """The source coordinates (x, y) of output pixels, [pixels, 1] each, in pixels of the input.
+def affine_3d(pixel_map, j, i, k):
+    """(x, y, z) of a centred output voxel."""
+    x = tl.fma(pixel_map.x_j, j, fma3(pixel_map.x_i, pixel_map.x_k, pixel_map.x_1, i, k))
+    y = tl.fma(pixel_map.y_j, j, fma3(pixel_map.y_i, pixel_map.y_k, pixel_map.y_1, i, k))
+    z = tl.fma(pixel_map.z_j, j, fma3(pixel_map.z_i, pixel_map.z_k, pixel_map.z_1, i, k))
+    return x, y, z
 
-    SOURCE says what theta is: "affine" (2, 3); "projective" (3, 3); "spline" (T + 3, 4), rows of
-    two coefficients and a control point, the last three for 1, X and Y; "grid", normalised source
-    coordinates (H_out, W_out, 2); "flow", displacements in pixels (H_out, W_out, 2); "patch"
-    (H_out, W_out, 6), a grid and its change across the pixel, dx/dj, dy/dj, dx/di and dy/di.
+
+@triton.jit
+def source(pixel_map, THETA, n, k, spot, CANVAS, FRAME, RULES: tl.constexpr):
+    """The source coordinates of a tile's pixels, (x, y) or (x, y, z), in pixels of the input.
+
+    RULES.source says what theta is: "affine" (2, 3), or (3, 4) of volumes; "projective" (3, 3);
+    "spline" (T + 3, 4), rows of two coefficients and a control point, the last three for 1, X and
+    Y; "grid", normalised source coordinates (H_out, W_out, 2); "flow", displacements in pixels
+    (H_out, W_out, 2); "patch" (H_out, W_out, 6), a grid and its change across the pixel, dx/dj,
+    dy/dj, dx/di and dy/di.
     """
-    i = centred(offs_i, centre_h, DTYPE)
-    j = centred(offs_j, centre_w, DTYPE)
-    if SOURCE == "affine":
-        a00, a01, b0, a10, a11, b1 = map
-        x = affine(a00, a01, b0, j, i)
-        y = affine(a10, a11, b1, j, i)
-    elif SOURCE == "projective":
-        x, y, _ = homography(map, j * map[4], i * map[5])
-        x = tl.fma(x, map[0], map[2])
-        y = tl.fma(y, map[1], map[3])
-    elif SOURCE == "spline":
-        x, y = spline(Theta_ptr, map[6], j * map[4], i * map[5])
-        x = tl.fma(x, map[0], map[2])
-        y = tl.fma(y, map[1], map[3])
-    else:
-        stride_ti, stride_tj, stride_tc = theta_strides
-        ptrs = Theta_ptr + (offs_i.to(INDEX) * stride_ti + offs_j.to(INDEX) * stride_tj)
-        x = tl.load(ptrs, mask=mask, other=0.0).to(DTYPE)
-        y = tl.load(ptrs + stride_tc, mask=mask, other=0.0).to(DTYPE)
-        if SOURCE == "flow":
-            x += offs_j.to(DTYPE)
-            y += offs_i.to(DTYPE)
+    if RULES.source == "affine":
+        if RULES.ndim == 2:
+            place = affine_2d(pixel_map, spot.j, spot.i)
         else:
-            x = tl.fma(x, map[0], map[2])
-            y = tl.fma(y, map[1], map[3])
-    return x, y
+            place = affine_3d(pixel_map, spot.j, spot.i, spot.k)
+    elif RULES.source == "projective":
+        x, y, _ = homography(pixel_map, spot.j * pixel_map.unit_w, spot.i * pixel_map.unit_h)
+        place = to_pixels(pixel_map, x, y)
+    elif RULES.source == "spline":
+        ptr = THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
+        x, y = spline(ptr, THETA.points, spot.j * pixel_map.unit_w, spot.i * pixel_map.unit_h)
+        place = to_pixels(pixel_map, x, y)
+    else:
+        ptrs = field_ptrs(THETA, n, k, spot, RULES)
+        x = tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype)
+        y = tl.load(ptrs + THETA.stride_c, mask=spot.mask, other=0.0).to(RULES.dtype)
+        if RULES.source == "flow":
+            place = (x + spot.columns.to(RULES.dtype), y + spot.rows.to(RULES.dtype))
+        elif RULES.mode == "nearest":
+            # PyTorch's own rounding, so that a tie falls where it does there.
+            edge = number(FRAME.edge, RULES)
+            place = (tl.fma(x + 1, pixel_map.half_w, edge), tl.fma(y + 1, pixel_map.half_h, edge))
+        else:
+            place = to_pixels(pixel_map, x, y)
+    return place
 
 
 @triton.jit
-def source_gradient(map, i, j, s_x, s_y, mask, SOURCE: tl.constexpr):
+def to_pixels(pixel_map, x, y):
+    """Normalised source coordinates -> pixels of the input."""
+    return tl.fma(x, pixel_map.half_w, pixel_map.middle_w), tl.fma(y, pixel_map.half_h, pixel_map.middle_h)
+
+
+@triton.jit
+def field_ptrs(THETA, n, k, spot, RULES: tl.constexpr):
+    """The first number of a field at a tile's pixels."""
+    ptr = THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
+    rows = spot.rows.to(RULES.index) * THETA.stride_h
+    return ptr + (rows + spot.columns.to(RULES.index) * THETA.stride_w)
+
+
+@triton.jit
+def source_gradient(pixel_map, spot, slopes, mask, RULES: tl.constexpr):
     """What an output pixel adds to each of grad_theta's sums.
 
-    ``s_x``, ``s_y``: the gradient of its coordinates, in pixels of the input, zero outside of
-    ``mask``, where the map may not be finite. An affine map's sums are of the map in pixels.
+    ``slopes``: the gradient of its coordinates, in pixels of the input, zero outside of ``mask``,
+    where the map may not be finite. An affine map's sums are of the map in pixels.
     """
-    if SOURCE == "affine":
-        terms = (s_x * j, s_x * i, s_x, s_y * j, s_y * i, s_y)
-    elif SOURCE == "projective":
-        X = j * map[4]
-        Y = i * map[5]
-        x, y, over_w = homography(map, X, Y)
-        s_x = tl.where(mask, s_x * map[0] * over_w, 0.0)
-        s_y = tl.where(mask, s_y * map[1] * over_w, 0.0)
+    NDIM: tl.constexpr = RULES.ndim
+    terms = ()
+    if RULES.source == "affine":
+        for axis in tl.static_range(NDIM):
+            s = slopes[axis]
+            terms = terms + (s * spot.j, s * spot.i)
+            if RULES.ndim == 3:
+                terms = terms + (s * spot.k,)
+            terms = terms + (s,)
+    else:
+        X = spot.j * pixel_map.unit_w
+        Y = spot.i * pixel_map.unit_h
+        x, y, over_w = homography(pixel_map, X, Y)
+        s_x = tl.where(mask, slopes[0] * pixel_map.half_w * over_w, 0.0)
+        s_y = tl.where(mask, slopes[1] * pixel_map.half_h * over_w, 0.0)
         s_w = tl.where(mask, -(s_x * x + s_y * y), 0.0)
         terms = (s_x * X, s_x * Y, s_x, s_y * X, s_y * Y, s_y, s_w * X, s_w * Y, s_w)
     return terms
 
 
 @triton.jit
-def homography(map, X, Y):
+def homography(pixel_map, X, Y):
     """(x, y, 1/w), normalised; what lies behind the viewer is far out of view, with 1/w = 0."""
-    w = affine(map[12], map[13], map[14], X, Y)
-    largest = tl.abs(map[12]) + tl.abs(map[13]) + tl.abs(map[14])
+    h00, h01, h02, h10, h11, h12, h20, h21, h22 = pixel_map.h
+    w = fma3(h20, h21, h22, X, Y)
+    largest = tl.abs(h20) + tl.abs(h21) + tl.abs(h22)
     behind = w <= 1e-6 * largest  # transforms.MIN_W
     inverse = tl.where(behind, 0.0, 1 / tl.where(behind, 1.0, w))
     far = 1e4 + 0 * largest  # transforms.OUT_OF_VIEW; a NaN stays one
-    x = tl.where(behind, far, affine(map[6], map[7], map[8], X, Y) * inverse)
-    y = tl.where(behind, far, affine(map[9], map[10], map[11], X, Y) * inverse)
+    x = tl.where(behind, far, fma3(h00, h01, h02, X, Y) * inverse)
+    y = tl.where(behind, far, fma3(h10, h11, h12, X, Y) * inverse)
     return x, y, inverse
 
 
 @triton.jit
 def spline_basis(X, Y, c_x, c_y):
     """U(r) = r² log r² of the distance to a control point, 0 at 0."""
-    square = (X - c_x) * (X - c_x) + (Y - c_y) * (Y - c_y)
+    across = X - c_x
+    down = Y - c_y
+    square = tl.fma(across, across, down * down)
     return square * tl.log(tl.where(square > 0, square, 1.0))
 
 
 @triton.jit
-def number(ptr, like):
-    """A number of theta, in the dtype of ``like``."""
-    return tl.load(ptr).to(like.dtype)
-
-
-@triton.jit
-def spline(Theta_ptr, T, X, Y):
-    """(x, y), normalised, of a thin-plate spline with T control points."""
-    one, along_x, along_y = Theta_ptr + 4 * T, Theta_ptr + 4 * T + 4, Theta_ptr + 4 * T + 8
-    x = affine(number(along_x, X), number(along_y, X), number(one, X), X, Y)
-    y = affine(number(along_x + 1, X), number(along_y + 1, X), number(one + 1, X), X, Y)
-    for t in range(T):
-        Row_ptr = Theta_ptr + 4 * t
-        u = spline_basis(X, Y, number(Row_ptr + 2, X), number(Row_ptr + 3, X))
-        x = tl.fma(number(Row_ptr, X), u, x)
-        y = tl.fma(number(Row_ptr + 1, X), u, y)
+def spline(ptr, points, X, Y):
+    """(x, y), normalised, of a thin-plate spline with so many control points."""
+    one = ptr + 4 * points
+    dtype: tl.constexpr = X.dtype
+    x = fma3(tl.load(one + 4).to(dtype), tl.load(one + 8).to(dtype), tl.load(one).to(dtype), X, Y)
+    y = fma3(
+        tl.load(one + 5).to(dtype), tl.load(one + 9).to(dtype), tl.load(one + 1).to(dtype), X, Y
+    )
+    for t in range(points):
+        row = ptr + 4 * t
+        u = spline_basis(X, Y, tl.load(row + 2).to(dtype), tl.load(row + 3).to(dtype))
+        x = tl.fma(tl.load(row).to(dtype), u, x)
+        y = tl.fma(tl.load(row + 1).to(dtype), u, y)
     return x, y
-
-
-@triton.jit
-def pad(x, last, edge, PADDING: tl.constexpr):
-    """Apply the padding rule to a source coordinate: (coordinate, its derivative).
-
-    ``edge`` is where reflection turns: 0 (align_corners) or -1/2. The derivative is PyTorch's:
-    zero at and beyond the edge. A NaN becomes some coordinate in range; `taps` restores it.
-    """
-    slope = tl.full(x.shape, 1.0, x.dtype)
-    if PADDING == "reflection":
-        span = last - 2 * edge
-        t = tl.abs(x - edge)
-        flips = tl.floor(t / tl.maximum(span, 1e-9))
-        rest = tl.fma(-flips, span, t)  # distance past the last turn
-        odd = flips - 2 * tl.floor(flips * 0.5) > 0.5
-        slope = tl.where((x < edge) != odd, -1.0, 1.0).to(x.dtype)
-        x = tl.where(odd, span - rest, rest) + edge
-    if PADDING != "zeros":
-        slope = tl.where((x > 0) & (x < last), slope, 0.0)
-        x = tl.where(x > 0, x, 0.0)
-        x = tl.where(x < last, x, last)
-    return x, slope
-
-
-@triton.jit
-def nonfinite(x):
-    """0 where x is finite, NaN elsewhere."""
-    return x - x
-
-
-@triton.jit
-def taps(x, last, edge, PADDING: tl.constexpr):
-    """The two pixels that a source coordinate lies between, along one axis.
-
-    Returns (index of the left one, weight of the right one, left is in the image, right is in it,
-    derivative of the coordinate). Bounds are compared in floating point, before the cast; the
-    weight is NaN where x is not finite.
-    """
-    padded, slope = pad(x, last, edge, PADDING)
-    left = tl.floor(padded)
-    weight = padded - left
-    in_left = (left >= 0) & (left <= last)
-    in_right = (left >= -1) & (left < last)
-    if PADDING != "zeros":
-        weight += nonfinite(x)
-    return left.to(tl.int32), weight, in_left, in_right, slope
-
-
-@triton.jit
-def round_half_even(x):
-    """The nearest integer, halves to even, as PyTorch's nearbyint."""
-    if x.dtype == tl.float64:
-        magic = 6755399441055744.0  # 1.5·2^52: no fraction is left beside it
-    else:
-        magic = 12582912.0  # 1.5·2^23
-    return (x + magic) - magic
-
-
-@triton.jit
-def nearest(x, last, edge, PADDING: tl.constexpr):
-    """The pixel that "nearest" reads along one axis: (index, it is in the image)."""
-    padded, _ = pad(x, last, edge, PADDING)
-    pixel = round_half_even(padded)
-    return pixel.to(tl.int32), (pixel >= 0) & (pixel <= last)

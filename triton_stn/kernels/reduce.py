@@ -1,41 +1,59 @@
-"""Partial sums of the pixel map's gradient -> the gradient of theta, added in a fixed order."""
+"""Partial sums -> grad_theta, added in a fixed order.
+
+    dTheta[nk, column] = scale[column] · sum over slots of P[nk, slot, column]
+
+One kernel for every source: six, nine or twelve sums of a matrix, the coefficients of a spline, the
+numbers of a field. Launch grid: (N·K, blocks of columns).
+"""
 
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.coordinates import scalar
+from triton_stn.kernels.coordinates import number
+
+
+@triton.jit
+def affine_factor(column, SCALE, SUMS: tl.constexpr):
+    """What takes the gradient of the map in pixels to that of theta."""
+    if SUMS.affine == 2:
+        factors = (
+            SCALE.ratio_xx, SCALE.ratio_xy, SCALE.half_w,
+            SCALE.ratio_yx, SCALE.ratio_yy, SCALE.half_h,
+        )  # fmt: skip
+    else:
+        factors = (
+            SCALE.ratio_xx, SCALE.ratio_xy, SCALE.ratio_xz, SCALE.half_w,
+            SCALE.ratio_yx, SCALE.ratio_yy, SCALE.ratio_yz, SCALE.half_h,
+            SCALE.ratio_zx, SCALE.ratio_zy, SCALE.ratio_zz, SCALE.half_d,
+        )  # fmt: skip
+    factor = tl.zeros(column.shape, SUMS.dtype)
+    for n in tl.static_range(len(factors)):
+        factor = tl.where(column == n, number(factors[n], SUMS), factor)
+    return factor
 
 
 @triton.jit
 def reduce(
-    P_ptr,  # (N·K, slots, 6)
-    dTheta_ptr,  # (N·K, 2, 3), contiguous
+    P,  # (N·K, slots, wide)
+    dTHETA,  # (N·K, columns)
     slots,
-    ratio_xx,
-    ratio_xy,
-    ratio_yx,
-    ratio_yy,
-    half_w,
-    half_h,
-    BLOCK: tl.constexpr,
-    DTYPE: tl.constexpr,
+    wide,
+    columns,
+    SCALE,
+    SUMS: tl.constexpr,
 ):
-    """dTheta[nk] = sum over slots of P[nk, slot], times what takes theta to pixels.
-
-    Launch grid: (N·K,).
-    """
     nk = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, 8)[None, :]  # six are used
-    rows = tl.arange(0, BLOCK)[:, None]
-    P_ptrs = P_ptr + nk * slots * 6 + rows * 6 + column
-    total = tl.zeros([BLOCK, 8], DTYPE)
-    for start in range(0, slots, BLOCK):
-        total += tl.load(P_ptrs, mask=(rows < slots - start) & (column < 6), other=0.0)
-        P_ptrs += BLOCK * 6
-    factor = tl.where(column == 0, scalar(ratio_xx, DTYPE), half_h)
-    factor = tl.where(column == 1, scalar(ratio_xy, DTYPE), factor)
-    factor = tl.where(column == 2, half_w, factor)
-    factor = tl.where(column == 3, scalar(ratio_yx, DTYPE), factor)
-    factor = tl.where(column == 4, scalar(ratio_yy, DTYPE), factor)
-    grad = tl.sum(total, 0, keep_dims=True) * factor  # [1, 8]
-    tl.store(dTheta_ptr + nk * 6 + column, grad.to(dTheta_ptr.dtype.element_ty), mask=column < 6)
+    column = tl.program_id(1) * SUMS.columns + tl.arange(0, SUMS.columns)[None, :]
+    row = tl.arange(0, SUMS.rows)[:, None]
+    ptrs = P.ptr + nk * slots * wide + row.to(tl.int64) * wide + column
+    ROWS: tl.constexpr = SUMS.rows
+    COLUMNS: tl.constexpr = SUMS.columns
+    total = tl.zeros([ROWS, COLUMNS], SUMS.dtype)
+    for start in range(0, slots, SUMS.rows):
+        total += tl.load(ptrs, mask=(row < slots - start) & (column < columns), other=0.0)
+        ptrs += SUMS.rows * wide
+    grad = tl.sum(total, 0, keep_dims=True)  # [1, columns]
+    if SUMS.affine > 0:
+        grad *= affine_factor(column, SCALE, SUMS)
+    out = grad.to(dTHETA.ptr.dtype.element_ty)
+    tl.store(dTHETA.ptr + nk * columns + column, out, mask=column < columns)

@@ -8,55 +8,56 @@ The basis is computed again for each block of pixels × coefficients: no matrix 
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.coordinates import centred, scalar, spline_basis
+from triton_stn.kernels.coordinates import number, spline_basis
 
 
 @triton.jit
 def spline_gradient(
-    Theta_ptr,  # (N, K, T + 3, 4), contiguous past K; columns 2 and 3 are the control points
-    dG_ptr,  # (N·K, H_out·W_out, 2), contiguous
-    P_ptr,  # (N·K, CHUNKS, T + 3, 2): partial sums
-    K,
-    T,
-    H_out,
-    W_out,
-    stride_tn,
-    stride_tk,
-    unit_w,
-    unit_h,
-    centre_w,
-    centre_h,
-    CHUNKS: tl.constexpr,  # programs that share the pixels
+    THETA,  # (N, K, T + 3, 4), contiguous past K; columns 2 and 3 are the control points
+    dG,  # (N, K, splits, H_out·W_out, 2): the gradient of each pixel's coordinates
+    P,  # (N·K, chunks, T + 3, 4): partial sums, of the coefficients; of the points zeros
+    WORK,
+    CANVAS,
+    SCALE,
     BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
-    DTYPE: tl.constexpr,
+    RULES: tl.constexpr,
 ):
-    """Launch grid: (N·K, CHUNKS, blocks of coefficients)."""
-    nk = tl.program_id(0)
-    n = nk // K
-    Theta_ptr += n.to(tl.int64) * stride_tn + (nk - n * K).to(tl.int64) * stride_tk
+    """Launch grid: (N·K, chunks of the pixels, blocks of coefficients)."""
+    nk = tl.program_id(0).to(tl.int64)
+    n = nk // WORK.maps
+    ptr = THETA.ptr + n * THETA.stride_n + (nk - n * WORK.maps) * THETA.stride_k
+    T = THETA.points
     t = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
-    c_x = tl.load(Theta_ptr + 4 * t + 2, mask=t < T, other=0.0).to(DTYPE)
-    c_y = tl.load(Theta_ptr + 4 * t + 3, mask=t < T, other=0.0).to(DTYPE)
-    pixels = H_out * W_out
-    per_chunk = tl.cdiv(pixels, CHUNKS)
+    c_x = tl.load(ptr + 4 * t + 2, mask=t < T, other=0.0).to(RULES.dtype)
+    c_y = tl.load(ptr + 4 * t + 3, mask=t < T, other=0.0).to(RULES.dtype)
+    unit_w = number(SCALE.unit_w, RULES)
+    unit_h = number(SCALE.unit_h, RULES)
+    pixels = CANVAS.height.to(RULES.index) * CANVAS.width
+    per_chunk = tl.cdiv(pixels, tl.num_programs(1))
     first = tl.program_id(1) * per_chunk
-    dG_ptr += nk.to(tl.int64) * pixels * 2
-    sum_x = tl.zeros([BLOCK_P, BLOCK_T], DTYPE)
-    sum_y = tl.zeros([BLOCK_P, BLOCK_T], DTYPE)
-    for start in range(first, first + per_chunk, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)[:, None]
-        mask = p < tl.minimum(first + per_chunk, pixels)
-        X = centred(p % W_out, centre_w, DTYPE) * scalar(unit_w, DTYPE)
-        Y = centred(p // W_out, centre_h, DTYPE) * scalar(unit_h, DTYPE)
-        basis = spline_basis(X, Y, c_x, c_y)
-        basis = tl.where(t < T, basis, 1.0)
-        basis = tl.where(t == T + 1, X, basis)
-        basis = tl.where(t == T + 2, Y, basis)
-        G_ptrs = dG_ptr + p.to(tl.int64) * 2
-        sum_x = tl.fma(basis, tl.load(G_ptrs, mask=mask, other=0.0), sum_x)
-        sum_y = tl.fma(basis, tl.load(G_ptrs + 1, mask=mask, other=0.0), sum_y)
-    row = (nk.to(tl.int64) * CHUNKS + tl.program_id(1)) * (T + 3)
-    P_ptrs = P_ptr + (row + t) * 2
-    tl.store(P_ptrs, tl.sum(sum_x, 0, keep_dims=True), mask=t < T + 3)
-    tl.store(P_ptrs + 1, tl.sum(sum_y, 0, keep_dims=True), mask=t < T + 3)
+    end = tl.minimum(first + per_chunk, pixels)
+    sum_x = tl.zeros([BLOCK_P, BLOCK_T], RULES.dtype)
+    sum_y = tl.zeros([BLOCK_P, BLOCK_T], RULES.dtype)
+    for split in range(WORK.splits):
+        G_ptr = dG.ptr + (nk * WORK.splits + split) * pixels.to(tl.int64) * 2
+        for start in range(first, end, BLOCK_P):
+            p = start + tl.arange(0, BLOCK_P)[:, None]
+            X = ((p % CANVAS.width).to(RULES.dtype) - CANVAS.centre_w) * unit_w
+            Y = ((p // CANVAS.width).to(RULES.dtype) - CANVAS.centre_h) * unit_h
+            basis = spline_basis(X, Y, c_x, c_y)
+            basis = tl.where(t < T, basis, 1.0)
+            basis = tl.where(t == T + 1, X, basis)
+            basis = tl.where(t == T + 2, Y, basis)
+            G_ptrs = G_ptr + p.to(tl.int64) * 2
+            g_x = tl.load(G_ptrs, mask=p < end, other=0.0)
+            g_y = tl.load(G_ptrs + 1, mask=p < end, other=0.0)
+            sum_x = tl.fma(basis, g_x, sum_x)
+            sum_y = tl.fma(basis, g_y, sum_y)
+    row = (nk * tl.num_programs(1) + tl.program_id(1)) * (T + 3)
+    ptrs = P.ptr + (row + t) * 4
+    zero = tl.zeros([1, BLOCK_T], RULES.dtype)
+    tl.store(ptrs, tl.sum(sum_x, 0, keep_dims=True), mask=t < T + 3)
+    tl.store(ptrs + 1, tl.sum(sum_y, 0, keep_dims=True), mask=t < T + 3)
+    tl.store(ptrs + 2, zero, mask=t < T + 3)
+    tl.store(ptrs + 3, zero, mask=t < T + 3)

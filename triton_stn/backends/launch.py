@@ -1,0 +1,170 @@
+"""A plan -> a compiled kernel, which is kept and called directly.
+
+Triton's own call specialises, looks up and binds some sixty numbers at every launch. Here all that
+depends on the layouts is decided once a plan, and so is what a kernel is specialised on: data types,
+strides of one, the alignment of channels-last pixels, and nothing else, so that no size of an image
+or a batch makes a kernel of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from triton_stn.backends import INTERPRETED
+from triton_stn.kernels.arguments import Buffer, Image
+
+INT32_MAX = 2**31 - 1
+POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """One kernel launch, as data; the tensors come to it in `launch`.
+
+    ``arguments`` are the kernel's, by name and in its order. Where a tensor goes, ``ptr`` of a
+    named tuple, is its dtype.
+    """
+
+    kernel: triton.JITFunction
+    grid: tuple[int, int, int]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    num_warps: int
+    maxnreg: int | None = None  # registers a thread, on NVIDIA
+    align: int = 1  # numbers; where it is more than 1, tensors have to be aligned to 16 bytes
+    kept: dict[tuple, Any] = field(default_factory=dict)  # (device, aligned) -> `Ready`
+
+    def options(self, nvidia: bool) -> dict[str, int]:
+        """The compiler's options."""
+        capped = {"maxnreg": self.maxnreg} if nvidia and self.maxnreg else {}
+        return {"num_warps": self.num_warps, **capped}
+
+    @property
+    def tensors(self) -> list[str]:
+        """The names of the arguments that are tensors."""
+        return [name for name, value in self.arguments.items() if hasattr(value, "ptr")]
+
+    def filled(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with tensors in their places."""
+        return {
+            name: value._replace(ptr=tensors[name]) if hasattr(value, "ptr") else value
+            for name, value in self.arguments.items()
+        }
+
+
+def _kind(name: str, value: Any, wide: bool) -> tuple[str, Any]:
+    """(Triton's type of a number or a dtype, its constant value or None)."""
+    if isinstance(value, torch.dtype):
+        return POINTERS[value], None
+    if isinstance(value, float):
+        return "fp64" if wide else "fp32", None
+    if name in ("stride_n", "stride_k"):  # offsets between images are 64-bit anyway
+        return "i64", None
+    if name in ("stride_c", "stride_w") and value == 1:
+        return "constexpr", 1
+    return "i32" if abs(value) <= INT32_MAX else "i64", None
+
+
+def specialisation(plan: Plan, aligned: bool) -> tuple[dict, dict, dict]:
+    """(signature, constants, attributes) of a plan's kernel, as `ASTSource` takes them."""
+    signature, constants, attributes = {}, {}, {}
+    wide = any(getattr(v, "dtype", None) == tl.float64 for v in plan.constants.values())
+    for index, name in enumerate(plan.kernel.arg_names):
+        if name in plan.constants:
+            signature[name] = "constexpr"
+            constants[index,] = plan.constants[name]
+            continue
+        value = plan.arguments[name]
+        if not isinstance(value, tuple):
+            signature[name], _ = _kind(name, value, wide)
+            continue
+        kinds = []
+        for place, (part, number) in enumerate(zip(value._fields, value, strict=True)):
+            kind, constant = _kind(part, number, wide)
+            kinds.append(kind)
+            if constant is not None:
+                constants[index, place] = constant
+            elif part == "ptr" and (isinstance(value, Buffer) or (aligned and plan.align > 1)):
+                attributes[index, place] = [["tt.divisibility", 16]]
+            elif part.startswith("stride") and plan.align > 1 and isinstance(value, Image):
+                attributes[index, place] = [["tt.divisibility", plan.align]]
+        signature[name] = type(value)(*kinds)
+    return signature, constants, attributes
+
+
+_compiled: dict[tuple, CompiledKernel] = {}
+
+
+def compile_plan(plan: Plan, target: GPUTarget, device: Any = None, aligned: bool = True):
+    """The compiled kernel of a plan, kept by what it is specialised on and by device."""
+    signature, constants, attributes = specialisation(plan, aligned)
+    options = plan.options(nvidia=target.backend == "cuda")
+    key = (
+        plan.kernel.__name__, str(signature), str(constants), str(attributes), str(options),
+        target, device,
+    )  # fmt: skip
+    found = _compiled.get(key)
+    if found is None:
+        source = ASTSource(plan.kernel, signature, constants, attributes)
+        found = _compiled[key] = triton.compile(source, target=target, options=options)
+    return found
+
+
+class Ready:
+    """A compiled kernel on a device, with all of its arguments but the tensors."""
+
+    def __init__(self, plan: Plan, device: torch.device, aligned: bool):
+        driver = triton.runtime.driver.active
+        self.index = device.index
+        self.driver = driver
+        self.grid = plan.grid
+        with torch.get_device_module(device).device(device):
+            self.compiled = compile_plan(plan, driver.get_current_target(), device, aligned)
+            self.run = self.compiled.run  # loads it on the device
+        self.arguments = []
+        for name in plan.kernel.arg_names:
+            value = plan.constants[name] if name in plan.constants else plan.arguments[name]
+            of_tensor = hasattr(value, "ptr")
+            self.arguments.append((name if of_tensor else None, value[1:] if of_tensor else value))
+
+    def __call__(self, tensors: dict[str, torch.Tensor]) -> None:
+        arguments = [
+            value if name is None else (tensors[name], *value) for name, value in self.arguments
+        ]
+        runtime = triton.knobs.runtime
+        if getattr(runtime.launch_enter_hook, "calls", runtime.launch_enter_hook):
+            self.compiled[self.grid](*arguments)  # a profiler listens
+            return
+        compiled = self.compiled
+        self.run(
+            *self.grid, self.driver.get_current_stream(self.index), compiled.function,
+            compiled.packed_metadata, None, None, None, *arguments,
+        )  # fmt: skip
+
+
+def launch(plan: Plan, device: torch.device, **tensors: torch.Tensor) -> None:
+    """Run a plan on ``device``, whichever device is current."""
+    if INTERPRETED and device.type == "cpu":
+        plan.kernel[plan.grid](**plan.filled(tensors), **plan.constants)
+        return
+    aligned = plan.align == 1 or all(t.data_ptr() % 16 == 0 for t in tensors.values())
+    ready = plan.kept.get((device, aligned))
+    if ready is None:
+        ready = plan.kept[device, aligned] = Ready(plan, device, aligned)
+    if ready.driver.get_current_device() == device.index:
+        ready(tensors)
+        return
+    with torch.get_device_module(device).device(device):
+        ready(tensors)

@@ -1,0 +1,382 @@
+"""Layouts -> plans, for images and volumes alike: the launch grid, arguments and constants.
+
+A plan is a function of the tensors' layouts and of what is computed, and of nothing else: a call
+that repeats a layout finds its plan again, and the static kernel report compiles exactly what runs.
+Images are volumes of depth one here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+
+from triton_stn.backends.launch import INT32_MAX, Plan
+from triton_stn.backends.layout import Layout, channels_lie_last
+from triton_stn.kernels import configs
+from triton_stn.kernels.arguments import (
+    Buffer,
+    Canvas,
+    Frame,
+    Image,
+    Rules,
+    Scale,
+    Sums,
+    Theta,
+    Work,
+)
+from triton_stn.kernels.coordinates import FIELDS, SUMS, VOLUME_SUMS
+from triton_stn.kernels.forward import forward
+from triton_stn.kernels.gather.one import gather
+from triton_stn.kernels.gather.several import gather_maps
+from triton_stn.kernels.grad_theta import grad_theta
+from triton_stn.kernels.reduce import reduce
+from triton_stn.kernels.scatter import scatter
+from triton_stn.kernels.spline import spline_gradient
+
+# Fewer channels than this in a channels-last image fill no 16-byte run worth a kernel of its own:
+# the NCHW kernel reads them from the same sectors.
+MIN_RUN = 8
+WARPS = configs.WARPS
+
+
+class Sampling(NamedTuple):
+    """What of a call decides its launches beside the layouts.
+
+    ``source`` says what theta is: "affine", "projective", "spline", "grid", "flow" or "patch"
+    (`coordinates.source` has their shapes).
+    """
+
+    mode: str
+    padding_mode: str
+    align_corners: bool
+    source: str = "affine"
+
+    @property
+    def gathers(self) -> bool:
+        """Whether grad_input is gathered; elsewhere it is scattered, by atomics."""
+        plain = self.mode in ("nearest", "bilinear") and self.padding_mode == "zeros"
+        return plain and self.source in ("affine", "projective")
+
+
+class Wanted(NamedTuple):
+    """Which gradients, and whether nothing may be left to atomics."""
+
+    grad_input: bool
+    grad_theta: bool
+    deterministic: bool = False
+
+
+@dataclass(frozen=True)
+class Backward:
+    """The launches of a backward, in order, and what they write to."""
+
+    plans: tuple[Plan, ...]
+    partial: tuple[int, ...] = ()  # shape of the buffer of partial sums; none where it is grad_theta
+    coefficients: tuple[int, ...] = ()  # of a spline, a second one
+
+
+def sums_of(ndim: int, source: str) -> int:
+    """Sums over the pixels that make up grad_theta; 0 where it is made from a field."""
+    return VOLUME_SUMS if ndim == 3 else SUMS.get(source, 0)
+
+
+def leaves_rest(ndim: int, sampling: Sampling, deterministic: bool) -> bool:
+    """Whether a scatter follows the gather, for each theta that has no bounded window."""
+    unbounded = ndim == 3 or sampling.source == "projective"
+    return sampling.gathers and unbounded and not deterministic
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of coordinates, weights and sums for an image of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _tl_dtype(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+@lru_cache(maxsize=4096)
+def plan_forward(input: Layout, theta: Layout, output: Layout, sampling: Sampling) -> Plan:
+    """X (N, C, *), THETA (N, K, *) -> Y (N, K, C, *)."""
+    n, k, c, *size = output.shape
+    problem = _problem(n * k, c, size, input, output)
+    config = configs.forward(problem)
+    rules = _rules(input, sampling, input, output, theta)
+    return _plan(
+        forward,
+        config,
+        dict(X=_image(input, len(size)), THETA=_theta(theta, sampling), Y=_image(output, len(size))),
+        _numbers(input, output, sampling, config),
+        replace(rules, several=k > 1),
+    )
+
+
+@lru_cache(maxsize=4096)
+def plan_backward(
+    grad_output: Layout,
+    input: Layout,
+    theta: Layout,
+    grad_input: Layout,
+    sampling: Sampling,
+    wanted: Wanted,
+) -> Backward:
+    """X, THETA, dY (N, K, C, *) -> dX, where it is wanted, and dTHETA, by way of P."""
+    k, ndim = grad_output.shape[1], len(input.shape) - 2
+    rest = leaves_rest(ndim, sampling, wanted.deterministic)
+    gathers = wanted.grad_input and sampling.gathers
+    scatters = wanted.grad_input and (rest or not sampling.gathers)
+    # Of several maps a gather would reduce the sums of each in every tile. From the output's side a
+    # program has one map, and keeps its sums over many tiles.
+    apart = wanted.grad_theta and (k > 1 if gathers else not scatters)
+    joint = wanted.grad_theta and not apart
+    sums = sums_of(ndim, sampling.source)
+    call = _BackwardCall(grad_output, input, theta, grad_input, sampling, sums)
+    launches = []  # (kernel, configuration, the rules that differ)
+    if gathers:
+        config = call.over_input()
+        every = dict(every=not rest, needs_input=True)
+        launches.append((gather if k == 1 else gather_maps, config, every))
+    if scatters:
+        config = call.over_output(scatters=True, rest=rest)
+        launches.append((scatter, config, dict(rest=rest, needs_input=True)))
+    if apart:
+        launches.append((grad_theta, call.over_output(scatters=False, rest=False), {}))
+    of_theta = [joint or kernel is grad_theta for kernel, _, _ in launches]
+    slots = sum(c.slots for (_, c, _), sums_here in zip(launches, of_theta, strict=True) if sums_here)
+    plans, first = [], 0
+    for (kernel, config, differing), sums_here in zip(launches, of_theta, strict=True):
+        here = dict(differing, needs_theta=sums_here, sums=sums if sums_here else 0)
+        plans.append(call.plan(kernel, config, here, slots, first))
+        first += config.slots if sums_here else 0
+    if not wanted.grad_theta:
+        return Backward(tuple(plans))
+    splits = next(c.splits for (_, c, _), sums_here in zip(launches, of_theta, strict=True) if sums_here)
+    return call.reduced(tuple(plans), slots, splits)
+
+
+@dataclass(frozen=True)
+class _BackwardCall:
+    """What the launches of one backward have in common."""
+
+    grad_output: Layout
+    input: Layout
+    theta: Layout
+    grad_input: Layout
+    sampling: Sampling
+    sums: int
+
+    @property
+    def written(self) -> Layout:
+        return self.grad_input if len(self.grad_input.shape) > 1 else self.input
+
+    def over_input(self) -> configs.Config:
+        n, c, *size = self.input.shape
+        problem = _problem(n, c, size, self.input, self.grad_output, self.written)
+        one_theta = self.grad_output.shape[1] == 1
+        return configs.gather(problem, one_theta, self.input.dtype.itemsize)
+
+    def over_output(self, scatters: bool, rest: bool) -> configs.Config:
+        n, k, c, *size = self.grad_output.shape
+        others = (self.grad_output, self.written) if scatters else (self.grad_output,)
+        problem = _problem(n * k, c, size, self.input, *others)
+        return configs.output_side(problem, scatters, rest)
+
+    def plan(self, kernel, config: configs.Config, rules: dict, slots: int, first: int) -> Plan:
+        ndim = len(self.input.shape) - 2
+        tensors = dict(X=_image(self.input, ndim), THETA=_theta(self.theta, self.sampling))
+        tensors |= dict(dY=_image(self.grad_output, ndim))
+        images = [self.input, self.grad_output]
+        if kernel is not grad_theta:
+            tensors |= dict(dX=_image(self.written, ndim))
+            images.append(self.written)
+        if kernel is not gather_maps:
+            tensors |= dict(P=Buffer(sum_dtype(self.input.dtype)))
+        several = self.grad_output.shape[1] > 1 and kernel is not gather_maps
+        of_call = _rules(self.input, self.sampling, *images, self.theta)
+        numbers = _numbers(self.input, self.grad_output, self.sampling, config, slots, first)
+        return _plan(kernel, config, tensors, numbers, replace(of_call, several=several, **rules))
+
+    def reduced(self, plans: tuple[Plan, ...], slots: int, splits: int) -> Backward:
+        """The launches, and those that make grad_theta of the partial sums."""
+        n, k, _, *size = self.grad_output.shape
+        dtype = sum_dtype(self.input.dtype)
+        source, ndim = self.sampling.source, len(size)
+        if self.sums:
+            wide = 6 * configs.cdiv(self.sums, 6)
+            affine = ndim if source == "affine" else 0
+            plan = self.plan_reduce(slots, wide, self.sums, affine)
+            return Backward((*plans, plan), (n, k, slots, wide))
+        field = (n, k, splits, *size, FIELDS.get(source, 2))
+        numbers = FIELDS.get(source, 2) * size[0] * size[1]
+        if source == "spline":
+            t = self.theta.shape[2]
+            of_spline = self.plan_spline(splits)
+            chunks = of_spline.grid[1]
+            plan = self.plan_reduce(chunks, 4 * t, 4 * t, 0)
+            return Backward((*plans, of_spline, plan), field, (n, k, chunks, t, 4))
+        if splits == 1 and self.theta.dtype == dtype:
+            return Backward(plans)  # P is grad_theta itself
+        return Backward((*plans, self.plan_reduce(splits, numbers, numbers, 0)), field)
+
+    def plan_reduce(self, slots: int, wide: int, columns: int, affine: int) -> Plan:
+        n, k = self.grad_output.shape[:2]
+        rows, block = configs.reduce(slots, columns)
+        scale = _scale(self.input, self.grad_output.shape[3:], self.sampling.align_corners)
+        dtype = _tl_dtype(self.input.dtype)
+        return Plan(
+            kernel=reduce,
+            grid=(n * k, configs.cdiv(columns, block), 1),
+            arguments=dict(
+                P=Buffer(sum_dtype(self.input.dtype)),
+                dTHETA=Buffer(self.theta.dtype),
+                slots=slots,
+                wide=wide,
+                columns=columns,
+                SCALE=scale,
+            ),
+            constants=dict(SUMS=Sums(rows, block, affine, dtype)),
+            num_warps=WARPS,
+        )
+
+    def plan_spline(self, splits: int) -> Plan:
+        n, k, _, *size = self.grad_output.shape
+        pixels = size[0] * size[1]
+        grid, block_p, block_t = configs.spline_gradient(n * k, pixels, self.theta.shape[2])
+        index = tl.int32 if pixels + block_p <= INT32_MAX else tl.int64
+        rules = replace(_rules(self.input, self.sampling, self.input), index=index)
+        buffer = Buffer(sum_dtype(self.input.dtype))
+        return Plan(
+            kernel=spline_gradient,
+            grid=grid,
+            arguments=dict(
+                THETA=_theta(self.theta, self.sampling),
+                dG=buffer,
+                P=buffer,
+                WORK=Work(k, 0, splits, 0, 0, 0, 0),
+                CANVAS=_canvas(size),
+                SCALE=_scale(self.input, size, self.sampling.align_corners),
+            ),
+            constants=dict(BLOCK_P=block_p, BLOCK_T=block_t, RULES=rules),
+            num_warps=WARPS,
+        )
+
+
+def _plan(kernel, config: configs.Config, tensors: dict, numbers: dict, rules: Rules) -> Plan:
+    return Plan(
+        kernel=kernel,
+        grid=config.grid,
+        arguments=tensors | numbers,
+        constants=dict(RULES=rules, TILING=config.tiling),
+        num_warps=config.num_warps,
+        maxnreg=config.maxnreg,
+        align=config.tiling.align,
+    )
+
+
+def _problem(
+    images: int, channels: int, size, input: Layout, *others: Layout
+) -> configs.Problem:
+    run = run_length(input, *others)
+    align = alignment(channels, input, *others) if run > 1 else 1
+    return configs.Problem(images, channels, _deep(size), run, align)
+
+
+def run_length(input: Layout, *others: Layout) -> int:
+    """Channels that a program reads of one pixel at a time: 1 in NCHW, a line in channels-last."""
+    run = configs.RUN_BYTES // input.dtype.itemsize
+    channel = 1 - len(input.shape)  # counted from the end: others may have a K
+    near = all(run * other.strides[channel] <= INT32_MAX for other in others)
+    last = channels_lie_last(input.shape, input.strides)
+    return run if last and input.shape[1] >= MIN_RUN and near else 1
+
+
+def alignment(channels: int, *images: Layout) -> int:
+    """The power of two, up to 16 bytes, that divides the channels and every stride but theirs."""
+    align = 16 // images[0].dtype.itemsize
+    for image in images:
+        channel = len(image.shape) - len(images[0].shape) + 1
+        for axis, stride in enumerate(image.strides):
+            while axis != channel and stride % align:
+                align //= 2
+    while channels % align:
+        align //= 2
+    return align
+
+
+def _image(layout: Layout, ndim: int) -> Image:
+    """Strides by name; of an axis of one, which has none to speak of, 0, and of columns 1."""
+    strides = [0 if size == 1 else s for size, s in zip(layout.shape, layout.strides, strict=True)]
+    *n_k, c = strides[:-ndim]
+    n, k = n_k if len(n_k) == 2 else (*n_k, 0)
+    d, h, w = (*(0,) * (3 - ndim), *strides[-ndim:])
+    return Image(layout.dtype, n, k, c, d, h, 1 if layout.shape[-1] == 1 else w)
+
+
+def _theta(layout: Layout, sampling: Sampling) -> Theta:
+    n, k, *inner = layout.strides
+    h, w, c = inner if sampling.source in FIELDS else (0, 0, 0)
+    points = layout.shape[2] - 3 if sampling.source == "spline" else 0
+    return Theta(layout.dtype, n, k, h, w, c, points)
+
+
+def _numbers(
+    input: Layout,
+    output: Layout,
+    sampling: Sampling,
+    config: configs.Config,
+    slots: int = 0,
+    first_slot: int = 0,
+) -> dict[str, NamedTuple]:
+    k, c, *size = output.shape[1:]
+    work = Work(k, c, config.splits, config.channels_a_split, config.tiles, slots, first_slot)
+    return dict(
+        WORK=work,
+        CANVAS=_canvas(size),
+        FRAME=_frame(input, sampling.align_corners),
+        SCALE=_scale(input, size, sampling.align_corners),
+    )
+
+
+def _deep(size) -> tuple[int, int, int]:
+    """(D, H, W); an image has depth one."""
+    return (*(1,) * (3 - len(size)), *size)
+
+
+def _canvas(size) -> Canvas:
+    deep = _deep(size)
+    return Canvas(*deep, *((extent - 1) / 2 for extent in deep))
+
+
+def _frame(input: Layout, align_corners: bool) -> Frame:
+    deep = _deep(input.shape[2:])
+    lasts = (float(extent - 1) for extent in deep)
+    return Frame(*deep, *lasts, 0.0 if align_corners else -0.5)
+
+
+def _scale(input: Layout, size, align_corners: bool) -> Scale:
+    less = 1 if align_corners else 0
+    spans = [extent - less for extent in reversed(_deep(input.shape[2:]))]  # x first
+    extents = [max(extent - less, 1) for extent in reversed(_deep(size))]
+    ratios = (span / extent for span in spans for extent in extents)
+    return Scale(*ratios, *(span / 2 for span in spans), *(2 / extent for extent in extents[:2]))
+
+
+def _rules(input: Layout, sampling: Sampling, *tensors: Layout) -> Rules:
+    """What every launch of a call has in common. ``tensors``: all that offsets reach into."""
+    inner = 1 - len(input.shape)  # all but N, and K
+    far = max(
+        sum((size - 1) * s for size, s in zip(t.shape[inner:], t.strides[inner:], strict=True))
+        for t in tensors
+    )
+    return Rules(
+        ndim=len(input.shape) - 2,
+        source=sampling.source,
+        mode=sampling.mode,
+        padding=sampling.padding_mode,
+        dtype=_tl_dtype(input.dtype),
+        index=tl.int32 if far <= INT32_MAX else tl.int64,
+    )

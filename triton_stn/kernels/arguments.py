@@ -1,0 +1,147 @@
+"""The named arguments that every kernel takes, and what a launch fixes at compile time.
+
+Images are volumes of depth one to whoever makes these: `Image`, `Canvas`, `Frame` and `Scale` serve
+both, and the kernels of images do not look at what has to do with depth.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Image(NamedTuple):
+    """A tensor (N, [K,] C, [D,] H, W) of any strides, in elements."""
+
+    ptr: object
+    stride_n: object
+    stride_k: object
+    stride_c: object
+    stride_d: object
+    stride_h: object
+    stride_w: object
+
+
+class Theta(NamedTuple):
+    """(N, K, *): the numbers of one map side by side, or a field (N, K, H_out, W_out, numbers)."""
+
+    ptr: object
+    stride_n: object
+    stride_k: object
+    stride_h: object
+    stride_w: object
+    stride_c: object
+    points: object  # control points of a spline
+
+
+class Buffer(NamedTuple):
+    """Memory of the launcher's own, contiguous."""
+
+    ptr: object
+
+
+class Canvas(NamedTuple):
+    """The output: its size, and half of it less one, where centred coordinates are zero."""
+
+    depth: object
+    height: object
+    width: object
+    centre_d: object
+    centre_h: object
+    centre_w: object
+
+
+class Frame(NamedTuple):
+    """The input: its size, and the same less one as floats; where reflection turns, 0 or -1/2."""
+
+    depth: object
+    height: object
+    width: object
+    last_d: object
+    last_h: object
+    last_w: object
+    edge: object
+
+
+class Scale(NamedTuple):
+    """What takes normalised numbers to pixels, for either align_corners.
+
+    ``ratio_xy``: span of the input along x over extent of the output along y. ``half``: half a span
+    of the input. ``unit``: normalised output coordinates a pixel of the output.
+    """
+
+    ratio_xx: object
+    ratio_xy: object
+    ratio_xz: object
+    ratio_yx: object
+    ratio_yy: object
+    ratio_yz: object
+    ratio_zx: object
+    ratio_zy: object
+    ratio_zz: object
+    half_w: object
+    half_h: object
+    half_d: object
+    unit_w: object
+    unit_h: object
+
+
+class Work(NamedTuple):
+    """How the work is shared: by programs, and by what each of them repeats."""
+
+    maps: object  # K
+    channels: object  # C
+    splits: object  # programs that share the channels of a tile
+    channels_a_split: object
+    tiles: object  # that a program walks
+    slots: object  # partial sums a theta, of all launches
+    first_slot: object  # of this launch
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is computed."""
+
+    ndim: int  # of the image: 2, or 3 of a volume
+    source: str  # of coordinates, see `coordinates.source`
+    mode: str  # "nearest", "bilinear", "bicubic", or "area" for antialiased
+    padding: str
+    dtype: object  # of coordinates, weights and sums
+    index: object  # of offsets inside one image
+    several: bool = False  # K > 1
+    needs_input: bool = False
+    needs_theta: bool = False
+    sums: int = 0  # that make up grad_theta where it is wanted; 0 of a field and of a spline
+    rest: bool = False  # scatter: leave alone every theta that is gathered
+    every: bool = False  # gather: leave no theta to the scatter
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a tile lies over pixels, threads and channels."""
+
+    block_d: int
+    block_h: int
+    block_w: int
+    block_c: int  # 1 in NCHW; in channels-last the channels that lie side by side in a tile
+    channels_a_pass: int  # loads of NCHW that are under way at once
+    one_pass: bool  # a pass takes all channels
+    mask_channels: bool  # the passes do not come out even
+    align: int  # in channels-last: strides and channels are multiples of it
+
+    @property
+    def pixels(self) -> int:
+        return self.block_d * self.block_h * self.block_w
+
+    @property
+    def step(self) -> int:
+        """Channels a pass."""
+        return self.channels_a_pass * self.block_c
+
+
+@dataclass(frozen=True)
+class Sums:
+    """How `reduce` cuts a table of partial sums."""
+
+    rows: int
+    columns: int
+    affine: int  # axes of an affine pixel_map, whose sums are scaled from pixels to theta; else 0
+    dtype: object

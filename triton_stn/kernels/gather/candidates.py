@@ -1,0 +1,212 @@
+"""One candidate of the gathering backward: what an output pixel gives to an input pixel."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.taps import round_half_even
+from triton_stn.kernels.tiles import moved, some
+
+# Windows are wider by 1/64, more than rounding moves a candidate in images of up to 65,536 pixels a
+# side.
+SLACK = tl.constexpr(1.015625)
+
+
+class Pixels(NamedTuple):
+    """The input pixels of a tile that are gathered for, and the channels of a pass."""
+
+    u: object  # [pixels, 1], in the dtype of coordinates
+    v: object
+    w: object  # of volumes
+    mask: object
+    channels: object  # [1, block_c]
+    left: object  # channels, from the pass's first one
+
+
+class Gathered(NamedTuple):
+    """What a window adds to, over its candidates."""
+
+    acc: object  # grad_input of each channel of a pass, [pixels, block_c]
+    moments: object  # the sums of grad_theta
+
+
+@triton.jit
+def tile_pixels(at, left, RULES: tl.constexpr):
+    """The `Pixels` of a tile of the input."""
+    u = at.columns.to(RULES.dtype)
+    v = at.rows.to(RULES.dtype)
+    if RULES.ndim == 3:
+        w = at.slices.to(RULES.dtype)
+    else:
+        w = 0.0
+    return Pixels(u, v, w, at.mask, at.channels, left)
+
+
+@triton.jit
+def with_left(pixels, left):
+    """The same pixels, with so many channels left."""
+    return Pixels(pixels.u, pixels.v, pixels.w, pixels.mask, pixels.channels, left)
+
+
+@triton.jit
+def load_pass(X, mask, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
+    """X at the given pixels for each channel of a pass; nothing where dtheta is not wanted."""
+    PASS: tl.constexpr = TILING.channels_a_pass
+    values = ()
+    if RULES.needs_theta:
+        ptrs = X.ptr
+        for c in tl.static_range(PASS):
+            read = mask & some(pixels.channels + c, pixels.left, TILING.mask_channels)
+            values = values + (tl.load(ptrs, mask=read, other=0.0).to(RULES.dtype),)
+            ptrs += X.stride_c
+    return values
+
+
+@triton.jit
+def zero_pass(RULES: tl.constexpr, TILING: tl.constexpr):
+    """The sums of a pass's channels, before a window adds to them."""
+    PASS: tl.constexpr = TILING.channels_a_pass
+    PIXELS: tl.constexpr = TILING.pixels
+    LANES: tl.constexpr = TILING.block_c
+    acc = ()
+    for _ in tl.static_range(PASS):
+        acc = acc + (tl.zeros([PIXELS, LANES], RULES.dtype),)
+    return acc
+
+
+@triton.jit
+def store_pass(dX, acc, pixels, TILING: tl.constexpr):
+    """Store the sums of a pass's channels."""
+    PASS: tl.constexpr = TILING.channels_a_pass
+    ptrs = dX.ptr
+    for c in tl.static_range(PASS):
+        written = pixels.mask & some(pixels.channels + c, pixels.left, TILING.mask_channels)
+        tl.store(ptrs, acc[c].to(ptrs.dtype.element_ty), mask=written)
+        ptrs += dX.stride_c
+
+
+@triton.jit
+def next_pass(IMAGE, TILING: tl.constexpr):
+    """The tensor a pass of channels further, by walking: the product could leave int32."""
+    PASS: tl.constexpr = TILING.channels_a_pass
+    ptr = IMAGE.ptr
+    for _ in tl.static_range(PASS):
+        ptr += TILING.block_c * IMAGE.stride_c
+    return moved(IMAGE, ptr)
+
+
+@triton.jit
+def hat(x, u, RULES: tl.constexpr):
+    """Weight of pixel u at coordinate x, x's distance from u, and whether x lies in u's cell.
+
+    The weight is meant inside the cell only. Its derivative is -1 with the distance's sign.
+    """
+    distance = x - u
+    if RULES.mode == "nearest":
+        inside = round_half_even(x) == u
+        weight = tl.where(inside, 1.0, 0.0).to(x.dtype)
+    else:
+        inside = (distance >= -1) & (distance < 1)
+        weight = 1 - tl.abs(distance)
+    return weight, distance, inside
+
+
+@triton.jit
+def with_sign(value, distance):
+    """value, negated where distance is negative: one logical operation on the sign bits."""
+    if value.dtype == tl.float64:
+        sign = distance.to(tl.int64, bitcast=True) & -(2**63)
+        value = (value.to(tl.int64, bitcast=True) ^ sign).to(tl.float64, bitcast=True)
+    else:
+        sign = distance.to(tl.int32, bitcast=True) & -(2**31)
+        value = (value.to(tl.int32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
+    return value
+
+
+@triton.jit
+def accumulate(
+    acc,
+    t,
+    values,  # the pass's X at the tile's pixels
+    G,  # dY at one candidate a pixel
+    weight,
+    inside,
+    pixels,
+    RULES: tl.constexpr,
+    TILING: tl.constexpr,
+):
+    """Add one candidate to grad_input and to its t, for every channel of the pass: (acc, t)."""
+    PASS: tl.constexpr = TILING.channels_a_pass
+    out = ()
+    total = t if TILING.block_c == 1 else tl.zeros(acc[0].shape, RULES.dtype)
+    ptrs = G.ptr
+    for c in tl.static_range(PASS):
+        mask = inside & some(pixels.channels + c, pixels.left, TILING.mask_channels)
+        g = tl.load(ptrs, mask=mask, other=0.0).to(RULES.dtype)
+        # A tap with zero weight adds nothing, even of an inf; its derivative still counts in t.
+        out = out + (tl.where(weight > 0, tl.fma(g, weight, acc[c]), acc[c]),)
+        if RULES.needs_theta:
+            total = tl.fma(g, values[c], total)
+        ptrs += G.stride_c
+    if RULES.needs_theta:
+        t = total if TILING.block_c == 1 else t + tl.sum(total, 1, keep_dims=True)
+    return out, t
+
+
+@triton.jit
+def candidate(
+    gathered,
+    values,
+    G,  # dY at the candidate, the pass's first channel
+    place,  # its coordinates
+    mask,
+    pixels,
+    RULES: tl.constexpr,
+    TILING: tl.constexpr,
+):
+    """Add an output pixel, wherever it falls, to grad_input.
+
+    Returns (acc, what it gives to -S_x, to -S_y, it lies in the cell). Selects where a product with
+    0 would do but for an overflowing coordinate or an inf of X.
+    """
+    wx, distance_x, in_x = hat(place[0], pixels.u, RULES)
+    wy, distance_y, in_y = hat(place[1], pixels.v, RULES)
+    inside = in_x & in_y & mask
+    wx = tl.where(inside, wx, 0.0)
+    wy = tl.where(inside, wy, 0.0)
+    acc, t = accumulate(
+        gathered.acc, tl.zeros(wx.shape, wx.dtype), values, G, wx * wy, inside, pixels, RULES, TILING
+    )
+    t = tl.where(inside, t, 0.0)
+    return acc, with_sign(t * wy, distance_x), with_sign(t * wx, distance_y), inside
+
+
+@triton.jit
+def add_moments(moments, x, y, j, i, RULES: tl.constexpr):
+    """moments - (x·j, x·i, x, y·j, y·i, y); nothing where dtheta is not wanted."""
+    if RULES.needs_theta:
+        m0, m1, m2, m3, m4, m5 = moments
+        moments = (
+            tl.fma(-j, x, m0),
+            tl.fma(-i, x, m1),
+            m2 - x,
+            tl.fma(-j, y, m3),
+            tl.fma(-i, y, m4),
+            m5 - y,
+        )
+    return moments
+
+
+@triton.jit
+def at_output(G, j, i, CANVAS, RULES: tl.constexpr):
+    """dY at centred output pixels (j, i)."""
+    rows = (i + CANVAS.centre_h).to(RULES.index) * G.stride_h
+    columns = (j + CANVAS.centre_w).to(RULES.index) * G.stride_w
+    return moved(G, G.ptr + (rows + columns))
+
+
+@triton.jit
+def in_output(j, i, CANVAS):
+    """Whether centred indices are pixels of the output."""
+    return (tl.abs(i) <= CANVAS.centre_h) & (tl.abs(j) <= CANVAS.centre_w)

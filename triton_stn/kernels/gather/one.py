@@ -1,0 +1,160 @@
+"""The gather of one theta an image: its window, then the tiles, then the passes of channels.
+
+A window stands outside of the loops, where the compiler hoists what does not change; a narrow one
+is worked out once a tile, all passes go through it, and the moments come at the end.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.coordinates import source_map
+from triton_stn.kernels.gather.axis import axis_moments
+from triton_stn.kernels.gather.candidates import (
+    Gathered,
+    next_pass,
+    store_pass,
+    tile_pixels,
+    with_left,
+    zero_pass,
+)
+from triton_stn.kernels.gather.inverse import (
+    NOTHING,
+    ON_SIDE,
+    PERSPECTIVE,
+    STRAIGHT,
+    THREE,
+    UPRIGHT,
+    VOLUME,
+    WALK,
+    WIDE,
+    inverse_map,
+    meets,
+    tile_box,
+    window_kind,
+)
+from triton_stn.kernels.gather.perspective import inverse_homography
+from triton_stn.kernels.gather.three import three_moments
+from triton_stn.kernels.gather.windows import Job, gather_pass, open_window
+from triton_stn.kernels.moments import store_moments, zero_moments
+from triton_stn.kernels.tiles import of_channels, of_share, of_tile, share, slot, tile
+
+
+class Tensors(NamedTuple):
+    """From a share's first channel on."""
+
+    x: object
+    g: object
+    dx: object
+
+
+@triton.jit
+def gather(
+    X,  # (N, C, [D,] H, W)
+    THETA,  # (N, 1, 2, 3), (N, 1, 3, 4) of volumes, or (N, 1, 3, 3)
+    dY,  # (N, 1, C, [D_out,] H_out, W_out)
+    dX,  # (N, C, [D,] H, W)
+    P,  # (N, slots, sums filled up to a multiple of six): partial sums of grad_theta
+    WORK,
+    CANVAS,
+    FRAME,
+    SCALE,
+    RULES: tl.constexpr,
+    TILING: tl.constexpr,
+):
+    """Launch grid: see `tiles.py`, of the input."""
+    part = share(WORK, RULES, TILING)
+    pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
+    tensors = Tensors(of_share(X, part), of_share(dY, part), of_share(dX, part))
+    moments = zero_moments(RULES.sums, TILING, RULES)
+    swap = False
+    if RULES.ndim == 3:
+        job = Job(pixel_map, (), part.count, WORK, CANVAS, FRAME)
+        moments = gather_tiles(moments, tensors, job, VOLUME, RULES, TILING)
+    elif RULES.source == "projective":
+        job = Job(
+            pixel_map, inverse_homography(pixel_map, CANVAS, RULES), part.count, WORK, CANVAS, FRAME
+        )
+        if RULES.every or job.inverse.gathered:
+            moments = gather_tiles(moments, tensors, job, PERSPECTIVE, RULES, TILING)
+        else:
+            moments = gather_tiles(moments, tensors, job, NOTHING, RULES, TILING)
+    else:
+        job = Job(pixel_map, inverse_map(pixel_map, RULES), part.count, WORK, CANVAS, FRAME)
+        kind = window_kind(pixel_map, job.inverse)
+        swap = kind == ON_SIDE
+        if kind == UPRIGHT:
+            moments = gather_tiles(moments, tensors, job, UPRIGHT, RULES, TILING)
+        elif kind == ON_SIDE:
+            moments = gather_tiles(moments, tensors, job, ON_SIDE, RULES, TILING)
+        elif kind == THREE:
+            moments = gather_tiles(moments, tensors, job, THREE, RULES, TILING)
+        elif kind == STRAIGHT:
+            moments = gather_tiles(moments, tensors, job, STRAIGHT, RULES, TILING)
+        elif kind == WALK:
+            moments = gather_tiles(moments, tensors, job, WALK, RULES, TILING)
+        elif kind == WIDE:
+            moments = gather_tiles(moments, tensors, job, WIDE, RULES, TILING)
+        else:
+            moments = gather_tiles(moments, tensors, job, NOTHING, RULES, TILING)
+    if RULES.sums > 0:
+        row = part.n.to(tl.int64) * WORK.slots + slot(part, WORK)
+        store_moments(P, row, moments, swap)
+
+
+@triton.jit
+def gather_tiles(
+    moments, tensors, job, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """Every tile of a program through a window of one kind; returns the moments."""
+    for t in range(job.work.tiles):
+        at = tile(t, job.frame, job.work, RULES, TILING)
+        # What is turned or magnified shows in part: a tile may be out of view.
+        if KIND == THREE or KIND == STRAIGHT or KIND == WALK:
+            box = tile_box(at, RULES, TILING)
+            if meets(job.pixel_map, job.inverse, box, job.canvas):
+                moments = gather_tile(moments, tensors, job, at, KIND, RULES, TILING)
+            else:
+                moments = gather_tile(moments, tensors, job, at, NOTHING, RULES, TILING)
+        else:
+            moments = gather_tile(moments, tensors, job, at, KIND, RULES, TILING)
+    return moments
+
+
+@triton.jit
+def gather_tile(
+    moments, tensors, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """All passes of channels of a tile; returns the moments with its own."""
+    pixels = tile_pixels(at, job.count, RULES)
+    if KIND == WIDE:  # from pixel to pixel
+        X = of_channels(tensors.x, at)
+    else:
+        X = of_tile(tensors.x, at, RULES)
+    dX = of_tile(tensors.dx, at, RULES)
+    G = of_channels(tensors.g, at)
+    window = open_window(job, pixels, G, KIND, RULES)
+    if KIND == UPRIGHT or KIND == ON_SIDE:
+        sums = zero_moments(4, TILING, RULES)
+    elif KIND == THREE:
+        sums = zero_moments(9, TILING, RULES)
+    else:
+        sums = moments
+    for _ in range(1 if TILING.one_pass else tl.cdiv(job.count, TILING.step)):
+        gathered = Gathered(zero_pass(RULES, TILING), sums)
+        gathered = gather_pass(gathered, X, G, window, pixels, job, at, KIND, RULES, TILING)
+        store_pass(dX, gathered.acc, pixels, TILING)
+        sums = gathered.moments
+        X = next_pass(X, TILING)
+        dX = next_pass(dX, TILING)
+        G = next_pass(G, TILING)
+        pixels = with_left(pixels, pixels.left - TILING.step)
+    if RULES.needs_theta:
+        if KIND == UPRIGHT or KIND == ON_SIDE:
+            moments = axis_moments(moments, sums, window)
+        elif KIND == THREE:
+            moments = three_moments(moments, sums, window)
+        else:
+            moments = sums
+    return moments

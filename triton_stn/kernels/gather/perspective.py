@@ -1,0 +1,207 @@
+"""The window of a homography: its inverse, and the candidates of each input pixel.
+
+The output pixels that read input pixel (u, v) lie in the preimage of its 2 x 2 cell: with w' > 0 at
+the cell's corners the convex hull of the corners' preimages, so the window is their bounding box.
+With G = H⁻¹ and H scaled to a largest entry of 1, G (x, y, 1) = (X, Y, 1) / w, so that w' = 1 / w,
+and what the canvas sees has w' of at least 1 over the largest w there.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.coordinates import fma3, homography, to_pixels
+from triton_stn.kernels.gather.candidates import Gathered, at_output, candidate, load_pass
+from triton_stn.kernels.gather.inverse import MOST_CANDIDATES
+from triton_stn.kernels.tiles import moved
+
+
+class InverseHomography(NamedTuple):
+    """G, row by row, and what bounds the windows."""
+
+    g: object
+    margin_j: object  # output pixels that bound the rounding of G and of what it is applied to
+    margin_i: object
+    least: object  # the smallest w' in view
+    gathered: object  # the margins are small and no window in view has many candidates
+
+
+class PerspectiveWindow(NamedTuple):
+    """Rows and columns of the first and the last candidate; the last before the first of none."""
+
+    i_first: object
+    i_last: object
+    j_first: object
+    j_last: object
+
+
+@triton.jit
+def difference(a, b, c, d):
+    """a·b - c·d. No product is left for the compiler to contract as it likes."""
+    return tl.fma(a, b, -(c * d))
+
+
+@triton.jit
+def largest_of(numbers):
+    size = tl.abs(numbers[0])
+    for n in tl.static_range(1, len(numbers)):
+        size = tl.maximum(size, tl.abs(numbers[n]))
+    return size
+
+
+@triton.jit
+def inverse_homography(pixel_map, CANVAS, RULES: tl.constexpr):
+    """The `InverseHomography` of a theta, as every kernel rounds it.
+
+    Of a singular or non-finite theta, whose determinant is 0 or NaN, nothing is gathered.
+    """
+    scale = 1 / tl.maximum(largest_of(pixel_map.h), 1e-30)
+    n = ()
+    for place in tl.static_range(9):
+        n = n + (pixel_map.h[place] * scale,)
+    n00, n01, n02, n10, n11, n12, n20, n21, n22 = n
+    c00 = difference(n11, n22, n12, n21)
+    c10 = difference(n12, n20, n10, n22)
+    c20 = difference(n10, n21, n11, n20)
+    det = fma3(n00, n01, n02 * c20, c00, c10)
+    f = 1 / det
+    g = (
+        c00 * f, difference(n02, n21, n01, n22) * f, difference(n01, n12, n02, n11) * f,
+        c10 * f, difference(n00, n22, n02, n20) * f, difference(n02, n10, n00, n12) * f,
+        c20 * f, difference(n01, n20, n00, n21) * f, difference(n00, n11, n01, n10) * f,
+    )  # fmt: skip
+    X = tl.abs(CANVAS.centre_w * pixel_map.unit_w)
+    Y = tl.abs(CANVAS.centre_h * pixel_map.unit_h)
+    w_most = fma3(tl.abs(n20), tl.abs(n21), n22, X, Y)
+    total = tl.abs(g[0])
+    for place in tl.static_range(1, 9):
+        total += tl.abs(g[place])
+    # Of X and Y, 2^-19 being 32 roundings: cofactors of entries of at most 1 err by a few of them,
+    # G and what it is applied to relatively; in view, both stand over w' >= 1 / w_most.
+    rounding = 1.9e-6 * (1 + w_most) * (1 / tl.abs(det) + total)
+    margin_j = tl.fma(rounding, 1 / pixel_map.unit_w, 0.015625)
+    margin_i = tl.fma(rounding, 1 / pixel_map.unit_h, 0.015625)
+    # What a step of one input pixel moves the preimage by, at most, where the canvas can see it.
+    half: tl.constexpr = 0.5 if RULES.mode == "nearest" else 1.0
+    step_x = half * w_most / pixel_map.half_w
+    step_y = half * w_most / pixel_map.half_h
+    x_j = tl.fma(tl.abs(g[6]), X, tl.abs(g[0]))
+    y_j = tl.fma(tl.abs(g[7]), X, tl.abs(g[1]))
+    x_i = tl.fma(tl.abs(g[6]), Y, tl.abs(g[3]))
+    y_i = tl.fma(tl.abs(g[7]), Y, tl.abs(g[4]))
+    reach_j = tl.fma(x_j, step_x, y_j * step_y) / pixel_map.unit_w + margin_j
+    reach_i = tl.fma(x_i, step_x, y_i * step_y) / pixel_map.unit_h + margin_i
+    candidates = tl.fma(2.0, reach_j, 1.0) * tl.fma(2.0, reach_i, 1.0)
+    gathered = (w_most > 0) & (rounding < 0.125) & (candidates <= MOST_CANDIDATES)
+    return InverseHomography(g, margin_j, margin_i, 1 / w_most, gathered)
+
+
+@triton.jit
+def has_nan(pixel_map):
+    """Whether a number of a homography is not finite: every output then is NaN."""
+    zero = pixel_map.h[0] * 0
+    for n in tl.static_range(1, 9):
+        zero += pixel_map.h[n] * 0
+    return zero != 0
+
+
+@triton.jit
+def perspective_window(pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr):
+    """The `PerspectiveWindow` of each pixel.
+
+    ``RULES.every``: also of a theta that is not gathered otherwise, the whole output.
+    """
+    half: tl.constexpr = 0.5 if RULES.mode == "nearest" else 1.0
+    g = inverse.g
+    w_low = tl.full(pixels.u.shape, float("inf"), RULES.dtype)
+    j_low = w_low
+    i_low = w_low
+    w_high = -w_low
+    j_high = w_high
+    i_high = w_high
+    for corner in tl.static_range(4):
+        x = (pixels.u + (half if corner % 2 == 1 else -half) - pixel_map.middle_w) / pixel_map.half_w
+        y = (pixels.v + (half if corner // 2 == 1 else -half) - pixel_map.middle_h) / pixel_map.half_h
+        w = fma3(g[6], g[7], g[8], x, y)
+        j = fma3(g[0], g[1], g[2], x, y) / w / pixel_map.unit_w
+        i = fma3(g[3], g[4], g[5], x, y) / w / pixel_map.unit_h
+        w_low = tl.minimum(w_low, w)
+        w_high = tl.maximum(w_high, w)
+        j_low = tl.minimum(j_low, j)
+        j_high = tl.maximum(j_high, j)
+        i_low = tl.minimum(i_low, i)
+        i_high = tl.maximum(i_high, i)
+    seen = pixels.mask & (w_high >= 0.5 * inverse.least)
+    # Where w' changes a lot inside the cell, as in an image of few pixels, no box is drawn.
+    whole = w_low < 0.125 * inverse.least
+    if RULES.every:
+        unbounded = (inverse.gathered == 0) & (has_nan(pixel_map) == 0)
+        seen = pixels.mask & (seen | unbounded)
+        whole |= unbounded
+    right = 2 * CANVAS.centre_w
+    below = 2 * CANVAS.centre_h
+    j_first = tl.maximum(tl.ceil(j_low - inverse.margin_j + CANVAS.centre_w), 0.0)
+    i_first = tl.maximum(tl.ceil(i_low - inverse.margin_i + CANVAS.centre_h), 0.0)
+    j_last = tl.minimum(tl.floor(j_high + inverse.margin_j + CANVAS.centre_w), right)
+    i_last = tl.minimum(tl.floor(i_high + inverse.margin_i + CANVAS.centre_h), below)
+    j_first = tl.where(whole, 0.0, j_first)
+    i_first = tl.where(whole, 0.0, i_first)
+    j_last = tl.where(whole, right, j_last)
+    i_last = tl.where(whole, below, i_last)
+    seen &= (j_last >= j_first) & (i_last >= i_first)
+    return PerspectiveWindow(
+        tl.where(seen, i_first, 0.0),
+        tl.where(seen, i_last, -1.0),
+        tl.where(seen, j_first, 0.0),
+        tl.where(seen, j_last, -1.0),
+    )
+
+
+@triton.jit
+def gather_perspective(
+    gathered, X, G, pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """One pass of channels; the tile walks as far as the largest of its pixels' windows.
+
+    The moments are along X, Y and 1 of the gradients of the rows of H.
+    """
+    window = perspective_window(pixel_map, inverse, pixels, CANVAS, RULES)
+    values = load_pass(X, window.i_last >= window.i_first, pixels, RULES, TILING)
+    i = window.i_first
+    j_first = window.j_first - CANVAS.centre_w
+    G_row = at_output(G, j_first, i - CANVAS.centre_h, CANVAS, RULES).ptr
+    for _ in range((tl.max(window.i_last - window.i_first) + 1).to(tl.int32)):
+        G_ptrs = G_row
+        j = window.j_first
+        for _ in range((tl.max(window.j_last - window.j_first) + 1).to(tl.int32)):
+            X_out = (j - CANVAS.centre_w) * pixel_map.unit_w
+            Y_out = (i - CANVAS.centre_h) * pixel_map.unit_h
+            x, y, over_w = homography(pixel_map, X_out, Y_out)
+            acc, s_x, s_y, inside = candidate(
+                gathered, values, moved(G, G_ptrs), to_pixels(pixel_map, x, y),
+                (i <= window.i_last) & (j <= window.j_last), pixels, RULES, TILING,
+            )  # fmt: skip
+            moments = gathered.moments
+            if RULES.needs_theta:
+                over_w = tl.where(inside, over_w, 0.0)
+                s_x *= pixel_map.half_w * over_w
+                s_y *= pixel_map.half_h * over_w
+                s_w = -tl.where(inside, tl.fma(s_x, x, s_y * y), 0.0)
+                moments = add_rows(moments, s_x, s_y, s_w, X_out, Y_out)
+            gathered = Gathered(acc, moments)
+            G_ptrs += G.stride_w
+            j += 1
+        G_row += G.stride_h
+        i += 1
+    return gathered
+
+
+@triton.jit
+def add_rows(m, s_x, s_y, s_w, X, Y):
+    """moments - (s_x·(X, Y, 1), s_y·(X, Y, 1), s_w·(X, Y, 1))"""
+    return (
+        tl.fma(-X, s_x, m[0]), tl.fma(-Y, s_x, m[1]), m[2] - s_x,
+        tl.fma(-X, s_y, m[3]), tl.fma(-Y, s_y, m[4]), m[5] - s_y,
+        tl.fma(-X, s_w, m[6]), tl.fma(-Y, s_w, m[7]), m[8] - s_w,
+    )  # fmt: skip

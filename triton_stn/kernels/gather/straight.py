@@ -1,0 +1,80 @@
+"""The window of a theta without rotation that magnifies: each thread walks that of its own pixel.
+
+It is exact, and x changes along a row alone. Of a tile that the output's image meets, so no
+coordinate is large.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.gather.axis import first_inside
+from triton_stn.kernels.gather.candidates import (
+    Gathered,
+    accumulate,
+    at_output,
+    hat,
+    load_pass,
+    with_sign,
+)
+from triton_stn.kernels.tiles import moved
+
+
+@triton.jit
+def candidates_along(a, RULES: tl.constexpr):
+    """The most candidates of a pixel along one axis, from the first one inside on."""
+    if RULES.mode == "nearest":  # a half may round either way
+        count = tl.floor(1 / tl.abs(a)) + 2
+    else:
+        count = tl.ceil(2 / tl.abs(a))
+    return count.to(tl.int32)
+
+
+@triton.jit
+def gather_straight(
+    gathered, X, G, pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """One pass of channels through the window."""
+    values = load_pass(X, pixels.mask, pixels, RULES, TILING)
+    j_first = first_inside(pixel_map.x_j, inverse.j_x, pixel_map.x_1, pixels.u, CANVAS.centre_w, RULES)
+    i = first_inside(pixel_map.y_i, inverse.i_y, pixel_map.y_1, pixels.v, CANVAS.centre_h, RULES)
+    G_row = at_output(G, j_first, i, CANVAS, RULES).ptr
+    acc, moments = gathered.acc, gathered.moments
+    zero = tl.zeros(pixels.u.shape, RULES.dtype)
+    for _ in range(candidates_along(pixel_map.y_i, RULES)):
+        wy, distance_y, in_y = hat(tl.fma(pixel_map.y_i, i, pixel_map.y_1), pixels.v, RULES)
+        in_y &= pixels.mask & (tl.abs(i) <= CANVAS.centre_h)
+        # Over the row, of x's derivatives and of x's weights times t: sums along j and 1.
+        s_j = zero
+        s_1 = zero
+        w_j = zero
+        w_1 = zero
+        G_ptrs = G_row
+        j = j_first
+        for _ in range(candidates_along(pixel_map.x_j, RULES)):
+            wx, distance_x, in_x = hat(tl.fma(pixel_map.x_j, j, pixel_map.x_1), pixels.u, RULES)
+            inside = in_y & in_x & (tl.abs(j) <= CANVAS.centre_w)
+            acc, t = accumulate(
+                acc, zero, values, moved(G, G_ptrs), wx * wy, inside, pixels, RULES, TILING
+            )
+            if RULES.needs_theta:
+                t = tl.where(inside, t, 0.0)
+                s = with_sign(t, distance_x)
+                w = t * wx
+                s_j = tl.fma(j, s, s_j)
+                w_j = tl.fma(j, w, w_j)
+                s_1 += s
+                w_1 += w
+            G_ptrs += G.stride_w
+            j += 1
+        if RULES.needs_theta:
+            m0, m1, m2, m3, m4, m5 = moments
+            s_1 *= wy
+            w_1 = with_sign(w_1, distance_y)
+            m3 -= with_sign(w_j, distance_y)
+            moments = (
+                tl.fma(-wy, s_j, m0), tl.fma(-i, s_1, m1), m2 - s_1,
+                m3, tl.fma(-i, w_1, m4), m5 - w_1,
+            )  # fmt: skip
+        G_row += G.stride_h
+        i += 1
+    return Gathered(acc, moments)

@@ -1,0 +1,200 @@
+"""The window of a volume's theta: each thread walks the bounding box of its own voxel's cell.
+
+Input voxel (u, v, w) receives from the output voxels whose source point lies in the 2 x 2 x 2 cell
+around it; the bounding box of the cell's preimage has the same size for every voxel of a theta. A
+theta whose box is too large is left to `scatter`, unless ``RULES.every``.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.coordinates import affine_3d
+from triton_stn.kernels.gather.candidates import Gathered, accumulate, hat, load_pass, with_sign
+from triton_stn.kernels.gather.inverse import is_finite
+from triton_stn.kernels.tiles import moved
+
+# More candidates a voxel than this are scattered. By reasoning, not measured.
+MOST_VOXELS = tl.constexpr(1000)
+
+
+class Row3d(NamedTuple):
+    """One row of the inverse matrix, and how far a window reaches along its axis of the output."""
+
+    x: object
+    y: object
+    z: object
+    reach: object
+
+
+class Inverse3d(NamedTuple):
+    j: object  # a `Row3d` each
+    i: object
+    k: object
+    gathered: object
+
+
+class Along(NamedTuple):
+    """Candidates along one axis of the output."""
+
+    first: object  # centred index, of each voxel
+    count: object
+    meets: object  # the tile's windows meet the output
+
+
+@triton.jit
+def inverse_3d(pixel_map, CANVAS, RULES: tl.constexpr):
+    """The `Inverse3d` of a voxel pixel_map, as every kernel rounds it.
+
+    The reach is widened by 1/64 and by a bound on the rounding of the inverse and of what it is
+    applied to; of a singular map it is not finite. No product is left to contract.
+    """
+    size = tl.abs(pixel_map.x_j)
+    entries = (pixel_map.x_i, pixel_map.x_k, pixel_map.y_j, pixel_map.y_i, pixel_map.y_k, pixel_map.z_j, pixel_map.z_i, pixel_map.z_k)
+    for n in tl.static_range(8):
+        size = tl.maximum(size, tl.abs(entries[n]))
+    scale = 1 / tl.maximum(size, 1e-30)  # so that the determinant neither overflows nor vanishes
+    n00, n01, n02 = pixel_map.x_j * scale, pixel_map.x_i * scale, pixel_map.x_k * scale
+    n10, n11, n12 = pixel_map.y_j * scale, pixel_map.y_i * scale, pixel_map.y_k * scale
+    n20, n21, n22 = pixel_map.z_j * scale, pixel_map.z_i * scale, pixel_map.z_k * scale
+    c00 = cross(n11, n22, n12, n21)
+    c10 = cross(n12, n20, n10, n22)
+    c20 = cross(n10, n21, n11, n20)
+    det = tl.fma(n00, c00, tl.fma(n01, c10, n02 * c20))
+    f = scale / det
+    j_x, j_y, j_z = c00 * f, cross(n02, n21, n01, n22) * f, cross(n01, n12, n02, n11) * f
+    i_x, i_y, i_z = c10 * f, cross(n00, n22, n02, n20) * f, cross(n02, n10, n00, n12) * f
+    k_x, k_y, k_z = c20 * f, cross(n01, n20, n00, n21) * f, cross(n00, n11, n01, n10) * f
+    sum_j = tl.abs(j_x) + tl.abs(j_y) + tl.abs(j_z)
+    sum_i = tl.abs(i_x) + tl.abs(i_y) + tl.abs(i_z)
+    sum_k = tl.abs(k_x) + tl.abs(k_y) + tl.abs(k_z)
+    # 2^-19: the entries of n are at most 1, so the inverse is wrong by a few eps over det.
+    condition = 3 * size * (sum_j + sum_i + sum_k) / tl.abs(det)
+    extent = CANVAS.centre_d + CANVAS.centre_h + CANVAS.centre_w + 3
+    rounding = tl.fma(1.9e-6 * condition, extent, 0.015625)
+    half: tl.constexpr = 0.5078125 if RULES.mode == "nearest" else 1.015625
+    reach_j = tl.fma(half, sum_j, rounding)
+    reach_i = tl.fma(half, sum_i, rounding)
+    reach_k = tl.fma(half, sum_k, rounding)
+    across = tl.fma(2.0, reach_j, 1.0) * tl.fma(2.0, reach_i, 1.0)
+    return Inverse3d(
+        Row3d(j_x, j_y, j_z, reach_j),
+        Row3d(i_x, i_y, i_z, reach_i),
+        Row3d(k_x, k_y, k_z, reach_k),
+        across * tl.fma(2.0, reach_k, 1.0) <= MOST_VOXELS,
+    )
+
+
+@triton.jit
+def cross(a, b, c, d):
+    """a·b - c·d, its rounding explicit."""
+    return tl.fma(a, b, -(c * d))
+
+
+@triton.jit
+def preimage(row, pixel_map, u, v, w):
+    """Where the inverse takes a voxel, along one axis of the output, centred."""
+    across = tl.fma(row.y, v - pixel_map.y_1, row.z * (w - pixel_map.z_1))
+    return tl.fma(row.x, u - pixel_map.x_1, across)
+
+
+@triton.jit
+def candidates_along(row, pixel_map, pixels, middle, extent, size, centre, gathered):
+    """The `Along` of one axis: all of the output where the window is larger, or theta has none."""
+    bounded = gathered & (2 * row.reach + 1 < size)
+    at = preimage(row, pixel_map, pixels.u, pixels.v, pixels.w)
+    first = tl.where(bounded, tl.ceil(at + (centre - row.reach)) - centre, -centre)
+    count = tl.where(bounded, 2 * row.reach + 1, size)
+    width = tl.abs(row.x) * extent[0] + tl.abs(row.y) * extent[1] + tl.abs(row.z) * extent[2]
+    distance = tl.abs(preimage(row, pixel_map, middle[0], middle[1], middle[2]))
+    near = distance <= centre + (row.reach + width + 1)
+    return Along(first, count.to(tl.int32), near | (gathered == 0))
+
+
+@triton.jit
+def gather_volume(
+    gathered, X, G, pixel_map, at, pixels, CANVAS, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """One pass of channels through the window of one theta."""
+    dtype: tl.constexpr = RULES.dtype
+    # The tile's middle and half its extent.
+    extent = ((TILING.block_w - 1) / 2, (TILING.block_h - 1) / 2, (TILING.block_d - 1) / 2)
+    middle = (
+        at.first_column.to(dtype) + extent[0],
+        at.first_row.to(dtype) + extent[1],
+        at.first_slice.to(dtype) + extent[2],
+    )
+    inverse = inverse_3d(pixel_map, CANVAS, RULES)
+    fits = inverse.gathered
+    along_j = candidates_along(
+        inverse.j, pixel_map, pixels, middle, extent, CANVAS.width.to(dtype), CANVAS.centre_w, fits
+    )
+    along_i = candidates_along(
+        inverse.i, pixel_map, pixels, middle, extent, CANVAS.height.to(dtype), CANVAS.centre_h, fits
+    )
+    along_k = candidates_along(
+        inverse.k, pixel_map, pixels, middle, extent, CANVAS.depth.to(dtype), CANVAS.centre_d, fits
+    )
+    here = is_finite(pixel_map) & along_j.meets & along_i.meets & along_k.meets
+    if not RULES.every:
+        here &= fits
+    if here:
+        values = load_pass(X, pixels.mask, pixels, RULES, TILING)
+        k = along_k.first
+        for _ in range(along_k.count):
+            i = along_i.first
+            for _ in range(along_i.count):
+                j = along_j.first
+                slices = (k + CANVAS.centre_d).to(RULES.index) * G.stride_d
+                rows = (i + CANVAS.centre_h).to(RULES.index) * G.stride_h
+                columns = (j + CANVAS.centre_w).to(RULES.index) * G.stride_w
+                G_ptrs = G.ptr + (slices + (rows + columns))
+                for _ in range(along_j.count):
+                    inside = (tl.abs(k) <= CANVAS.centre_d) & (tl.abs(i) <= CANVAS.centre_h)
+                    inside &= pixels.mask & (tl.abs(j) <= CANVAS.centre_w)
+                    gathered = voxel_candidate(
+                        gathered, values, moved(G, G_ptrs), pixel_map, (j, i, k), inside, pixels,
+                        RULES, TILING,
+                    )  # fmt: skip
+                    G_ptrs += G.stride_w
+                    j += 1
+                i += 1
+            k += 1
+    return gathered
+
+
+@triton.jit
+def voxel_candidate(
+    gathered, values, G, pixel_map, index, inside, pixels, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """Add one output voxel, wherever it falls."""
+    x, y, z = affine_3d(pixel_map, index[0], index[1], index[2])
+    wx, distance_x, in_x = hat(x, pixels.u, RULES)
+    wy, distance_y, in_y = hat(y, pixels.v, RULES)
+    wz, distance_z, in_z = hat(z, pixels.w, RULES)
+    inside &= in_x & in_y & in_z
+    wx = tl.where(inside, wx, 0.0)
+    wy = tl.where(inside, wy, 0.0)
+    wz = tl.where(inside, wz, 0.0)
+    acc, t = accumulate(
+        gathered.acc, tl.zeros(wx.shape, RULES.dtype), values, G, wx * wy * wz, inside, pixels,
+        RULES, TILING,
+    )  # fmt: skip
+    moments = gathered.moments
+    if RULES.needs_theta:
+        t = tl.where(inside, t, 0.0)
+        slopes = (
+            with_sign(t * (wy * wz), distance_x),
+            with_sign(t * (wx * wz), distance_y),
+            with_sign(t * (wx * wy), distance_z),
+        )
+        before = moments
+        moments = ()
+        for n in tl.static_range(12):
+            s = slopes[n // 4]
+            if n % 4 < 3:
+                moments = moments + (tl.fma(-index[n % 4], s, before[n]),)
+            else:
+                moments = moments + (before[n] - s,)
+    return Gathered(acc, moments)

@@ -1,0 +1,80 @@
+"""The windows of the gather, by their kinds: what both of its kernels dispatch to."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.gather.axis import axis_window, gather_axis
+from triton_stn.kernels.gather.candidates import Gathered
+from triton_stn.kernels.gather.inverse import (
+    ON_SIDE,
+    PERSPECTIVE,
+    STRAIGHT,
+    THREE,
+    UPRIGHT,
+    VOLUME,
+    WALK,
+    WIDE,
+)
+from triton_stn.kernels.gather.perspective import gather_perspective
+from triton_stn.kernels.gather.straight import gather_straight
+from triton_stn.kernels.gather.three import gather_three, three_window
+from triton_stn.kernels.gather.volume import gather_volume
+from triton_stn.kernels.gather.walk import gather_walk
+from triton_stn.kernels.gather.wide import gather_wide
+
+
+class Job(NamedTuple):
+    """What a program's tiles have in common."""
+
+    pixel_map: object
+    inverse: object
+    count: object  # of channels
+    work: object
+    canvas: object
+    frame: object
+
+
+@triton.jit
+def open_window(job, pixels, G, KIND: tl.constexpr, RULES: tl.constexpr):
+    """What a narrow window knows of every pixel whatever the channel; else nothing."""
+    if KIND == UPRIGHT or KIND == ON_SIDE:
+        window = axis_window(job.pixel_map, job.inverse, pixels, G, job.canvas, KIND == ON_SIDE, RULES)
+    elif KIND == THREE:
+        window = three_window(job.pixel_map, job.inverse, pixels, G, job.canvas, RULES)
+    else:
+        window = ()
+    return window
+
+
+@triton.jit
+def gather_pass(
+    gathered,  # of a narrow window the t of every candidate in place of the moments
+    X, G, window, pixels, job, at,
+    KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr,
+):  # fmt: skip
+    """What a window gives to the channels of a pass."""
+    if KIND == UPRIGHT or KIND == ON_SIDE:
+        acc, ts = gather_axis(gathered.acc, gathered.moments, X, G, window, pixels, RULES, TILING)
+        gathered = Gathered(acc, ts)
+    elif KIND == THREE:
+        acc, ts = gather_three(gathered.acc, gathered.moments, X, G, window, pixels, RULES, TILING)
+        gathered = Gathered(acc, ts)
+    elif KIND == STRAIGHT:
+        gathered = gather_straight(
+            gathered, X, G, job.pixel_map, job.inverse, pixels, job.canvas, RULES, TILING
+        )
+    elif KIND == WALK:
+        gathered = gather_walk(
+            gathered, X, G, job.pixel_map, job.inverse, pixels, job.canvas, RULES, TILING
+        )
+    elif KIND == PERSPECTIVE:
+        gathered = gather_perspective(
+            gathered, X, G, job.pixel_map, job.inverse, pixels, job.canvas, RULES, TILING
+        )
+    elif KIND == VOLUME:
+        gathered = gather_volume(gathered, X, G, job.pixel_map, at, pixels, job.canvas, RULES, TILING)
+    elif KIND == WIDE:
+        gathered = gather_wide(gathered, X, G, job, at, pixels.left, RULES, TILING)
+    return gathered

@@ -1,0 +1,41 @@
+"""The gradient of theta alone, from the output's side: a program owns tiles of output pixels.
+
+    dTheta = sum over the output pixels of S_x · dx/dtheta + S_y · dy/dtheta
+
+See `output_side.py`. Nothing is scattered. Launch grid: see `tiles.py`, of the output.
+"""
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.coordinates import source_map
+from triton_stn.kernels.moments import store_moments, zero_moments
+from triton_stn.kernels.output_side import Job, backward_tile
+from triton_stn.kernels.tiles import of_share, share, slot
+
+
+@triton.jit
+def grad_theta(
+    X,  # (N, C, [D,] H, W)
+    THETA,  # (N, K, *), see `coordinates.source`
+    dY,  # (N, K, C, [D_out,] H_out, W_out)
+    # Partial sums, (N, K, slots, sums filled up to a multiple of six); or, where there are none, the
+    P,  # gradient of each pixel's coordinates or patch, (N, K, splits, H_out, W_out, 2 or 6)
+    WORK,
+    CANVAS,
+    FRAME,
+    SCALE,
+    RULES: tl.constexpr,
+    TILING: tl.constexpr,
+):
+    part = share(WORK, RULES, TILING)
+    pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
+    job = Job(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE)
+    X = of_share(X, part)
+    dY = of_share(dY, part)
+    moments = zero_moments(RULES.sums, TILING, RULES)
+    for t in range(WORK.tiles):
+        moments = backward_tile(moments, t, X, dY, X, P, job, RULES, TILING)
+    if RULES.sums > 0:
+        nk = part.n.to(tl.int64) * WORK.maps + part.k
+        store_moments(P, nk * WORK.slots + slot(part, WORK), moments, False)

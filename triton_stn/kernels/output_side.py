@@ -1,0 +1,172 @@
+"""The tile of a backward from the output's side, which `scatter` and `grad_theta` share.
+
+With the taps of its coordinate each output pixel has, summed over the channels,
+
+    S_x = sum of dY · (dY/dx)        S_y likewise
+
+and grad_theta is made from these; and it adds dY · wx · wy to the taps of grad_input.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.area import backward_area, pixel_sides
+from triton_stn.kernels.bicubic import backward_bicubic
+from triton_stn.kernels.coordinates import source, source_gradient
+from triton_stn.kernels.taps import (
+    corner,
+    corner_masks,
+    corner_weights,
+    left_index,
+    nearest,
+    nonfinite,
+    offsets,
+    slope_along,
+    taps,
+)
+from triton_stn.kernels.tiles import of_tile, output_spot, some, tile
+
+
+class Job(NamedTuple):
+    """What a program's tiles have in common."""
+
+    part: object
+    pixel_map: object
+    theta: object
+    work: object
+    canvas: object
+    frame: object
+    scale: object
+
+
+@triton.jit
+def backward_tile(
+    moments, t, X, dY, dX, P, JOB, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """Adds to dX; returns the moments with this tile's, or stores each pixel's gradient in P."""
+    at = tile(t, JOB.canvas, JOB.work, RULES, TILING)
+    spot = output_spot(at, JOB.canvas, RULES)
+    part, frame = JOB.part, JOB.frame
+    place = source(JOB.pixel_map, JOB.theta, part.n, part.k, spot, JOB.canvas, frame, RULES)
+    # An output that is not finite gives nothing to any gradient.
+    mask = at.mask & (nonfinite(place) == 0)
+    G = of_tile(dY, at, RULES)
+    slopes = ()
+    if RULES.mode == "nearest":
+        scatter_nearest(dX, G, place, at, mask, part.count, frame, RULES, TILING)
+    elif RULES.mode == "bilinear":
+        slopes = backward_linear(X, dX, G, place, at, mask, part.count, frame, RULES, TILING)
+    elif RULES.mode == "bicubic":
+        slopes = backward_bicubic(X, dX, G, place, at, mask, part.count, frame, RULES, TILING)
+    else:
+        sides = pixel_sides(JOB.pixel_map, JOB.theta, part, spot, RULES)
+        slopes = backward_area(X, dX, G, place, sides, at, mask, part.count, frame, RULES, TILING)
+    if RULES.needs_theta:
+        if len(moments) > 0:
+            moments = add_terms(moments, JOB.pixel_map, spot, slopes, mask, RULES)
+        else:
+            store_field(P, JOB, spot, slopes, mask, RULES)
+    return moments
+
+
+@triton.jit
+def add_terms(moments, pixel_map, spot, slopes, mask, RULES: tl.constexpr):
+    """moments and what a tile adds to the sums of grad_theta."""
+    NDIM: tl.constexpr = RULES.ndim
+    of_place = ()
+    for axis in tl.static_range(NDIM):
+        of_place = of_place + (tl.where(mask, slopes[axis], 0.0),)
+    terms = source_gradient(pixel_map, spot, of_place, mask, RULES)
+    if RULES.mode == "area":  # of an affine pixel_map: x = x_j·j + x_i·i + x_1 at every sample
+        x_j, x_i, x_1, y_j, y_i, y_1 = terms
+        terms = (
+            x_j + slopes.x_j, x_i + slopes.x_i, x_1, y_j + slopes.y_j, y_i + slopes.y_i, y_1,
+        )  # fmt: skip
+    out = ()
+    for n in tl.static_range(len(moments)):
+        out = out + (moments[n] + terms[n],)
+    return out
+
+
+@triton.jit
+def store_field(P, JOB, spot, slopes, mask, RULES: tl.constexpr):
+    """Each pixel's gradient, (N, K, splits, H_out, W_out, 2), or 6 of a patch."""
+    FIELD: tl.constexpr = 6 if RULES.source == "patch" else 2
+    nk = JOB.part.n.to(tl.int64) * JOB.work.maps + JOB.part.k
+    row = (nk * JOB.work.splits + JOB.part.split) * JOB.canvas.height * JOB.canvas.width
+    ptrs = P.ptr + (row + spot.rows.to(tl.int64) * JOB.canvas.width + spot.columns) * FIELD
+    # A flow is in pixels of the input, everything else is normalised.
+    of_x = 1.0 if RULES.source == "flow" else JOB.scale.half_w
+    of_y = 1.0 if RULES.source == "flow" else JOB.scale.half_h
+    for n in tl.static_range(FIELD):
+        factor = of_x if n % 2 == 0 else of_y
+        tl.store(ptrs + n, tl.where(mask, slopes[n] * factor, 0.0), mask=spot.mask)
+
+
+@triton.jit
+def scatter_nearest(
+    dX, G, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """dY goes whole to the one pixel that was read."""
+    index, inside = nearest(place, FRAME, RULES)
+    written = mask & inside
+    dX_ptrs = dX.ptr + offsets(index, dX, RULES) + at.channels * dX.stride_c
+    G_ptrs = G.ptr
+    for c in range(0, count, TILING.block_c):
+        here = written & some(at.channels, count - c, TILING.mask_channels)
+        g = tl.load(G_ptrs, mask=here, other=0.0).to(RULES.dtype)
+        tl.atomic_add(dX_ptrs, g, mask=here, sem="relaxed")
+        G_ptrs += TILING.block_c * G.stride_c
+        dX_ptrs += TILING.block_c * dX.stride_c
+
+
+@triton.jit
+def backward_linear(
+    X, dX, G, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """Four taps a pixel, or eight a voxel: adds to dX, returns the slopes along each axis."""
+    NDIM: tl.constexpr = RULES.ndim
+    PASS: tl.constexpr = TILING.channels_a_pass
+    along = taps(place, FRAME, RULES)
+    weights = corner_weights(along)
+    masks = corner_masks(along, mask, False)
+    written = corner_masks(along, mask, True)
+    index = left_index(along)
+    X_ptrs = X.ptr + offsets(index, X, RULES) + at.channels * X.stride_c
+    dX_ptrs = dX.ptr + offsets(index, dX, RULES) + at.channels * dX.stride_c
+    G_ptrs = G.ptr
+    sums = ()  # over the channels, dY times each tap
+    for _ in tl.static_range(len(weights)):
+        sums = sums + (tl.zeros(G_ptrs.shape, RULES.dtype),)
+    for c in range(0, 1 if TILING.one_pass else count, TILING.step):
+        for s in tl.static_range(PASS):
+            here = some(at.channels + s * TILING.block_c, count - c, TILING.mask_channels)
+            g = tl.load(G_ptrs, mask=mask & here, other=0.0).to(RULES.dtype)
+            before = sums
+            sums = ()
+            for n in tl.static_range(len(weights)):
+                if RULES.needs_input:
+                    tl.atomic_add(
+                        corner(dX_ptrs, dX, n), g * weights[n], mask=written[n] & here,
+                        sem="relaxed",
+                    )  # fmt: skip
+                if RULES.needs_theta:
+                    value = tl.load(corner(X_ptrs, X, n), mask=masks[n] & here, other=0.0)
+                    sums = sums + (tl.fma(g, value.to(RULES.dtype), before[n]),)
+                else:
+                    sums = sums + (before[n],)
+            G_ptrs += TILING.block_c * G.stride_c
+            X_ptrs += TILING.block_c * X.stride_c
+            dX_ptrs += TILING.block_c * dX.stride_c
+    slopes = ()
+    if RULES.needs_theta:
+        if TILING.block_c > 1:
+            before = sums
+            sums = ()
+            for n in tl.static_range(len(weights)):
+                sums = sums + (tl.sum(before[n], 1, keep_dims=True),)
+        for axis in tl.static_range(NDIM):
+            slopes = slopes + (slope_along(sums, along, axis),)
+    return slopes

@@ -1,0 +1,173 @@
+"""A program's share of a launch: its pixel_map, its channels, the tiles that it walks, their pixels.
+
+Every launch that samples, gathers or scatters has the grid
+
+    (N·K·splits, tiles along W, programs that walk bands of tiles)
+
+splits fastest. A band is a row of tiles; in volumes bands go down a slice of tiles, then on to the
+next slice. A program walks ``WORK.tiles`` bands, one below another.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+from triton_stn.kernels.arguments import Image
+
+
+class Share(NamedTuple):
+    """Which map of which image, and which of its channels."""
+
+    n: object
+    k: object
+    split: object
+    first: object  # channel
+    count: object  # of channels
+
+
+class Tile(NamedTuple):
+    """The pixels of a tile, [pixels, 1] each, and its channels, [1, block_c]."""
+
+    slices: object
+    rows: object
+    columns: object
+    channels: object
+    mask: object  # which are pixels
+    first_slice: object
+    first_row: object
+    first_column: object
+
+
+class Spot(NamedTuple):
+    """The output pixels of a tile and their centred coordinates (half-integers, exact)."""
+
+    rows: object
+    columns: object
+    mask: object
+    j: object
+    i: object
+    k: object
+
+
+@triton.jit
+def share(WORK, RULES: tl.constexpr, TILING: tl.constexpr):
+    """The share of this program. Where a pass takes all channels there are no splits."""
+    ALIGN: tl.constexpr = TILING.align
+    program = tl.program_id(0)
+    if TILING.one_pass:
+        nk = program
+        split = 0
+        first = tl.zeros([], tl.int64)
+        count = WORK.channels
+    else:
+        nk = program // WORK.splits
+        split = program - nk * WORK.splits
+        begin = split * WORK.channels_a_split
+        first = tl.multiple_of(begin, ALIGN).to(tl.int64)
+        count = tl.minimum(WORK.channels - begin, WORK.channels_a_split)
+        count = tl.multiple_of(count, ALIGN)
+    if RULES.several:
+        n = nk // WORK.maps
+        k = nk - n * WORK.maps
+    else:
+        n = nk
+        k = tl.zeros([], tl.int32)
+    return Share(n, k, split, first, count)
+
+
+@triton.jit
+def slot(part, WORK):
+    """Where this program's partial sums go, among those of its pixel_map."""
+    tile = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    return WORK.first_slot + tile * WORK.splits + part.split
+
+
+@triton.jit
+def moved(IMAGE, ptr):
+    """The same tensor, with its pointer elsewhere."""
+    return Image(
+        ptr,
+        IMAGE.stride_n,
+        IMAGE.stride_k,
+        IMAGE.stride_c,
+        IMAGE.stride_d,
+        IMAGE.stride_h,
+        IMAGE.stride_w,
+    )
+
+
+@triton.jit
+def of_share(IMAGE, part):
+    """A tensor from a share's first channel on."""
+    ptr = IMAGE.ptr + part.n.to(tl.int64) * IMAGE.stride_n + part.k * IMAGE.stride_k
+    return moved(IMAGE, ptr + part.first * IMAGE.stride_c)
+
+
+@triton.jit
+def of_channels(IMAGE, at):
+    """A share's tensor, with pointers to the channels of a tile."""
+    return moved(IMAGE, IMAGE.ptr + at.channels * IMAGE.stride_c)
+
+
+@triton.jit
+def of_tile(IMAGE, at, RULES: tl.constexpr):
+    """A share's tensor, with pointers to the pixels and channels of a tile."""
+    offs = tile_offsets(at, IMAGE, RULES) + at.channels * IMAGE.stride_c
+    return moved(IMAGE, IMAGE.ptr + offs)
+
+
+@triton.jit
+def tile(t, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
+    """The t-th tile that this program walks; SIZE has the extents that are cut into tiles.
+
+    In NCHW (block_c = 1) a warp's 32 threads lie over 32 / block_w rows of block_w pixels, a patch.
+    The pixels are one axis, so that no version of the compiler lays the threads out otherwise. In
+    channels-last, threads lie along the channels first.
+    """
+    band = tl.program_id(2) * WORK.tiles + t
+    first_column = tl.program_id(1) * TILING.block_w
+    pixels = tl.arange(0, TILING.pixels)[:, None]
+    channels = tl.arange(0, TILING.block_c)[None, :]
+    columns = first_column + pixels % TILING.block_w
+    if RULES.ndim == 2:
+        first_slice = 0
+        first_row = band * TILING.block_h
+        slices = 0
+        rows = first_row + pixels // TILING.block_w
+        mask = (rows < SIZE.height) & (columns < SIZE.width)
+    else:
+        bands = tl.cdiv(SIZE.height, TILING.block_h)
+        first_slice = band // bands * TILING.block_d
+        first_row = band % bands * TILING.block_h
+        slices = first_slice + pixels // (TILING.block_h * TILING.block_w)
+        rows = first_row + pixels // TILING.block_w % TILING.block_h
+        mask = (slices < SIZE.depth) & (rows < SIZE.height) & (columns < SIZE.width)
+    return Tile(slices, rows, columns, channels, mask, first_slice, first_row, first_column)
+
+
+@triton.jit
+def output_spot(at, CANVAS, RULES: tl.constexpr):
+    """The output pixels of a tile."""
+    j = at.columns.to(RULES.dtype) - CANVAS.centre_w
+    i = at.rows.to(RULES.dtype) - CANVAS.centre_h
+    if RULES.ndim == 2:
+        k = 0.0
+    else:
+        k = at.slices.to(RULES.dtype) - CANVAS.centre_d
+    return Spot(at.rows, at.columns, at.mask, j, i, k)
+
+
+@triton.jit
+def tile_offsets(at, IMAGE, RULES: tl.constexpr):
+    """Offsets of a tile's pixels in one plane."""
+    offs = at.rows.to(RULES.index) * IMAGE.stride_h + at.columns.to(RULES.index) * IMAGE.stride_w
+    if RULES.ndim == 3:
+        offs += at.slices.to(RULES.index) * IMAGE.stride_d
+    return offs
+
+
+@triton.jit
+def some(channels, left, MASK: tl.constexpr):
+    """Which channels of a tile there are, with so many left."""
+    return channels < left if MASK else True
