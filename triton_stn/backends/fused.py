@@ -83,9 +83,7 @@ def sample_backward(
     return grad_input.to(input.dtype), grad_theta
 
 
-def _gradient_buffer(
-    input: torch.Tensor, sampling: Sampling, deterministic: bool
-) -> torch.Tensor:
+def _gradient_buffer(input: torch.Tensor, sampling: Sampling, deterministic: bool) -> torch.Tensor:
     """Where a backward writes grad_input: as it is returned, or where a scatter takes part the
     dtype of sums; zeros where nothing is gathered."""
     if not sampling.gathers:

@@ -75,7 +75,9 @@ class Backward:
     """The launches of a backward, in order, and what they write to."""
 
     plans: tuple[Plan, ...]
-    partial: tuple[int, ...] = ()  # shape of the buffer of partial sums; none where it is grad_theta
+    partial: tuple[
+        int, ...
+    ] = ()  # shape of the buffer of partial sums; none where it is grad_theta
     coefficients: tuple[int, ...] = ()  # of a spline, a second one
 
 
@@ -109,7 +111,9 @@ def plan_forward(input: Layout, theta: Layout, output: Layout, sampling: Samplin
     return _plan(
         forward,
         config,
-        dict(X=_image(input, len(size)), THETA=_theta(theta, sampling), Y=_image(output, len(size))),
+        dict(
+            X=_image(input, len(size)), THETA=_theta(theta, sampling), Y=_image(output, len(size))
+        ),
         _numbers(input, output, sampling, config),
         replace(rules, several=k > 1),
     )
@@ -146,7 +150,9 @@ def plan_backward(
     if apart:
         launches.append((grad_theta, call.over_output(scatters=False, rest=False), {}))
     of_theta = [joint or kernel is grad_theta for kernel, _, _ in launches]
-    slots = sum(c.slots for (_, c, _), sums_here in zip(launches, of_theta, strict=True) if sums_here)
+    slots = sum(
+        c.slots for (_, c, _), sums_here in zip(launches, of_theta, strict=True) if sums_here
+    )
     plans, first = [], 0
     for (kernel, config, differing), sums_here in zip(launches, of_theta, strict=True):
         here = dict(differing, needs_theta=sums_here, sums=sums if sums_here else 0)
@@ -154,7 +160,9 @@ def plan_backward(
         first += config.slots if sums_here else 0
     if not wanted.grad_theta:
         return Backward(tuple(plans))
-    splits = next(c.splits for (_, c, _), sums_here in zip(launches, of_theta, strict=True) if sums_here)
+    splits = next(
+        c.splits for (_, c, _), sums_here in zip(launches, of_theta, strict=True) if sums_here
+    )
     return call.reduced(tuple(plans), slots, splits)
 
 
@@ -277,9 +285,7 @@ def _plan(kernel, config: configs.Config, tensors: dict, numbers: dict, rules: R
     )
 
 
-def _problem(
-    images: int, channels: int, size, input: Layout, *others: Layout
-) -> configs.Problem:
+def _problem(images: int, channels: int, size, input: Layout, *others: Layout) -> configs.Problem:
     run = run_length(input, *others)
     align = alignment(channels, input, *others) if run > 1 else 1
     return configs.Problem(images, channels, _deep(size), run, align)

@@ -50,10 +50,15 @@ class AreaSlopes(NamedTuple):
 
 @triton.jit
 def pixel_sides(pixel_map, THETA, part, spot, RULES: tl.constexpr):
-    """`Sides` of a tile's pixels, [pixels, 1] each, or [1, 1] of an affine pixel_map."""
+    """`Sides` of a tile's pixels, [pixels, 1] each, or [1, 1] of an affine map."""
     if RULES.source == "affine":
         one = tl.full([1, 1], 1.0, RULES.dtype)
-        x_j, y_j, x_i, y_i = pixel_map.x_j * one, pixel_map.y_j * one, pixel_map.x_i * one, pixel_map.y_i * one
+        x_j, y_j, x_i, y_i = (
+            pixel_map.x_j * one,
+            pixel_map.y_j * one,
+            pixel_map.x_i * one,
+            pixel_map.y_i * one,
+        )
     else:
         ptrs = field_ptrs(THETA, part.n, part.k, spot, RULES) + 2 * THETA.stride_c
         x_j = tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype) * pixel_map.half_w
@@ -95,9 +100,7 @@ def sample_place(place, sides, dj, di):
 
 
 @triton.jit
-def forward_area(
-    X, Y, place, sides, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
-):
+def forward_area(X, Y, place, sides, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
     """The tile of `forward`, channel after channel."""
     samples = sides.along_j * sides.along_i
     most = tl.max(samples).to(tl.int32)

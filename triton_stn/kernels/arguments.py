@@ -143,5 +143,5 @@ class Sums:
 
     rows: int
     columns: int
-    affine: int  # axes of an affine pixel_map, whose sums are scaled from pixels to theta; else 0
+    affine: int  # axes of an affine map, whose sums are scaled from pixels to theta; else 0
     dtype: object

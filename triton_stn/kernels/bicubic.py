@@ -64,9 +64,7 @@ def cubic_place(place, FRAME, RULES: tl.constexpr):
 
 
 @triton.jit
-def forward_bicubic(
-    X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
-):
+def forward_bicubic(X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
     """The tile of `forward`, channel after channel."""
     along_x, along_y = cubic_place(place, FRAME, RULES)
     X_ptr = X.ptr + at.channels * X.stride_c

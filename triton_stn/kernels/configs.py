@@ -111,8 +111,7 @@ def output_side(problem: Problem, scatters: bool, rest: bool) -> Config:
 
 
 def spline_gradient(images: int, pixels: int, coefficients: int) -> tuple[tuple, int, int]:
-    """(launch grid, pixels and coefficients of a block); ``images`` is N·K, ``coefficients`` T + 3.
-    """
+    """(launch grid, pixels and coefficients of a block); ``images`` is N·K, ``coefficients`` T + 3."""
     block_t = min(16, next_power_of_2(coefficients))  # 16 accumulators a thread and coordinate
     blocks = cdiv(coefficients, block_t)
     # A chunk of at least 1,024 pixels repays its reduction.
@@ -121,9 +120,11 @@ def spline_gradient(images: int, pixels: int, coefficients: int) -> tuple[tuple,
 
 
 def reduce(slots: int, columns: int) -> tuple[int, int]:
-    """(rows, columns) of a block: all loads of 4,096 slots are under way in four rounds."""
+    """(rows, columns) of a block: 32 loads a thread are under way at once, 4,096 slots of an affine
+    map in eight rounds."""
     if columns <= 16:
-        return (1024 if slots > 64 else 64), next_power_of_2(columns)
+        wide = next_power_of_2(columns)
+        return (4096 // wide if slots > 64 else 64), wide
     return 8, 128
 
 

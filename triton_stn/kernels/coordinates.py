@@ -15,6 +15,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from triton_stn.kernels.taps import round_half_even
+
 # Sources whose grad_theta is so many sums over the pixels, in the order of theta's numbers
 # (`source_gradient`). Any other's is made from the gradient of each pixel's coordinates.
 SUMS = {"affine": 6, "projective": 9}
@@ -77,10 +79,15 @@ def coefficient(ptr, ratio, RULES: tl.constexpr):
 def shift(ptr, half, last, RULES: tl.constexpr):
     """The last number of a row of an affine theta -> of the map in pixels.
 
-    The product is an operand of an explicit fused multiply-add, so it is rounded once, always.
+    The product is an operand of an explicit fused multiply-add, so it is rounded once, always. What
+    rounding theta left of a whole or half pixel, up to 2^-22 of the product, is taken away: at a
+    shift by whole pixels every coordinate is a pixel's, and its derivative the right-hand one.
     """
     scaled = tl.load(ptr).to(RULES.dtype) * number(half, RULES)
-    return tl.fma(number(last, RULES), number(0.5, RULES), scaled)
+    value = tl.fma(number(last, RULES), number(0.5, RULES), scaled)
+    whole = round_half_even(2 * value) * 0.5
+    rounding: tl.constexpr = 4.5e-16 if RULES.dtype == tl.float64 else 2.4e-7
+    return tl.where(tl.abs(value - whole) <= tl.abs(scaled) * rounding, whole, value)
 
 
 @triton.jit
@@ -145,7 +152,9 @@ def fma3(a, b, c, j, i):
 @triton.jit
 def affine_2d(pixel_map, j, i):
     """(x, y) of a centred output pixel."""
-    return fma3(pixel_map.x_j, pixel_map.x_i, pixel_map.x_1, j, i), fma3(pixel_map.y_j, pixel_map.y_i, pixel_map.y_1, j, i)
+    return fma3(pixel_map.x_j, pixel_map.x_i, pixel_map.x_1, j, i), fma3(
+        pixel_map.y_j, pixel_map.y_i, pixel_map.y_1, j, i
+    )
 
 
 @triton.jit
@@ -197,7 +206,9 @@ def source(pixel_map, THETA, n, k, spot, CANVAS, FRAME, RULES: tl.constexpr):
 @triton.jit
 def to_pixels(pixel_map, x, y):
     """Normalised source coordinates -> pixels of the input."""
-    return tl.fma(x, pixel_map.half_w, pixel_map.middle_w), tl.fma(y, pixel_map.half_h, pixel_map.middle_h)
+    return tl.fma(x, pixel_map.half_w, pixel_map.middle_w), tl.fma(
+        y, pixel_map.half_h, pixel_map.middle_h
+    )
 
 
 @triton.jit

@@ -57,9 +57,7 @@ def forward(
 
 
 @triton.jit
-def forward_nearest(
-    X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
-):
+def forward_nearest(X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
     """One tap a pixel, unweighted."""
     PASS: tl.constexpr = TILING.channels_a_pass
     index, inside = nearest(place, FRAME, RULES)
@@ -81,9 +79,7 @@ def forward_nearest(
 
 
 @triton.jit
-def forward_linear(
-    X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
-):
+def forward_linear(X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
     """Four taps a pixel, or eight a voxel."""
     PASS: tl.constexpr = TILING.channels_a_pass
     along = taps(place, FRAME, RULES)

@@ -42,9 +42,7 @@ class Job(NamedTuple):
 
 
 @triton.jit
-def backward_tile(
-    moments, t, X, dY, dX, P, JOB, RULES: tl.constexpr, TILING: tl.constexpr
-):
+def backward_tile(moments, t, X, dY, dX, P, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
     """Adds to dX; returns the moments with this tile's, or stores each pixel's gradient in P."""
     at = tile(t, JOB.canvas, JOB.work, RULES, TILING)
     spot = output_spot(at, JOB.canvas, RULES)
@@ -79,7 +77,7 @@ def add_terms(moments, pixel_map, spot, slopes, mask, RULES: tl.constexpr):
     for axis in tl.static_range(NDIM):
         of_place = of_place + (tl.where(mask, slopes[axis], 0.0),)
     terms = source_gradient(pixel_map, spot, of_place, mask, RULES)
-    if RULES.mode == "area":  # of an affine pixel_map: x = x_j·j + x_i·i + x_1 at every sample
+    if RULES.mode == "area":  # of an affine map: x = x_j·j + x_i·i + x_1 at every sample
         x_j, x_i, x_1, y_j, y_i, y_1 = terms
         terms = (
             x_j + slopes.x_j, x_i + slopes.x_i, x_1, y_j + slopes.y_j, y_i + slopes.y_i, y_1,

@@ -194,7 +194,5 @@ def slope_along(sums, along, AXIS: tl.constexpr):
             before = rest
             rest = ()
             for n in tl.static_range(len(before) // 2):
-                rest = rest + (
-                    before[2 * n] * (1 - weight) + before[2 * n + 1] * weight,
-                )
+                rest = rest + (before[2 * n] * (1 - weight) + before[2 * n + 1] * weight,)
     return along[AXIS].slope * rest[0]

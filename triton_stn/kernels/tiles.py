@@ -1,4 +1,4 @@
-"""A program's share of a launch: its pixel_map, its channels, the tiles that it walks, their pixels.
+"""A program's share of a launch: its map, its channels, the tiles that it walks, their pixels.
 
 Every launch that samples, gathers or scatters has the grid
 
@@ -78,7 +78,7 @@ def share(WORK, RULES: tl.constexpr, TILING: tl.constexpr):
 
 @triton.jit
 def slot(part, WORK):
-    """Where this program's partial sums go, among those of its pixel_map."""
+    """Where this program's partial sums go, among those of its map."""
     tile = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
     return WORK.first_slot + tile * WORK.splits + part.split
 
@@ -102,12 +102,6 @@ def of_share(IMAGE, part):
     """A tensor from a share's first channel on."""
     ptr = IMAGE.ptr + part.n.to(tl.int64) * IMAGE.stride_n + part.k * IMAGE.stride_k
     return moved(IMAGE, ptr + part.first * IMAGE.stride_c)
-
-
-@triton.jit
-def of_channels(IMAGE, at):
-    """A share's tensor, with pointers to the channels of a tile."""
-    return moved(IMAGE, IMAGE.ptr + at.channels * IMAGE.stride_c)
 
 
 @triton.jit

@@ -7,13 +7,13 @@ Input pixel (u, v) receives from the output pixels p with x(p) in [u-1, u+1), y(
     S_x           += t(p) · sgn_x · wy(p) · (j', i', 1)    sgn_x = +1 left of the pixel, else -1
     S_y           += t(p) · sgn_y · wx(p) · (j', i', 1)
 
-and S is the gradient of the pixel pixel_map. The preimage of the 2 x 2 cell is a parallelogram whose
+and S is the gradient of the pixel map. The preimage of the 2 x 2 cell is a parallelogram whose
 bounding box, the window, has the same size for every pixel of a theta. Membership is decided on
 x(p), y(p) as the forward kernel rounds them, so every tap is counted exactly once.
 
     one.py          one theta an image: window -> tiles -> passes of channels
     several.py      several: tiles -> passes -> maps; no grad_theta
-    inverse.py      the inverse of an affine pixel_map, the kind of its window, tiles out of view
+    inverse.py      the inverse of an affine map, the kind of its window, tiles out of view
     candidates.py   what one output pixel gives to one input pixel
     axis.py, three.py, straight.py, walk.py, wide.py, perspective.py, volume.py    a window each
 """

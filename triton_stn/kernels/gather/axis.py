@@ -10,8 +10,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.gather.candidates import accumulate, hat, load_pass
-from triton_stn.kernels.tiles import moved
+from triton_stn.kernels.gather.candidates import accumulate, at_row, hat, load_pass, with_sign
 
 
 class AxisWindow(NamedTuple):
@@ -26,8 +25,8 @@ class AxisWindow(NamedTuple):
     inside: object  # of the candidates (p, q), (p + 1, q), (p, q + 1), (p + 1, q + 1)
     read: object  # any of them
     offs: object  # of the first candidate in dY
-    stride_p: object
-    stride_q: object
+    stride_q: object  # a row further
+    stride_p: object  # a column further
 
 
 @triton.jit
@@ -53,8 +52,8 @@ def axis_candidate(index, a, b, u, centre, RULES: tl.constexpr):
     """One candidate along one axis: (weight, its -derivative, inside), zeros if not inside."""
     weight, distance, inside = hat(tl.fma(a, index, b), u, RULES)
     inside &= tl.abs(index) <= centre
-    slope = tl.where(inside, tl.where(distance < 0, -1.0, 1.0), 0.0)
-    return tl.where(inside, weight, 0.0), slope.to(weight.dtype), inside
+    slope = with_sign(tl.where(inside, 1.0, 0.0).to(weight.dtype), distance)
+    return tl.where(inside, weight, 0.0), slope, inside
 
 
 @triton.jit
@@ -82,7 +81,7 @@ def axis_window(pixel_map, inverse, pixels, G, CANVAS, ON_SIDE: tl.constexpr, RU
     offs = (q + centre_q).to(RULES.index) * stride_q + (p + centre_p).to(RULES.index) * stride_p
     return AxisWindow(
         p, q, (wx0, wx1), (wy0, wy1), (sx0, sx1), (sy0, sy1), inside, read, offs,
-        stride_p, stride_q,
+        stride_q, stride_p,
     )  # fmt: skip
 
 
@@ -93,18 +92,14 @@ def gather_axis(acc, ts, X, G, window, pixels, RULES: tl.constexpr, TILING: tl.c
     ``ts``: t of each candidate, over the channels of the passes before.
     """
     values = load_pass(X, window.read, pixels, RULES, TILING)
-    row = G.ptr + window.offs
     out = ()
     for n in tl.static_range(4):
-        ptrs = row
-        if n // 2 == 1:
-            ptrs += window.stride_q
-        if n % 2 == 1:
-            ptrs += window.stride_p
+        ptr = G.ptr + window.stride_q if n // 2 == 1 else G.ptr
         weight = window.wx[n % 2] * window.wy[n // 2]
         acc, t = accumulate(
-            acc, ts[n], values, moved(G, ptrs), weight, window.inside[n], pixels, RULES, TILING
-        )
+            acc, ts[n], values, at_row(G, ptr), n % 2, weight, window.inside[n], pixels,
+            RULES, TILING,
+        )  # fmt: skip
         out = out + (t,)
     return acc, out
 

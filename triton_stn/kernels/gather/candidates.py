@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.taps import round_half_even
-from triton_stn.kernels.tiles import moved, some
+from triton_stn.kernels.tiles import some
 
 # Windows are wider by 1/64, more than rounding moves a candidate in images of up to 65,536 pixels a
 # side.
@@ -22,6 +22,19 @@ class Pixels(NamedTuple):
     mask: object
     channels: object  # [1, block_c]
     left: object  # channels, from the pass's first one
+
+
+class Plane(NamedTuple):
+    """Numbers of a tile, or one candidate of each of its pixels, at ptr + offs.
+
+    The pointer is the same for all threads and the offset an integer, which a pass of channels moves
+    on: the compiler keeps neither a pointer a thread nor one a candidate and channel.
+    """
+
+    ptr: object
+    offs: object  # [pixels, block_c], in RULES.index
+    stride_c: object
+    step: object  # a column further
 
 
 class Gathered(NamedTuple):
@@ -55,7 +68,7 @@ def load_pass(X, mask, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
     PASS: tl.constexpr = TILING.channels_a_pass
     values = ()
     if RULES.needs_theta:
-        ptrs = X.ptr
+        ptrs = X.ptr + X.offs
         for c in tl.static_range(PASS):
             read = mask & some(pixels.channels + c, pixels.left, TILING.mask_channels)
             values = values + (tl.load(ptrs, mask=read, other=0.0).to(RULES.dtype),)
@@ -79,21 +92,38 @@ def zero_pass(RULES: tl.constexpr, TILING: tl.constexpr):
 def store_pass(dX, acc, pixels, TILING: tl.constexpr):
     """Store the sums of a pass's channels."""
     PASS: tl.constexpr = TILING.channels_a_pass
-    ptrs = dX.ptr
+    ptrs = dX.ptr + dX.offs
     for c in tl.static_range(PASS):
         written = pixels.mask & some(pixels.channels + c, pixels.left, TILING.mask_channels)
-        tl.store(ptrs, acc[c].to(ptrs.dtype.element_ty), mask=written)
+        tl.store(ptrs, acc[c].to(dX.ptr.dtype.element_ty), mask=written)
         ptrs += dX.stride_c
 
 
 @triton.jit
-def next_pass(IMAGE, TILING: tl.constexpr):
-    """The tensor a pass of channels further, by walking: the product could leave int32."""
+def next_pass(plane, RULES: tl.constexpr, TILING: tl.constexpr):
+    """The same pixels a pass of channels further."""
     PASS: tl.constexpr = TILING.channels_a_pass
-    ptr = IMAGE.ptr
-    for _ in tl.static_range(PASS):
-        ptr += TILING.block_c * IMAGE.stride_c
-    return moved(IMAGE, ptr)
+    step = tl.full([1, 1], PASS * TILING.block_c, RULES.index) * plane.stride_c
+    return at_offset(plane, plane.offs + step)
+
+
+@triton.jit
+def at_offset(plane, offs):
+    """The plane somewhere else."""
+    return Plane(plane.ptr, offs, plane.stride_c, plane.step)
+
+
+@triton.jit
+def at_row(plane, ptr):
+    """The plane some rows further, which move the pointer."""
+    return Plane(ptr, plane.offs, plane.stride_c, plane.step)
+
+
+@triton.jit
+def plane_of(IMAGE, offs, channels, RULES: tl.constexpr):
+    """A `Plane` of a share's tensor: its channels, at given offsets."""
+    of_channels = channels.to(RULES.index) * IMAGE.stride_c
+    return Plane(IMAGE.ptr, offs + of_channels, IMAGE.stride_c, IMAGE.stride_w)
 
 
 @triton.jit
@@ -129,7 +159,8 @@ def accumulate(
     acc,
     t,
     values,  # the pass's X at the tile's pixels
-    G,  # dY at one candidate a pixel
+    G,  # dY at one candidate a pixel, or
+    COLUMN: tl.constexpr,  # so many columns before it
     weight,
     inside,
     pixels,
@@ -140,15 +171,18 @@ def accumulate(
     PASS: tl.constexpr = TILING.channels_a_pass
     out = ()
     total = t if TILING.block_c == 1 else tl.zeros(acc[0].shape, RULES.dtype)
-    ptrs = G.ptr
+    offs = G.offs
     for c in tl.static_range(PASS):
         mask = inside & some(pixels.channels + c, pixels.left, TILING.mask_channels)
+        ptrs = G.ptr + offs
+        for _ in tl.static_range(COLUMN):
+            ptrs += G.step
         g = tl.load(ptrs, mask=mask, other=0.0).to(RULES.dtype)
         # A tap with zero weight adds nothing, even of an inf; its derivative still counts in t.
         out = out + (tl.where(weight > 0, tl.fma(g, weight, acc[c]), acc[c]),)
         if RULES.needs_theta:
             total = tl.fma(g, values[c], total)
-        ptrs += G.stride_c
+        offs += G.stride_c
     if RULES.needs_theta:
         t = total if TILING.block_c == 1 else t + tl.sum(total, 1, keep_dims=True)
     return out, t
@@ -176,7 +210,16 @@ def candidate(
     wx = tl.where(inside, wx, 0.0)
     wy = tl.where(inside, wy, 0.0)
     acc, t = accumulate(
-        gathered.acc, tl.zeros(wx.shape, wx.dtype), values, G, wx * wy, inside, pixels, RULES, TILING
+        gathered.acc,
+        tl.zeros(wx.shape, wx.dtype),
+        values,
+        G,
+        0,
+        wx * wy,
+        inside,
+        pixels,
+        RULES,
+        TILING,
     )
     t = tl.where(inside, t, 0.0)
     return acc, with_sign(t * wy, distance_x), with_sign(t * wx, distance_y), inside
@@ -199,11 +242,10 @@ def add_moments(moments, x, y, j, i, RULES: tl.constexpr):
 
 
 @triton.jit
-def at_output(G, j, i, CANVAS, RULES: tl.constexpr):
-    """dY at centred output pixels (j, i)."""
+def output_offsets(G, j, i, CANVAS, RULES: tl.constexpr):
+    """Offsets in dY of centred output pixels (j, i)."""
     rows = (i + CANVAS.centre_h).to(RULES.index) * G.stride_h
-    columns = (j + CANVAS.centre_w).to(RULES.index) * G.stride_w
-    return moved(G, G.ptr + (rows + columns))
+    return rows + (j + CANVAS.centre_w).to(RULES.index) * G.stride_w
 
 
 @triton.jit

@@ -46,7 +46,7 @@ class Inverse(NamedTuple):
 
 @triton.jit
 def inverse_map(pixel_map, RULES: tl.constexpr):
-    """The `Inverse` of a pixel pixel_map."""
+    """The `Inverse` of a pixel map."""
     size = tl.maximum(tl.abs(pixel_map.x_j), tl.abs(pixel_map.x_i))
     size = tl.maximum(size, tl.maximum(tl.abs(pixel_map.y_j), tl.abs(pixel_map.y_i)))
     size = tl.maximum(size, 1e-30)
@@ -80,14 +80,16 @@ def is_finite(pixel_map):
 
 @triton.jit
 def window_kind(pixel_map, inverse):
-    """The kind of window of an affine pixel_map."""
+    """The kind of window of an affine map."""
     straight = (pixel_map.x_i == 0) & (pixel_map.y_j == 0)
     turned = (pixel_map.x_j == 0) & (pixel_map.y_i == 0)
     upright = straight & (tl.abs(pixel_map.x_j) >= 1) & (tl.abs(pixel_map.y_i) >= 1)
     on_side = turned & (tl.abs(pixel_map.x_i) >= 1) & (tl.abs(pixel_map.y_j) >= 1)
     three = (inverse.reach_j <= 1.5) & (inverse.reach_i <= 1.5)
     # Products of two coordinates stay finite there, even of those that `elsewhere` puts far out.
-    three &= (inverse.size <= 1024) & (tl.abs(pixel_map.x_1) <= 1e15) & (tl.abs(pixel_map.y_1) <= 1e15)
+    three &= (
+        (inverse.size <= 1024) & (tl.abs(pixel_map.x_1) <= 1e15) & (tl.abs(pixel_map.y_1) <= 1e15)
+    )
     walked = (2 * inverse.reach_j + 1) * (2 * inverse.reach_i + 1) <= MOST_CANDIDATES
     kind = tl.where(straight, STRAIGHT, WALK)
     kind = tl.where(three, THREE, tl.where(walked, kind, WIDE))

@@ -4,8 +4,6 @@ A window stands outside of the loops, where the compiler hoists what does not ch
 is worked out once a tile, all passes go through it, and the moments come at the end.
 """
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -14,6 +12,7 @@ from triton_stn.kernels.gather.axis import axis_moments
 from triton_stn.kernels.gather.candidates import (
     Gathered,
     next_pass,
+    plane_of,
     store_pass,
     tile_pixels,
     with_left,
@@ -36,17 +35,9 @@ from triton_stn.kernels.gather.inverse import (
 )
 from triton_stn.kernels.gather.perspective import inverse_homography
 from triton_stn.kernels.gather.three import three_moments
-from triton_stn.kernels.gather.windows import Job, gather_pass, open_window
+from triton_stn.kernels.gather.windows import Job, first_candidate, gather_pass, open_window
 from triton_stn.kernels.moments import store_moments, zero_moments
-from triton_stn.kernels.tiles import of_channels, of_share, of_tile, share, slot, tile
-
-
-class Tensors(NamedTuple):
-    """From a share's first channel on."""
-
-    x: object
-    g: object
-    dx: object
+from triton_stn.kernels.tiles import of_share, share, slot, tile, tile_offsets
 
 
 @triton.jit
@@ -66,47 +57,47 @@ def gather(
     """Launch grid: see `tiles.py`, of the input."""
     part = share(WORK, RULES, TILING)
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
-    tensors = Tensors(of_share(X, part), of_share(dY, part), of_share(dX, part))
+    X = of_share(X, part)
+    dY = of_share(dY, part)
+    dX = of_share(dX, part)
     moments = zero_moments(RULES.sums, TILING, RULES)
     swap = False
     if RULES.ndim == 3:
-        job = Job(pixel_map, (), part.count, WORK, CANVAS, FRAME)
-        moments = gather_tiles(moments, tensors, job, VOLUME, RULES, TILING)
+        job = Job(pixel_map, (), part.count, WORK, CANVAS, FRAME, X, dY, dX)
+        moments = gather_tiles(moments, job, VOLUME, RULES, TILING)
     elif RULES.source == "projective":
-        job = Job(
-            pixel_map, inverse_homography(pixel_map, CANVAS, RULES), part.count, WORK, CANVAS, FRAME
-        )
+        inverse = inverse_homography(pixel_map, CANVAS, RULES)
+        job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, dX)
         if RULES.every or job.inverse.gathered:
-            moments = gather_tiles(moments, tensors, job, PERSPECTIVE, RULES, TILING)
+            moments = gather_tiles(moments, job, PERSPECTIVE, RULES, TILING)
         else:
-            moments = gather_tiles(moments, tensors, job, NOTHING, RULES, TILING)
+            moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
     else:
-        job = Job(pixel_map, inverse_map(pixel_map, RULES), part.count, WORK, CANVAS, FRAME)
+        inverse = inverse_map(pixel_map, RULES)
+        job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, dX)
         kind = window_kind(pixel_map, job.inverse)
         swap = kind == ON_SIDE
         if kind == UPRIGHT:
-            moments = gather_tiles(moments, tensors, job, UPRIGHT, RULES, TILING)
+            moments = gather_tiles(moments, job, UPRIGHT, RULES, TILING)
         elif kind == ON_SIDE:
-            moments = gather_tiles(moments, tensors, job, ON_SIDE, RULES, TILING)
+            moments = gather_tiles(moments, job, ON_SIDE, RULES, TILING)
         elif kind == THREE:
-            moments = gather_tiles(moments, tensors, job, THREE, RULES, TILING)
+            moments = gather_tiles(moments, job, THREE, RULES, TILING)
         elif kind == STRAIGHT:
-            moments = gather_tiles(moments, tensors, job, STRAIGHT, RULES, TILING)
+            moments = gather_tiles(moments, job, STRAIGHT, RULES, TILING)
         elif kind == WALK:
-            moments = gather_tiles(moments, tensors, job, WALK, RULES, TILING)
+            moments = gather_tiles(moments, job, WALK, RULES, TILING)
         elif kind == WIDE:
-            moments = gather_tiles(moments, tensors, job, WIDE, RULES, TILING)
+            moments = gather_tiles(moments, job, WIDE, RULES, TILING)
         else:
-            moments = gather_tiles(moments, tensors, job, NOTHING, RULES, TILING)
+            moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
     if RULES.sums > 0:
         row = part.n.to(tl.int64) * WORK.slots + slot(part, WORK)
         store_moments(P, row, moments, swap)
 
 
 @triton.jit
-def gather_tiles(
-    moments, tensors, job, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr
-):
+def gather_tiles(moments, job, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr):
     """Every tile of a program through a window of one kind; returns the moments."""
     for t in range(job.work.tiles):
         at = tile(t, job.frame, job.work, RULES, TILING)
@@ -114,27 +105,25 @@ def gather_tiles(
         if KIND == THREE or KIND == STRAIGHT or KIND == WALK:
             box = tile_box(at, RULES, TILING)
             if meets(job.pixel_map, job.inverse, box, job.canvas):
-                moments = gather_tile(moments, tensors, job, at, KIND, RULES, TILING)
+                moments = gather_tile(moments, job, at, KIND, RULES, TILING)
             else:
-                moments = gather_tile(moments, tensors, job, at, NOTHING, RULES, TILING)
+                moments = gather_tile(moments, job, at, NOTHING, RULES, TILING)
         else:
-            moments = gather_tile(moments, tensors, job, at, KIND, RULES, TILING)
+            moments = gather_tile(moments, job, at, KIND, RULES, TILING)
     return moments
 
 
 @triton.jit
-def gather_tile(
-    moments, tensors, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr
-):
+def gather_tile(moments, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr):
     """All passes of channels of a tile; returns the moments with its own."""
     pixels = tile_pixels(at, job.count, RULES)
-    if KIND == WIDE:  # from pixel to pixel
-        X = of_channels(tensors.x, at)
+    window = open_window(job, pixels, KIND, RULES)
+    G = first_candidate(job, window, pixels, KIND, RULES)
+    if KIND == WIDE:  # goes from pixel to pixel
+        X = plane_of(job.x, 0, pixels.channels, RULES)
     else:
-        X = of_tile(tensors.x, at, RULES)
-    dX = of_tile(tensors.dx, at, RULES)
-    G = of_channels(tensors.g, at)
-    window = open_window(job, pixels, G, KIND, RULES)
+        X = plane_of(job.x, tile_offsets(at, job.x, RULES), pixels.channels, RULES)
+    dX = plane_of(job.dx, tile_offsets(at, job.dx, RULES), pixels.channels, RULES)
     if KIND == UPRIGHT or KIND == ON_SIDE:
         sums = zero_moments(4, TILING, RULES)
     elif KIND == THREE:
@@ -146,9 +135,9 @@ def gather_tile(
         gathered = gather_pass(gathered, X, G, window, pixels, job, at, KIND, RULES, TILING)
         store_pass(dX, gathered.acc, pixels, TILING)
         sums = gathered.moments
-        X = next_pass(X, TILING)
-        dX = next_pass(dX, TILING)
-        G = next_pass(G, TILING)
+        X = next_pass(X, RULES, TILING)
+        dX = next_pass(dX, RULES, TILING)
+        G = next_pass(G, RULES, TILING)
         pixels = with_left(pixels, pixels.left - TILING.step)
     if RULES.needs_theta:
         if KIND == UPRIGHT or KIND == ON_SIDE:

@@ -12,9 +12,14 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.coordinates import fma3, homography, to_pixels
-from triton_stn.kernels.gather.candidates import Gathered, at_output, candidate, load_pass
+from triton_stn.kernels.gather.candidates import (
+    Gathered,
+    at_offset,
+    candidate,
+    load_pass,
+    output_offsets,
+)
 from triton_stn.kernels.gather.inverse import MOST_CANDIDATES
-from triton_stn.kernels.tiles import moved
 
 
 class InverseHomography(NamedTuple):
@@ -121,8 +126,12 @@ def perspective_window(pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr):
     j_high = w_high
     i_high = w_high
     for corner in tl.static_range(4):
-        x = (pixels.u + (half if corner % 2 == 1 else -half) - pixel_map.middle_w) / pixel_map.half_w
-        y = (pixels.v + (half if corner // 2 == 1 else -half) - pixel_map.middle_h) / pixel_map.half_h
+        x = (
+            pixels.u + (half if corner % 2 == 1 else -half) - pixel_map.middle_w
+        ) / pixel_map.half_w
+        y = (
+            pixels.v + (half if corner // 2 == 1 else -half) - pixel_map.middle_h
+        ) / pixel_map.half_h
         w = fma3(g[6], g[7], g[8], x, y)
         j = fma3(g[0], g[1], g[2], x, y) / w / pixel_map.unit_w
         i = fma3(g[3], g[4], g[5], x, y) / w / pixel_map.unit_h
@@ -159,27 +168,26 @@ def perspective_window(pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr):
 
 
 @triton.jit
-def gather_perspective(
-    gathered, X, G, pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr, TILING: tl.constexpr
-):
+def gather_perspective(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
     """One pass of channels; the tile walks as far as the largest of its pixels' windows.
 
     The moments are along X, Y and 1 of the gradients of the rows of H.
     """
+    pixel_map, inverse, CANVAS = JOB.pixel_map, JOB.inverse, JOB.canvas
     window = perspective_window(pixel_map, inverse, pixels, CANVAS, RULES)
     values = load_pass(X, window.i_last >= window.i_first, pixels, RULES, TILING)
     i = window.i_first
     j_first = window.j_first - CANVAS.centre_w
-    G_row = at_output(G, j_first, i - CANVAS.centre_h, CANVAS, RULES).ptr
+    row = G.offs + output_offsets(JOB.dy, j_first, i - CANVAS.centre_h, CANVAS, RULES)
     for _ in range((tl.max(window.i_last - window.i_first) + 1).to(tl.int32)):
-        G_ptrs = G_row
+        offs = row
         j = window.j_first
         for _ in range((tl.max(window.j_last - window.j_first) + 1).to(tl.int32)):
             X_out = (j - CANVAS.centre_w) * pixel_map.unit_w
             Y_out = (i - CANVAS.centre_h) * pixel_map.unit_h
             x, y, over_w = homography(pixel_map, X_out, Y_out)
             acc, s_x, s_y, inside = candidate(
-                gathered, values, moved(G, G_ptrs), to_pixels(pixel_map, x, y),
+                gathered, values, at_offset(G, offs), to_pixels(pixel_map, x, y),
                 (i <= window.i_last) & (j <= window.j_last), pixels, RULES, TILING,
             )  # fmt: skip
             moments = gathered.moments
@@ -190,9 +198,9 @@ def gather_perspective(
                 s_w = -tl.where(inside, tl.fma(s_x, x, s_y * y), 0.0)
                 moments = add_rows(moments, s_x, s_y, s_w, X_out, Y_out)
             gathered = Gathered(acc, moments)
-            G_ptrs += G.stride_w
+            offs += JOB.dy.stride_w
             j += 1
-        G_row += G.stride_h
+        row += JOB.dy.stride_h
         i += 1
     return gathered
 

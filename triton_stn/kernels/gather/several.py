@@ -12,6 +12,7 @@ from triton_stn.kernels.coordinates import source_map
 from triton_stn.kernels.gather.candidates import (
     Gathered,
     next_pass,
+    plane_of,
     store_pass,
     tile_pixels,
     with_left,
@@ -33,9 +34,9 @@ from triton_stn.kernels.gather.inverse import (
     window_kind,
 )
 from triton_stn.kernels.gather.perspective import inverse_homography
-from triton_stn.kernels.gather.windows import Job, gather_pass, open_window
+from triton_stn.kernels.gather.windows import Job, first_candidate, gather_pass, open_window
 from triton_stn.kernels.moments import zero_moments
-from triton_stn.kernels.tiles import moved, of_channels, of_share, of_tile, share, tile
+from triton_stn.kernels.tiles import moved, of_share, share, tile, tile_offsets
 
 
 @triton.jit
@@ -52,71 +53,73 @@ def gather_maps(
     TILING: tl.constexpr,
 ):
     """Launch grid: see `tiles.py`, of the input."""
+    PASS: tl.constexpr = TILING.channels_a_pass
     part = share(WORK, RULES, TILING)
-    of_image = of_share(dX, part)
+    dX = of_share(dX, part)
     of_maps = of_share(dY, part)
     for t in range(WORK.tiles):
         at = tile(t, FRAME, WORK, RULES, TILING)
         pixels = tile_pixels(at, part.count, RULES)
-        dX_tile = of_tile(of_image, at, RULES)
-        G_pass = of_channels(of_maps, at)
+        of_tile = plane_of(dX, tile_offsets(at, dX, RULES), pixels.channels, RULES)
         for _ in range(1 if TILING.one_pass else tl.cdiv(part.count, TILING.step)):
             acc = zero_pass(RULES, TILING)
-            G = G_pass
+            of_map = of_maps
             for k in range(WORK.maps):
                 pixel_map = source_map(THETA, part.n, k, FRAME, SCALE, RULES)
-                acc = gather_map(
-                    acc, X, G, pixel_map, pixels, at, (WORK, CANVAS, FRAME), RULES, TILING
-                )  # fmt: skip
-                G = moved(G, G.ptr + G.stride_k)
-            store_pass(dX_tile, acc, pixels, TILING)
-            dX_tile = next_pass(dX_tile, TILING)
-            G_pass = next_pass(G_pass, TILING)
+                job = Job(pixel_map, (), pixels.left, WORK, CANVAS, FRAME, X, of_map, dX)
+                acc = gather_map(acc, job, pixels, at, RULES, TILING)
+                of_map = moved(of_map, of_map.ptr + of_map.stride_k)
+            store_pass(of_tile, acc, pixels, TILING)
+            of_tile = next_pass(of_tile, RULES, TILING)
+            for _ in tl.static_range(PASS):
+                of_maps = moved(of_maps, of_maps.ptr + TILING.block_c * of_maps.stride_c)
             pixels = with_left(pixels, pixels.left - TILING.step)
+        of_maps = of_share(dY, part)
 
 
 @triton.jit
-def gather_map(acc, X, G, pixel_map, pixels, at, call, RULES: tl.constexpr, TILING: tl.constexpr):
+def gather_map(acc, job, pixels, at, RULES: tl.constexpr, TILING: tl.constexpr):
     """What one map gives to the channels of a pass."""
-    WORK, CANVAS, FRAME = call
     if RULES.ndim == 3:
-        job = Job(pixel_map, (), pixels.left, WORK, CANVAS, FRAME)
-        acc = through(acc, X, G, job, pixels, at, VOLUME, RULES, TILING)
+        acc = through(acc, (), job, pixels, at, VOLUME, RULES, TILING)
     elif RULES.source == "projective":
-        inverse = inverse_homography(pixel_map, CANVAS, RULES)
-        job = Job(pixel_map, inverse, pixels.left, WORK, CANVAS, FRAME)
+        inverse = inverse_homography(job.pixel_map, job.canvas, RULES)
         if RULES.every or inverse.gathered:
-            acc = through(acc, X, G, job, pixels, at, PERSPECTIVE, RULES, TILING)
+            acc = through(acc, inverse, job, pixels, at, PERSPECTIVE, RULES, TILING)
     else:
-        inverse = inverse_map(pixel_map, RULES)
-        job = Job(pixel_map, inverse, pixels.left, WORK, CANVAS, FRAME)
+        inverse = inverse_map(job.pixel_map, RULES)
         box = tile_box(at, RULES, TILING)
         # Of several crops of an image most miss a tile.
-        if near(pixel_map, box, CANVAS):
-            kind = window_kind(pixel_map, inverse)
+        if near(job.pixel_map, box, job.canvas):
+            kind = window_kind(job.pixel_map, inverse)
             if kind == UPRIGHT:
-                acc = through(acc, X, G, job, pixels, at, UPRIGHT, RULES, TILING)
+                acc = through(acc, inverse, job, pixels, at, UPRIGHT, RULES, TILING)
             elif kind == ON_SIDE:
-                acc = through(acc, X, G, job, pixels, at, ON_SIDE, RULES, TILING)
+                acc = through(acc, inverse, job, pixels, at, ON_SIDE, RULES, TILING)
             elif kind == WIDE:
-                acc = through(acc, X, G, job, pixels, at, WIDE, RULES, TILING)
+                acc = through(acc, inverse, job, pixels, at, WIDE, RULES, TILING)
             # What is turned or magnified shows in part: a tile may be out of view.
-            elif meets(pixel_map, inverse, box, CANVAS):
+            elif meets(job.pixel_map, inverse, box, job.canvas):
                 if kind == THREE:
-                    acc = through(acc, X, G, job, pixels, at, THREE, RULES, TILING)
+                    acc = through(acc, inverse, job, pixels, at, THREE, RULES, TILING)
                 elif kind == STRAIGHT:
-                    acc = through(acc, X, G, job, pixels, at, STRAIGHT, RULES, TILING)
+                    acc = through(acc, inverse, job, pixels, at, STRAIGHT, RULES, TILING)
                 elif kind == WALK:
-                    acc = through(acc, X, G, job, pixels, at, WALK, RULES, TILING)
+                    acc = through(acc, inverse, job, pixels, at, WALK, RULES, TILING)
     return acc
 
 
 @triton.jit
 def through(
-    acc, X, G, job, pixels, at, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr
+    acc, inverse, job, pixels, at, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr
 ):
     """acc and what comes through a window of a known kind."""
-    window = open_window(job, pixels, G, KIND, RULES)
+    job = Job(
+        job.pixel_map, inverse, job.count, job.work, job.canvas, job.frame, job.x, job.dy, job.dx
+    )
+    window = open_window(job, pixels, KIND, RULES)
+    G = first_candidate(job, window, pixels, KIND, RULES)
+    X = plane_of(job.x, 0, pixels.channels, RULES)  # not read
     sums = zero_moments(9 if KIND == THREE else 4, TILING, RULES)
     gathered = gather_pass(Gathered(acc, sums), X, G, window, pixels, job, at, KIND, RULES, TILING)
     return gathered.acc

@@ -11,12 +11,12 @@ from triton_stn.kernels.gather.axis import first_inside
 from triton_stn.kernels.gather.candidates import (
     Gathered,
     accumulate,
-    at_output,
+    at_offset,
     hat,
     load_pass,
+    output_offsets,
     with_sign,
 )
-from triton_stn.kernels.tiles import moved
 
 
 @triton.jit
@@ -30,14 +30,15 @@ def candidates_along(a, RULES: tl.constexpr):
 
 
 @triton.jit
-def gather_straight(
-    gathered, X, G, pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr, TILING: tl.constexpr
-):
+def gather_straight(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
     """One pass of channels through the window."""
+    pixel_map, inverse, CANVAS = JOB.pixel_map, JOB.inverse, JOB.canvas
     values = load_pass(X, pixels.mask, pixels, RULES, TILING)
-    j_first = first_inside(pixel_map.x_j, inverse.j_x, pixel_map.x_1, pixels.u, CANVAS.centre_w, RULES)
+    j_first = first_inside(
+        pixel_map.x_j, inverse.j_x, pixel_map.x_1, pixels.u, CANVAS.centre_w, RULES
+    )
     i = first_inside(pixel_map.y_i, inverse.i_y, pixel_map.y_1, pixels.v, CANVAS.centre_h, RULES)
-    G_row = at_output(G, j_first, i, CANVAS, RULES).ptr
+    row = G.offs + output_offsets(JOB.dy, j_first, i, CANVAS, RULES)
     acc, moments = gathered.acc, gathered.moments
     zero = tl.zeros(pixels.u.shape, RULES.dtype)
     for _ in range(candidates_along(pixel_map.y_i, RULES)):
@@ -48,13 +49,13 @@ def gather_straight(
         s_1 = zero
         w_j = zero
         w_1 = zero
-        G_ptrs = G_row
+        offs = row
         j = j_first
         for _ in range(candidates_along(pixel_map.x_j, RULES)):
             wx, distance_x, in_x = hat(tl.fma(pixel_map.x_j, j, pixel_map.x_1), pixels.u, RULES)
             inside = in_y & in_x & (tl.abs(j) <= CANVAS.centre_w)
             acc, t = accumulate(
-                acc, zero, values, moved(G, G_ptrs), wx * wy, inside, pixels, RULES, TILING
+                acc, zero, values, at_offset(G, offs), 0, wx * wy, inside, pixels, RULES, TILING
             )
             if RULES.needs_theta:
                 t = tl.where(inside, t, 0.0)
@@ -64,7 +65,7 @@ def gather_straight(
                 w_j = tl.fma(j, w, w_j)
                 s_1 += s
                 w_1 += w
-            G_ptrs += G.stride_w
+            offs += JOB.dy.stride_w
             j += 1
         if RULES.needs_theta:
             m0, m1, m2, m3, m4, m5 = moments
@@ -75,6 +76,6 @@ def gather_straight(
                 tl.fma(-wy, s_j, m0), tl.fma(-i, s_1, m1), m2 - s_1,
                 m3, tl.fma(-i, w_1, m4), m5 - w_1,
             )  # fmt: skip
-        G_row += G.stride_h
+        row += JOB.dy.stride_h
         i += 1
     return Gathered(acc, moments)

@@ -6,9 +6,15 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.coordinates import affine_2d
-from triton_stn.kernels.gather.candidates import accumulate, hat, load_pass, with_sign
+from triton_stn.kernels.gather.candidates import (
+    accumulate,
+    at_row,
+    hat,
+    load_pass,
+    output_offsets,
+    with_sign,
+)
 from triton_stn.kernels.gather.inverse import window_corner
-from triton_stn.kernels.tiles import moved
 
 
 class Candidate(NamedTuple):
@@ -28,6 +34,8 @@ class ThreeWindow(NamedTuple):
     columns: object
     candidates: object  # nine, row by row
     offs: object  # of the first in dY
+    stride_q: object  # a row further
+    stride_p: object  # a column further
 
 
 @triton.jit
@@ -56,8 +64,7 @@ def locate(pixel_map, j, i, pixels, RULES: tl.constexpr):
 def three_window(pixel_map, inverse, pixels, G, CANVAS, RULES: tl.constexpr):
     """The `ThreeWindow` of each pixel of a tile."""
     j, i = window_corner(pixel_map, inverse, pixels, CANVAS)
-    offs = (i + CANVAS.centre_h).to(RULES.index) * G.stride_h
-    offs += (j + CANVAS.centre_w).to(RULES.index) * G.stride_w
+    offs = output_offsets(G, j, i, CANVAS, RULES)
     rows = ()
     columns = ()
     for n in tl.static_range(3):
@@ -66,26 +73,24 @@ def three_window(pixel_map, inverse, pixels, G, CANVAS, RULES: tl.constexpr):
     candidates = ()
     for n in tl.static_range(9):
         candidates = candidates + (locate(pixel_map, columns[n % 3], rows[n // 3], pixels, RULES),)
-    return ThreeWindow(rows, columns, candidates, offs)
+    return ThreeWindow(rows, columns, candidates, offs, G.stride_h, G.stride_w)
 
 
 @triton.jit
 def gather_three(acc, ts, X, G, window, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
     """One pass of channels through the window: (acc, ts), as `gather_axis`."""
     values = load_pass(X, pixels.mask, pixels, RULES, TILING)
-    row = G.ptr + window.offs
+    row = G.ptr
     out = ()
     for r in tl.static_range(3):
-        ptrs = row
         for c in tl.static_range(3):
             here = window.candidates[3 * r + c]
             acc, t = accumulate(
-                acc, ts[3 * r + c], values, moved(G, ptrs), here.wx * here.wy, here.inside,
+                acc, ts[3 * r + c], values, at_row(G, row), c, here.wx * here.wy, here.inside,
                 pixels, RULES, TILING,
             )  # fmt: skip
             out = out + (t,)
-            ptrs += G.stride_w
-        row += G.stride_h
+        row += window.stride_q
     return acc, out
 
 

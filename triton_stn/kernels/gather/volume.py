@@ -11,9 +11,16 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.coordinates import affine_3d
-from triton_stn.kernels.gather.candidates import Gathered, accumulate, hat, load_pass, with_sign
+from triton_stn.kernels.gather.candidates import (
+    Gathered,
+    accumulate,
+    at_offset,
+    hat,
+    load_pass,
+    output_offsets,
+    with_sign,
+)
 from triton_stn.kernels.gather.inverse import is_finite
-from triton_stn.kernels.tiles import moved
 
 # More candidates a voxel than this are scattered. By reasoning, not measured.
 MOST_VOXELS = tl.constexpr(1000)
@@ -45,13 +52,22 @@ class Along(NamedTuple):
 
 @triton.jit
 def inverse_3d(pixel_map, CANVAS, RULES: tl.constexpr):
-    """The `Inverse3d` of a voxel pixel_map, as every kernel rounds it.
+    """The `Inverse3d` of a voxel map, as every kernel rounds it.
 
     The reach is widened by 1/64 and by a bound on the rounding of the inverse and of what it is
     applied to; of a singular map it is not finite. No product is left to contract.
     """
     size = tl.abs(pixel_map.x_j)
-    entries = (pixel_map.x_i, pixel_map.x_k, pixel_map.y_j, pixel_map.y_i, pixel_map.y_k, pixel_map.z_j, pixel_map.z_i, pixel_map.z_k)
+    entries = (
+        pixel_map.x_i,
+        pixel_map.x_k,
+        pixel_map.y_j,
+        pixel_map.y_i,
+        pixel_map.y_k,
+        pixel_map.z_j,
+        pixel_map.z_i,
+        pixel_map.z_k,
+    )
     for n in tl.static_range(8):
         size = tl.maximum(size, tl.abs(entries[n]))
     scale = 1 / tl.maximum(size, 1e-30)  # so that the determinant neither overflows nor vanishes
@@ -113,11 +129,10 @@ def candidates_along(row, pixel_map, pixels, middle, extent, size, centre, gathe
 
 
 @triton.jit
-def gather_volume(
-    gathered, X, G, pixel_map, at, pixels, CANVAS, RULES: tl.constexpr, TILING: tl.constexpr
-):
+def gather_volume(gathered, X, G, JOB, at, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
     """One pass of channels through the window of one theta."""
     dtype: tl.constexpr = RULES.dtype
+    pixel_map, CANVAS = JOB.pixel_map, JOB.canvas
     # The tile's middle and half its extent.
     extent = ((TILING.block_w - 1) / 2, (TILING.block_h - 1) / 2, (TILING.block_d - 1) / 2)
     middle = (
@@ -146,18 +161,16 @@ def gather_volume(
             i = along_i.first
             for _ in range(along_i.count):
                 j = along_j.first
-                slices = (k + CANVAS.centre_d).to(RULES.index) * G.stride_d
-                rows = (i + CANVAS.centre_h).to(RULES.index) * G.stride_h
-                columns = (j + CANVAS.centre_w).to(RULES.index) * G.stride_w
-                G_ptrs = G.ptr + (slices + (rows + columns))
+                slices = (k + CANVAS.centre_d).to(RULES.index) * JOB.dy.stride_d
+                offs = G.offs + (slices + output_offsets(JOB.dy, j, i, CANVAS, RULES))
                 for _ in range(along_j.count):
                     inside = (tl.abs(k) <= CANVAS.centre_d) & (tl.abs(i) <= CANVAS.centre_h)
                     inside &= pixels.mask & (tl.abs(j) <= CANVAS.centre_w)
                     gathered = voxel_candidate(
-                        gathered, values, moved(G, G_ptrs), pixel_map, (j, i, k), inside, pixels,
+                        gathered, values, at_offset(G, offs), pixel_map, (j, i, k), inside, pixels,
                         RULES, TILING,
                     )  # fmt: skip
-                    G_ptrs += G.stride_w
+                    offs += JOB.dy.stride_w
                     j += 1
                 i += 1
             k += 1
@@ -178,7 +191,7 @@ def voxel_candidate(
     wy = tl.where(inside, wy, 0.0)
     wz = tl.where(inside, wz, 0.0)
     acc, t = accumulate(
-        gathered.acc, tl.zeros(wx.shape, RULES.dtype), values, G, wx * wy * wz, inside, pixels,
+        gathered.acc, tl.zeros(wx.shape, RULES.dtype), values, G, 0, wx * wy * wz, inside, pixels,
         RULES, TILING,
     )  # fmt: skip
     moments = gathered.moments

@@ -7,35 +7,34 @@ from triton_stn.kernels.coordinates import affine_2d
 from triton_stn.kernels.gather.candidates import (
     Gathered,
     add_moments,
-    at_output,
+    at_offset,
     candidate,
     in_output,
     load_pass,
+    output_offsets,
 )
 from triton_stn.kernels.gather.inverse import window_corner
-from triton_stn.kernels.tiles import moved
 
 
 @triton.jit
-def gather_walk(
-    gathered, X, G, pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr, TILING: tl.constexpr
-):
+def gather_walk(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
     """One pass of channels through the window."""
+    pixel_map, inverse, CANVAS = JOB.pixel_map, JOB.inverse, JOB.canvas
     values = load_pass(X, pixels.mask, pixels, RULES, TILING)
     j_first, i = window_corner(pixel_map, inverse, pixels, CANVAS)
-    G_row = at_output(G, j_first, i, CANVAS, RULES).ptr
+    row = G.offs + output_offsets(JOB.dy, j_first, i, CANVAS, RULES)
     for _ in range((2 * inverse.reach_i + 1).to(tl.int32)):
-        G_ptrs = G_row
+        offs = row
         j = j_first
         for _ in range((2 * inverse.reach_j + 1).to(tl.int32)):
             here = pixels.mask & in_output(j, i, CANVAS)
             place = affine_2d(pixel_map, j, i)
             acc, s_x, s_y, _ = candidate(
-                gathered, values, moved(G, G_ptrs), place, here, pixels, RULES, TILING
+                gathered, values, at_offset(G, offs), place, here, pixels, RULES, TILING
             )
             gathered = Gathered(acc, add_moments(gathered.moments, s_x, s_y, j, i, RULES))
-            G_ptrs += G.stride_w
+            offs += JOB.dy.stride_w
             j += 1
-        G_row += G.stride_h
+        row += JOB.dy.stride_h
         i += 1
     return gathered

@@ -17,14 +17,14 @@ from triton_stn.kernels.gather.candidates import (
     Gathered,
     Pixels,
     add_moments,
-    at_output,
+    at_offset,
     candidate,
     in_output,
     load_pass,
+    output_offsets,
     zero_pass,
 )
 from triton_stn.kernels.gather.inverse import Box, meets
-from triton_stn.kernels.tiles import moved
 
 FLAT = tl.constexpr(1e-30)  # a smaller slope leaves a row's stretch unbounded
 
@@ -54,8 +54,12 @@ def first_in_row(pixel_map, stretch, i, u, v, CANVAS):
     """The first centred index j of a row that can lie in the cell of pixel (u, v)."""
     x_row = tl.fma(pixel_map.x_i, i, pixel_map.x_1)
     y_row = tl.fma(pixel_map.y_i, i, pixel_map.y_1)
-    low_x = tl.where(tl.abs(pixel_map.x_j) > FLAT, (u - x_row) / pixel_map.x_j - stretch.reach_x, -1e30)
-    low_y = tl.where(tl.abs(pixel_map.y_j) > FLAT, (v - y_row) / pixel_map.y_j - stretch.reach_y, -1e30)
+    low_x = tl.where(
+        tl.abs(pixel_map.x_j) > FLAT, (u - x_row) / pixel_map.x_j - stretch.reach_x, -1e30
+    )
+    low_y = tl.where(
+        tl.abs(pixel_map.y_j) > FLAT, (v - y_row) / pixel_map.y_j - stretch.reach_y, -1e30
+    )
     low = tl.floor(tl.maximum(low_x, low_y) + CANVAS.centre_w)
     return tl.maximum(low, 0.0) - CANVAS.centre_w
 
@@ -64,7 +68,9 @@ def first_in_row(pixel_map, stretch, i, u, v, CANVAS):
 def rows_of(pixel_map, inverse, u, v, CANVAS):
     """The rows of the output that can lie in the cell of pixel (u, v): (first, end)."""
     height = CANVAS.height.to(u.dtype)
-    middle = tl.fma(inverse.i_x, u - pixel_map.x_1, inverse.i_y * (v - pixel_map.y_1)) + CANVAS.centre_h
+    middle = (
+        tl.fma(inverse.i_x, u - pixel_map.x_1, inverse.i_y * (v - pixel_map.y_1)) + CANVAS.centre_h
+    )
     bounded = inverse.reach_i < 1e6  # and no NaN
     first = tl.where(bounded, tl.maximum(middle - inverse.reach_i, 0.0), 0.0)
     end = tl.where(bounded, tl.minimum(middle + inverse.reach_i + 1, height), height)
@@ -72,12 +78,10 @@ def rows_of(pixel_map, inverse, u, v, CANVAS):
 
 
 @triton.jit
-def gather_wide(
-    gathered, X, G, job, at, left, RULES: tl.constexpr, TILING: tl.constexpr
-):
-    """One pass of channels, of every pixel of a tile; X at the first pixel of the image."""
+def gather_wide(gathered, X, G, JOB, at, left, RULES: tl.constexpr, TILING: tl.constexpr):
+    """One pass of channels, of every pixel of a tile; X at the image's first pixel."""
     PASS: tl.constexpr = TILING.channels_a_pass
-    pixel_map, inverse, FRAME, CANVAS = job.pixel_map, job.inverse, job.frame, job.canvas
+    pixel_map, inverse, FRAME, CANVAS = JOB.pixel_map, JOB.inverse, JOB.frame, JOB.canvas
     stretch = row_stretch(pixel_map, CANVAS, RULES)
     # The tile's pixels stand for candidates: block_h rows of block_w columns at a time.
     rows = at.rows - at.first_row
@@ -90,10 +94,9 @@ def gather_wide(
         exists = (row < FRAME.height) & (column < FRAME.width)
         if exists & meets(pixel_map, inverse, Box(u, v, 0.0, 0.0), CANVAS):
             pixels = Pixels(u, v, 0.0, exists, at.channels, left)
-            offs = row.to(RULES.index) * X.stride_h + column.to(RULES.index) * X.stride_w
-            values = load_pass(
-                moved(X, X.ptr + offs), column < FRAME.width, pixels, RULES, TILING
-            )
+            across_x = column.to(RULES.index) * JOB.x.stride_w
+            of_one = at_offset(X, X.offs + (row.to(RULES.index) * JOB.x.stride_h + across_x))
+            values = load_pass(of_one, column < FRAME.width, pixels, RULES, TILING)
             of_pixel = Gathered(zero_pass(RULES, TILING), gathered.moments)
             first, end = rows_of(pixel_map, inverse, u, v, CANVAS)
             for block in range(first, end, TILING.block_h):
@@ -101,8 +104,9 @@ def gather_wide(
                 j_first = first_in_row(pixel_map, stretch, i, u, v, CANVAS)
                 for across in range(0, stretch.width, TILING.block_w):
                     j = j_first + (across + columns).to(RULES.dtype)
+                    offs = output_offsets(JOB.dy, j, i, CANVAS, RULES)
                     acc, s_x, s_y, _ = candidate(
-                        of_pixel, values, at_output(G, j, i, CANVAS, RULES), affine_2d(pixel_map, j, i),
+                        of_pixel, values, at_offset(G, G.offs + offs), affine_2d(pixel_map, j, i),
                         in_output(j, i, CANVAS), pixels, RULES, TILING,
                     )  # fmt: skip
                     moments = add_moments(of_pixel.moments, s_x, s_y, j, i, RULES)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.gather.axis import axis_window, gather_axis
-from triton_stn.kernels.gather.candidates import Gathered
+from triton_stn.kernels.gather.candidates import Gathered, Plane, plane_of
 from triton_stn.kernels.gather.inverse import (
     ON_SIDE,
     PERSPECTIVE,
@@ -34,18 +34,34 @@ class Job(NamedTuple):
     work: object
     canvas: object
     frame: object
+    x: object  # X, dY and dX from a share's first channel on
+    dy: object
+    dx: object
 
 
 @triton.jit
-def open_window(job, pixels, G, KIND: tl.constexpr, RULES: tl.constexpr):
+def open_window(job, pixels, KIND: tl.constexpr, RULES: tl.constexpr):
     """What a narrow window knows of every pixel whatever the channel; else nothing."""
     if KIND == UPRIGHT or KIND == ON_SIDE:
-        window = axis_window(job.pixel_map, job.inverse, pixels, G, job.canvas, KIND == ON_SIDE, RULES)
+        window = axis_window(
+            job.pixel_map, job.inverse, pixels, job.dy, job.canvas, KIND == ON_SIDE, RULES
+        )
     elif KIND == THREE:
-        window = three_window(job.pixel_map, job.inverse, pixels, G, job.canvas, RULES)
+        window = three_window(job.pixel_map, job.inverse, pixels, job.dy, job.canvas, RULES)
     else:
         window = ()
     return window
+
+
+@triton.jit
+def first_candidate(job, window, pixels, KIND: tl.constexpr, RULES: tl.constexpr):
+    """dY at the first candidate of a narrow window; of another at the first pixel."""
+    if KIND == UPRIGHT or KIND == ON_SIDE or KIND == THREE:
+        G = plane_of(job.dy, window.offs, pixels.channels, RULES)
+        G = Plane(G.ptr, G.offs, G.stride_c, window.stride_p)
+    else:
+        G = plane_of(job.dy, 0, pixels.channels, RULES)
+    return G
 
 
 @triton.jit
@@ -62,19 +78,13 @@ def gather_pass(
         acc, ts = gather_three(gathered.acc, gathered.moments, X, G, window, pixels, RULES, TILING)
         gathered = Gathered(acc, ts)
     elif KIND == STRAIGHT:
-        gathered = gather_straight(
-            gathered, X, G, job.pixel_map, job.inverse, pixels, job.canvas, RULES, TILING
-        )
+        gathered = gather_straight(gathered, X, G, job, pixels, RULES, TILING)
     elif KIND == WALK:
-        gathered = gather_walk(
-            gathered, X, G, job.pixel_map, job.inverse, pixels, job.canvas, RULES, TILING
-        )
+        gathered = gather_walk(gathered, X, G, job, pixels, RULES, TILING)
     elif KIND == PERSPECTIVE:
-        gathered = gather_perspective(
-            gathered, X, G, job.pixel_map, job.inverse, pixels, job.canvas, RULES, TILING
-        )
+        gathered = gather_perspective(gathered, X, G, job, pixels, RULES, TILING)
     elif KIND == VOLUME:
-        gathered = gather_volume(gathered, X, G, job.pixel_map, at, pixels, job.canvas, RULES, TILING)
+        gathered = gather_volume(gathered, X, G, job, at, pixels, RULES, TILING)
     elif KIND == WIDE:
         gathered = gather_wide(gathered, X, G, job, at, pixels.left, RULES, TILING)
     return gathered
