@@ -190,7 +190,9 @@ def check_output_size(output_size: Any, input: torch.Tensor) -> tuple[int, ...]:
     ndim = input.ndim - 2
     if type(output_size) is int and output_size > 0:
         return (output_size,) * ndim
-    sizes = output_size if isinstance(output_size, Sequence) else (output_size,) * ndim
+    # A tuple is asked for first: to be a Sequence takes 20 times as long.
+    several = isinstance(output_size, (tuple, list, Sequence))
+    sizes = output_size if several else (output_size,) * ndim
     if isinstance(output_size, str) or len(sizes) != ndim:
         expected = "(H_out, W_out)" if ndim == 2 else "(D_out, H_out, W_out)"
         raise ValueError(
