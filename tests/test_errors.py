@@ -6,11 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import triton_stn
+from triton_stn import backends
 from triton_stn.backends import fused, pytorch, volume
 
 X = torch.zeros(2, 3, 4, 5)
@@ -194,6 +197,68 @@ def test_a_wrong_grid_or_flow_is_named(wrong):
     assert message.startswith(fragments[0])
     for fragment in fragments:
         assert fragment in message
+
+
+class Picture:
+    """What a PIL image shows of itself: no dtype, but an array interface."""
+
+    @property
+    def __array_interface__(self):
+        return {"shape": (9, 5, 3), "typestr": "|u1", "version": 3}
+
+
+IMAGES = {
+    "bytes": (X.byte(), "uint8 in input of shape (2, 3, 4, 5); use input.float() / 255"),
+    "bytes (N, H, W, C)": (
+        torch.zeros(2, 4, 5, 3, dtype=torch.uint8),
+        "uint8 in input of shape (2, 4, 5, 3); use input.permute(0, 3, 1, 2).float() / 255",
+    ),
+    "(H, W, C)": (torch.zeros(9, 5, 3), "got (9, 5, 3); use input.permute(2, 0, 1)[None]"),
+    "(C, H, W)": (X[0], "got (3, 4, 5); use input[None]"),
+    "(H, W)": (X[0, 0], "got (4, 5); use input[None, None]"),
+    "array": (
+        np.zeros((9, 5, 3), np.uint8),
+        "got numpy.ndarray of dtype uint8 and shape (9, 5, 3); "
+        "use torch.from_numpy(input).permute(2, 0, 1)[None].float() / 255",
+    ),
+    "float array": (
+        np.zeros((9, 5), np.float32),
+        "dtype float32 and shape (9, 5); use torch.from_numpy(input)[None, None]",
+    ),
+    "PIL image": (
+        Picture(),
+        "Picture of shape (9, 5, 3); "
+        "use torch.from_numpy(numpy.array(input)).permute(2, 0, 1)[None].float() / 255",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_image_of_another_form_comes_with_what_to_do(name):
+    image, ending = IMAGES[name]
+    with pytest.raises((TypeError, ValueError)) as caught:
+        triton_stn.spatial_transform(image, T[0])
+    assert str(caught.value).startswith("input must ")
+    assert str(caught.value).endswith(ending)
+
+
+@pytest.mark.parametrize("name", [name for name in IMAGES if name != "PIL image"])
+def test_what_to_do_with_an_image_gives_one(name):
+    image, ending = IMAGES[name]
+    made = eval(ending.partition("; use ")[2], {"torch": torch, "input": image})
+    with pytest.raises(AssertionError, match="was launched"):
+        triton_stn.spatial_transform(made, T[0])
+
+
+def test_without_triton_a_gpu_tensor_goes_to_pytorch(monkeypatch):
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))  # no more of it is looked at
+    assert backends.uses_triton(on_gpu)
+    monkeypatch.setattr(backends, "HAS_TRITON", False)
+    assert not backends.uses_triton(on_gpu)
+    assert not backends.uses_triton(X)
+    triton_is_asked_for = triton_stn.use_backend("triton")
+    with pytest.raises(ValueError, match=r"backend must be 'torch' or 'auto'.*got 'triton'"):
+        triton_is_asked_for.__enter__()
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])

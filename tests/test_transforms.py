@@ -442,3 +442,20 @@ def test_a_wrong_argument_of_grid_is_named(theta, size, error, fragment):
     with pytest.raises(error) as caught:
         Affine().grid(theta, size)
     assert str(caught.value).startswith(fragment)
+
+
+@pytest.mark.parametrize("made", ["before", "inside"])
+def test_a_spline_that_was_first_used_in_inference_mode_can_be_trained(made):
+    transform = ThinPlateSpline(3, 4)
+    with torch.inference_mode():
+        if made == "inside":
+            transform = ThinPlateSpline(3, 4)
+        still = transform.identity()
+        transform.grid(still, (5, 6))
+        transform.patches(still, (5, 6))
+        transform.kernel_theta(still)
+    theta = transform.identity().requires_grad_()
+    of_kernel = transform.kernel_theta(theta)[1]
+    total = transform.grid(theta, (5, 6)).sum() + transform.patches(theta, (5, 6)).sum()
+    (total + of_kernel.square().sum()).backward()
+    assert theta.grad.isfinite().all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -34,14 +34,51 @@ def check_dtype(name: str, tensor: torch.Tensor) -> None:
 
 def check_input(input: Any, volumes: bool = False) -> None:
     """An image, or with ``volumes`` an image or a volume."""
-    check_tensor("input", input)
-    check_dtype("input", input)
-    if input.ndim != 4 and not (volumes and input.ndim == 5):
+    if not isinstance(input, torch.Tensor) or input.dtype not in DTYPES:
+        _refuse_image(input)
+    shape = input.shape
+    ndim = len(shape)
+    if ndim != 4 and not (volumes and ndim == 5):
         expected = "(N, C, H, W)" + " or (N, C, D, H, W)" * volumes
-        raise ValueError(f"input must have shape {expected}, got {shape_of(input)}")
-    if 0 in input.shape[2:]:
-        sides = "D > 0, " * (input.ndim == 5) + "H > 0 and W > 0"
+        raise ValueError(
+            f"input must have shape {expected}, got {shape_of(input)}{_use('input', shape)}"
+        )
+    if 0 in shape[2:]:
+        sides = "D > 0, " * (ndim == 5) + "H > 0 and W > 0"
         raise ValueError(f"input must have {sides}, got shape {shape_of(input)}")
+
+
+def _refuse_image(input: Any) -> NoReturn:
+    """It is no tensor of a floating dtype: say what came, and what makes one of it."""
+    if isinstance(input, torch.Tensor):
+        expected = ", ".join(map(str, DTYPES))
+        raise TypeError(
+            f"input must have one of the dtypes {expected}, got {input.dtype} in input of shape "
+            f"{shape_of(input)}{_use('input', input.shape, input.dtype == torch.uint8)}"
+        )
+    kind = type(input)
+    came = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    # NumPy's arrays have it, and so have PIL's images, which have no dtype.
+    interface = getattr(input, "__array_interface__", None)
+    shape = tuple(interface["shape"]) if isinstance(interface, dict) else ()
+    if shape:
+        dtype = getattr(input, "dtype", None)
+        came += f" of shape {shape}" if dtype is None else f" of dtype {dtype} and shape {shape}"
+        made = f"torch.from_numpy({'numpy.array(input)' if dtype is None else 'input'})"
+        came += _use(made, shape, interface["typestr"][1:] == "u1")
+    raise TypeError(f"input must be a torch.Tensor, got {came}")
+
+
+def _use(made: str, shape: Sequence[int], is_bytes: bool = False) -> str:
+    """How ``made``, an image of that shape, becomes a batch of them: the end of a message."""
+    ndim = len(shape)
+    if ndim in (3, 4) and shape[-1] in (1, 3, 4) and shape[-3] not in (1, 3):  # (H, W, C)
+        made += f".permute({'2, 0, 1' if ndim == 3 else '0, 3, 1, 2'})"
+    if ndim in (2, 3):
+        made += f"[{', '.join(['None'] * (4 - ndim))}]"
+    if is_bytes:
+        made += ".float() / 255"
+    return "" if made == "input" else f"; use {made}"
 
 
 def check_dimensions(transform: Transform, input: torch.Tensor) -> None:
@@ -54,10 +91,10 @@ def check_dimensions(transform: Transform, input: torch.Tensor) -> None:
 
 def check_splat_input(input: Any, k: int | None) -> None:
     """``k`` is theta's or the grid's, or None."""
-    check_tensor("input", input)
-    check_dtype("input", input)
-    ndim, shape = (4, "(N, C, h, w)") if k is None else (5, f"(N, {k}, C, h, w)")
-    if input.ndim != ndim or (k is not None and input.shape[1] != k):
+    if not isinstance(input, torch.Tensor) or input.dtype not in DTYPES:
+        _refuse_image(input)
+    if input.ndim != (4 if k is None else 5) or (k is not None and input.shape[1] != k):
+        shape = "(N, C, h, w)" if k is None else f"(N, {k}, C, h, w)"
         raise ValueError(f"input must have shape {shape}, got {shape_of(input)}")
     if 0 in input.shape[-2:]:
         raise ValueError(f"input must have h > 0 and w > 0, got shape {shape_of(input)}")
@@ -148,10 +185,14 @@ def check_device(name: str, tensor: torch.Tensor, input: torch.Tensor) -> None:
 
 def check_output_size(output_size: Any, input: torch.Tensor) -> tuple[int, ...]:
     """The output's (height, width), or (depth, height, width)."""
-    ndim = input.ndim - 2
     if output_size is None:
         return tuple(input.shape[2:])
-    sizes = output_size if isinstance(output_size, Sequence) else (output_size,) * ndim
+    ndim = input.ndim - 2
+    if type(output_size) is int and output_size > 0:
+        return (output_size,) * ndim
+    # A tuple is asked for first: to be a Sequence takes 20 times as long.
+    several = isinstance(output_size, (tuple, list, Sequence))
+    sizes = output_size if several else (output_size,) * ndim
     if isinstance(output_size, str) or len(sizes) != ndim:
         expected = "(H_out, W_out)" if ndim == 2 else "(D_out, H_out, W_out)"
         raise ValueError(
@@ -176,11 +217,12 @@ def _check_size(size: Any, output_size: Any) -> int:
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    expected = ", ".join(repr(choice) for choice in choices)
+    if isinstance(value, str) and value in choices:
+        return
+    expected = ", ".join(map(repr, choices))
     if not isinstance(value, str):
         raise TypeError(f"{name} must be one of {expected}, got {type(value).__name__}")
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {expected}, got {value!r}")
+    raise ValueError(f"{name} must be one of {expected}, got {value!r}")
 
 
 def check_bool(name: str, value: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from triton_stn import checks
+from triton_stn.backends.numbers import vector
 from triton_stn.transforms import Transform, check_size, resolve
 
 Number = float | torch.Tensor
@@ -226,7 +227,7 @@ def inside_mask(
     size, out_size = _sizes(input_size, output_size, transform.ndim)
     with torch.no_grad():
         pixels = _in_pixels(transform.grid(theta, out_size, align_corners), size, align_corners)
-    last = pixels.new_tensor(size[::-1]) - 0.5
+    last = vector(size[::-1], pixels) - 0.5
     return ((pixels >= -0.5) & (pixels <= last)).all(-1)
 
 
@@ -261,8 +262,14 @@ def _broadcast(values: Sequence[Any], dtype, device) -> Sequence[torch.Tensor]:
     if tensors:
         dtype = dtype or reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
         device = tensors[0].device if device is None else device
+    # A number is filled in: `as_tensor` would copy it to the device, and wait for that.
     return torch.broadcast_tensors(
-        *(torch.as_tensor(value, dtype=dtype, device=device) for value in values)
+        *(
+            torch.full((), value, dtype=dtype, device=device)
+            if isinstance(value, (int, float))
+            else torch.as_tensor(value, dtype=dtype, device=device)
+            for value in values
+        )
     )
 
 
@@ -316,8 +323,8 @@ def _half_extent(size: Sequence[int], align_corners: bool) -> list[float]:
 
 
 def _in_pixels(points: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
-    centre = points.new_tensor([(n - 1) / 2 for n in reversed(size)])
-    return points * points.new_tensor(_half_extent(size, align_corners)) + centre
+    centre = vector([(n - 1) / 2 for n in reversed(size)], points)
+    return points * vector(_half_extent(size, align_corners), points) + centre
 
 
 def _pixel_maps(input_size, output_size, align_corners, like) -> list[torch.Tensor]:
@@ -325,8 +332,8 @@ def _pixel_maps(input_size, output_size, align_corners, like) -> list[torch.Tens
     maps = []
     for h, w in _sizes(input_size, output_size, 2):
         half_w, half_h = _half_extent((h, w), align_corners)
-        rows = [[half_w, 0, (w - 1) / 2], [0, half_h, (h - 1) / 2], [0, 0, 1]]
-        maps.append(like.new_tensor(rows))
+        rows = (half_w, 0, (w - 1) / 2), (0, half_h, (h - 1) / 2), (0, 0, 1)
+        maps.append(vector(list(chain(*rows)), like).view(3, 3))
     return maps
 
 

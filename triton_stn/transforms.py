@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from triton_stn import checks
+from triton_stn.backends.numbers import vector
 
 # A point is out of view where the homogeneous coordinate w is at most this share of the largest |w|
 # that θ gives in the square |X|, |Y| <= 1. A float32 w that small is one tenth rounding error.
@@ -54,9 +55,16 @@ class Transform(ABC):
         PyTorch's own. The tensor is new, and its elements are its own.
         """
         batch = () if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
-        device = torch.get_default_device() if device is None else device
-        one = self._identity().to(device, dtype or torch.get_default_dtype())
+        device = torch.get_default_device() if device is None else torch.device(device)
+        one = self._identity_on(device, dtype or torch.get_default_dtype())
         return one.repeat(*batch, *(1 for _ in self.theta_shape))
+
+    def _identity_on(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        one = self._identity()
+        if device.type == "cpu" or torch.compiler.is_compiling():
+            return one.to(device, dtype)
+        like = torch.empty((), dtype=dtype, device=device)
+        return vector(one.flatten().tolist(), like).view(one.shape)
 
     def matrix(self, theta: torch.Tensor) -> torch.Tensor:
         """θ as the matrix ``(..., ndim, ndim + 1)`` of ``F.affine_grid``, differentiable.
@@ -317,9 +325,11 @@ class ThinPlateSpline(Transform):
         if not 0 <= ridge < float("inf"):
             raise ValueError(f"ridge must be finite and at least 0, got {ridge!r}")
         self.rows, self.cols, self.ridge = rows, cols, float(ridge)
-        self.points = _lattice(rows, cols) if points is None else _check_points(points)
+        # What is kept, here and below, outlives the caller's mode: a later backward saves it.
+        with torch.inference_mode(False):
+            self.points = _lattice(rows, cols) if points is None else _check_points(points)
+            self._inverse = self._solve()
         self.theta_shape = tuple(self.points.shape)
-        self._inverse = self._solve()
         self._matrices: dict[tuple, torch.Tensor] = {}
         self._copies: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -351,18 +361,24 @@ class ThinPlateSpline(Transform):
 
     def _grid_matrix(self, size, align_corners, like) -> torch.Tensor:
         """(prod(size), T): the grid is this times θ. The last ones, unless huge, are kept."""
-        key = (size, align_corners, like.dtype, like.device)
-        if not torch.compiler.is_compiling() and key in self._matrices:
-            return self._matrices[key]
-        inverse, centres = self._on(like.device)
-        points = _pixels(size, align_corners, inverse)
-        weights, one, along = inverse.split((len(centres), 1, 2))
-        matrix = (_kernel(points, centres) @ weights + one + points @ along).to(like.dtype)
-        if not torch.compiler.is_compiling() and matrix.numel() <= _KEPT:
+        wanted = (size, align_corners, like.dtype, like.device)
+        if torch.compiler.is_compiling():
+            return self._new_grid_matrix(*wanted)
+        if wanted in self._matrices:
+            return self._matrices[wanted]
+        with torch.inference_mode(False):
+            matrix = self._new_grid_matrix(*wanted)
+        if matrix.numel() <= _KEPT:
             while len(self._matrices) >= 4:
                 del self._matrices[next(iter(self._matrices))]
-            self._matrices[key] = matrix
+            self._matrices[wanted] = matrix
         return matrix
+
+    def _new_grid_matrix(self, size, align_corners, dtype, device) -> torch.Tensor:
+        inverse, centres = self._on(device)
+        points = _pixels(size, align_corners, inverse)
+        weights, one, along = inverse.split((len(centres), 1, 2))
+        return (_kernel(points, centres) @ weights + one + points @ along).to(dtype)
 
     def kernel_theta(self, theta):
         coefficients = self.coefficients(theta)  # (..., T + 3, 2)
@@ -375,7 +391,8 @@ class ThinPlateSpline(Transform):
         if torch.compiler.is_compiling():
             return self._inverse.to(device), self.points.to(device)
         if device not in self._copies:
-            self._copies[device] = self._inverse.to(device), self.points.to(device)
+            with torch.inference_mode(False):
+                self._copies[device] = self._inverse.to(device), self.points.to(device)
         return self._copies[device]
 
     def _solve(self) -> torch.Tensor:
@@ -391,6 +408,9 @@ class ThinPlateSpline(Transform):
 
     def _identity(self):
         return self.points
+
+    def _identity_on(self, device, dtype):
+        return self._on(device)[1].to(dtype)
 
     def __eq__(self, other):
         if not isinstance(other, ThinPlateSpline):

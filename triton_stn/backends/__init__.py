@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ import torch
 # The kernels are decorated, and Triton reads this variable, when the package is imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 TRITON_DEVICES = ("cuda", "xpu")  # ROCm calls itself cuda
+# Looked up once, for `uses_triton` is on every call's way. PyTorch for Windows comes without.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 _choice = "auto"
 
@@ -25,11 +28,15 @@ def use_backend(name: str) -> Iterator[None]:
             order), or ``"auto"``: Triton wherever it can run, else PyTorch.
 
     Raises:
-        ValueError: another name.
+        ValueError: another name, or ``"triton"`` where it is not installed.
     """
     global _choice
     if name not in ("triton", "torch", "auto"):
         raise ValueError(f"backend must be one of 'triton', 'torch', 'auto', got {name!r}")
+    if name == "triton" and not HAS_TRITON:
+        raise ValueError(
+            "backend must be 'torch' or 'auto' where triton is not installed, got 'triton'"
+        )
     previous, _choice = _choice, name
     try:
         yield
@@ -45,7 +52,8 @@ def uses_triton(input: torch.Tensor) -> bool:
     """
     if _choice == "torch":
         return False
-    runs = input.device.type in TRITON_DEVICES or (INTERPRETED and input.device.type == "cpu")
+    device = input.device.type
+    runs = HAS_TRITON and (device in TRITON_DEVICES or (INTERPRETED and device == "cpu"))
     if _choice == "triton" and not runs:
         raise ValueError(
             f"the triton backend needs input on one of {TRITON_DEVICES}, or a CPU tensor with "

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from triton_stn.backends import kinks
 from triton_stn.backends.layout import empty_output, is_channels_last, memory_format
+from triton_stn.backends.numbers import kept, vector
 
 # F.grid_sample on the CPU faults on coordinates that no int32 holds. Under this bound a normalised
 # coordinate times any image's width stays far inside.
@@ -82,7 +84,7 @@ def sample_backward(
     )
     if source == "flow" and needs_theta:
         extent = [n - 1 if align_corners else n for n in (input.shape[3], input.shape[2])]
-        grad_theta = (grad_theta * (2 / grad_theta.new_tensor(extent))).to(theta.dtype)
+        grad_theta = (grad_theta * (2 / vector(extent, grad_theta))).to(theta.dtype)
     return grad_input, grad_theta
 
 
@@ -106,7 +108,8 @@ class _Sample(torch.autograd.Function):
             if input.ndim == 4:
                 output = _sample_rows(input, theta, *ctx.options, differentiable=True)
             else:
-                output = _sample_planes(input, theta, *ctx.options).to(input.dtype)
+                output = _sample_planes(input, theta, *ctx.options, differentiable=True)
+                output = output.to(input.dtype)
             wanted = [input] * needs_input + [theta] * needs_theta
             grads = torch.autograd.grad(
                 output, wanted, grad_output, create_graph=True, materialize_grads=True
@@ -145,12 +148,16 @@ def _sampled(input, theta, size, mode, padding_mode, align_corners):
     return output
 
 
-def _sample_planes(input, theta, size, mode, padding_mode, align_corners):
-    """By F.grid_sample, which reads plane by plane and parallelises over the batch alone."""
+def _sample_planes(input, theta, size, mode, padding_mode, align_corners, differentiable=False):
+    """By F.grid_sample, which reads plane by plane and parallelises over the batch alone.
+
+    ``differentiable``: for its derivatives, not for its value.
+    """
     n, c, *extent = input.shape
     k = theta.shape[1]
     x = _in_float(input)
-    grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners)
+    at_kinks = differentiable and mode == "bilinear"
+    grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners, at_kinks)
     canvas = grid.shape[1:-1]
     groups = _channel_groups(n, c, _PLANES // 2)
     if groups > 1 or math.prod(canvas) >= math.prod(extent):
@@ -173,7 +180,8 @@ def _sample_rows(input, theta, size, mode, padding_mode, align_corners, differen
     """
     n, c, h, w = input.shape
     x = _in_float(input)
-    grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners)
+    at_kinks = differentiable and mode == "bilinear"
+    grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners, at_kinks)
     index, weight = _taps(grid, h, w, mode, padding_mode, align_corners, differentiable)
     index += torch.arange(0, n * h * w, h * w, device=x.device)[:, None, None, None, None]
     index = index.reshape(-1, index.shape[-1] ** 2)
@@ -206,7 +214,7 @@ def _taps(grid, h, w, mode, padding_mode, align_corners, differentiable):
     Both (..., taps along y, taps along x). A tap outside the image has weight 0 and the index of a
     pixel at its edge.
     """
-    last = grid.new_tensor([w - 1, h - 1])
+    last = vector([w - 1, h - 1], grid)
     extent = last if align_corners else last + 1
     x = torch.addcmul(last / 2, grid, extent / 2)  # in pixels
     low = 0.0 if align_corners else -0.5
@@ -223,7 +231,10 @@ def _taps(grid, h, w, mode, padding_mode, align_corners, differentiable):
         # Without derivatives, a tap whose weight is 0 is the other one: no inf next door leaks in.
         right = left + 1 if differentiable else x.ceil()
         tap = torch.stack((left, right), -2)
-        weight = torch.stack((1 - (x - left), x - left), -2)
+        share = x - left
+        if differentiable:  # a weight of exactly 0 has no derivative in `_sample_rows`
+            share = share + torch.finfo(x.dtype).eps ** 2
+        weight = torch.stack((1 - share, share), -2)
     else:
         tap = torch.stack([left + o for o in (-1, 0, 1, 2)], -2)
         weight = _cubic((x.unsqueeze(-2) - tap.detach()).abs())
@@ -260,7 +271,8 @@ def _gradients(
     """The gradients of input and of theta or the grid, by F.grid_sample's own backward."""
     n, c, *extent = input.shape
     x = _in_float(input)
-    grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners)
+    at_kinks = needs_theta and mode == "bilinear"
+    grid, hole = _safe_grid(theta, x, size, padding_mode, align_corners, at_kinks)
     grad = grad_output.to(x.dtype).transpose(1, 2).flatten(2, 3)  # (N, C, K·H_out, W_out)
     if hole is not None:
         grad = grad.masked_fill(hole[:, None], 0.0)
@@ -319,19 +331,32 @@ def _row_blocks(rows: int) -> int:
     return next(b for b in range(torch.get_num_threads(), 0, -1) if rows % b == 0)
 
 
-def affine_grid(theta: torch.Tensor, size: tuple[int, ...], align_corners: bool) -> torch.Tensor:
+def affine_grid(
+    theta: torch.Tensor,
+    size: tuple[int, ...],
+    align_corners: bool,
+    extent: Sequence[int] | None = None,
+    padding_mode: str = "zeros",
+) -> torch.Tensor:
     """The sampling grid (N, K·H_out, W_out, 2) of theta (N, K, 2, 3), the K one below another.
 
-    Of (N, K, 3, 4) it is (N, K·D_out, H_out, W_out, 3).
+    Of (N, K, 3, 4) it is (N, K·D_out, H_out, W_out, 3). With the ``extent`` of the input it is the
+    one to differentiate at (`kinks`).
     """
     # The coordinates are kept in planes of their own: the CPU sampler reads both layouts equally
     # well, and a plane is written by one broadcast addition (an addcmul is not vectorised there).
     theta = theta.transpose(1, 2).contiguous()  # (N, ndim, K, ndim + 1)
-    slow, *faster = (_centred(n, align_corners, theta) for n in size)
-    planes = torch.addcmul(theta[..., -1, None], theta[..., -2, None], slow)
-    for axis, coordinate in enumerate(faster, 3):
-        along = (theta[..., -axis, None] * coordinate).view(*theta.shape[:3], *[1] * (axis - 2), -1)
-        planes = along + planes[..., None]  # (N, ndim, K, D_out, H_out, ...)
+    terms = [
+        theta[..., -axis, None] * _centred(n, align_corners, theta.dtype, theta.device)
+        for axis, n in enumerate(size, 2)
+    ]
+    shift = theta[..., -1:]
+    if extent is not None:
+        terms, shift = kinks.settle(terms, shift, theta, extent, padding_mode, align_corners)
+    planes = shift + terms[0]
+    for axis, along in enumerate(terms[1:], 1):
+        # (N, ndim, K, D_out, H_out, ...)
+        planes = along.view(*theta.shape[:3], *[1] * axis, -1) + planes[..., None]
     return planes.flatten(2, 3).movedim(1, -1)
 
 
@@ -340,22 +365,22 @@ def _sample_area(input, theta, h_out, w_out, padding_mode, align_corners, source
     x = _in_float(input)
     theta = theta.to(x.dtype)
     less = 1 if align_corners else 0
-    spans = theta.new_tensor([input.shape[3] - less, input.shape[2] - less])
+    spans = vector([input.shape[3] - less, input.shape[2] - less], theta)
     # slopes (N, K, H_out, W_out, (x, y), (j, i)), alike for all pixels of an affine map
     if source == "patch":
         centres = theta[..., :2]
         slopes = theta[..., 2:].unflatten(-1, (2, 2)).transpose(-1, -2)
-        extents = theta.new_tensor([2, 2])  # a pixel's change, where an affine map's is that of 1
+        extents = vector([2, 2], theta)  # a pixel's change, where an affine map's is that of 1
     else:
         centres, slopes = theta[:, :, None, None, :, 2], theta[:, :, None, None, :, :2]
-        extents = theta.new_tensor([max(w_out - less, 1), max(h_out - less, 1)])
+        extents = vector([max(w_out - less, 1), max(h_out - less, 1)], theta)
     sides = slopes.detach() * spans[:, None] / extents  # pixels
     count = (sides.square().sum(-2).sqrt() - 0.01).clamp(max=16).ceil()
     count = torch.where(count > 1, count, 1.0)  # (N, K, H_out, W_out, (j, i)); 1 where NaN
     most_j, most_i = count.flatten(0, 3).amax(0).int().tolist()
     total = 0.0
     for index in itertools.product(range(most_j), range(most_i)):
-        part = theta.new_tensor(index)
+        part = vector(index, theta)
         used = (part < count).all(-1)  # (N, K, H_out, W_out)
         if not used.any():
             continue
@@ -376,7 +401,7 @@ def _flow_grid(flow, input, align_corners):
     h_out, w_out = flow.shape[2:4]
     x = torch.arange(w_out, dtype=flow.dtype, device=flow.device)
     y = torch.arange(h_out, dtype=flow.dtype, device=flow.device)[:, None]
-    last = flow.new_tensor([input.shape[3] - 1, input.shape[2] - 1])
+    last = vector([input.shape[3] - 1, input.shape[2] - 1], flow)
     extent = last if align_corners else last + 1
     centred = torch.stack((flow[..., 0] + x, flow[..., 1] + y), -1) - last / 2
     return centred * (2 / extent)
@@ -390,20 +415,27 @@ def _theta_gradient(grad_grid, theta, size, align_corners):
     n, k, ndim = theta.shape[:3]
     moments = []
     rest = grad_grid
-    for extent in size:
-        coordinate = _centred(extent, align_corners, grad_grid)
-        basis = torch.stack((coordinate, torch.ones_like(coordinate)))
-        with torch.autocast(rest.device.type, enabled=False):
+    with torch.autocast(rest.device.type, enabled=False):
+        for extent in size:
+            basis = _moment_and_sum(extent, align_corners, rest.dtype, rest.device)
             both = basis @ rest.reshape(n, k, extent, -1)  # (N, K, (moment, sum), the rest)
-        moment, rest = both.unbind(2)
-        moments.append(moment.unflatten(-1, (-1, ndim)).sum(2))
+            moment, rest = both.unbind(2)
+            moments.append(moment.unflatten(-1, (-1, ndim)).sum(2))
     return torch.stack((*reversed(moments), rest), -1).to(theta.dtype)
 
 
-def _centred(size: int, align_corners: bool, like: torch.Tensor) -> torch.Tensor:
+@kept
+def _centred(size: int, align_corners: bool, dtype: torch.dtype, device) -> torch.Tensor:
     """Normalised coordinates of ``size`` pixels, from -1 to 1 or from half a pixel inside."""
     last = (size - 1) / (max(size - 1, 1) if align_corners else size)
-    return torch.linspace(-last, last, size, dtype=like.dtype, device=like.device)
+    return torch.linspace(-last, last, size, dtype=dtype, device=device)
+
+
+@kept
+def _moment_and_sum(size: int, align_corners: bool, dtype: torch.dtype, device) -> torch.Tensor:
+    """(2, size), whose product with the numbers of an axis is their moment and their sum."""
+    coordinate = _centred(size, align_corners, dtype, device)
+    return torch.stack((coordinate, torch.ones_like(coordinate)))
 
 
 def _in_float(input: torch.Tensor) -> torch.Tensor:
@@ -411,18 +443,22 @@ def _in_float(input: torch.Tensor) -> torch.Tensor:
     return input if input.dtype == torch.float64 else input.float()
 
 
-def _safe_grid(theta, x, size, padding_mode, align_corners):
+def _safe_grid(theta, x, size, padding_mode, align_corners, at_kinks=False):
     """(grid, hole): coordinates that F.grid_sample takes, and where they are not finite.
 
     ``hole`` (N, K·H_out, W_out) is None where all is known to be well. To know costs a look at
     θ's values, so on the CPU alone; a coordinate of an affine map is at most the sum of four.
+    ``at_kinks``: the grid is for a derivative along the coordinates (`kinks`).
     """
     theta = theta.to(x.dtype)
-    grid = theta.flatten(1, 2) if theta.ndim == 5 else affine_grid(theta, size, align_corners)
+    if theta.ndim == 5:
+        grid = theta.flatten(1, 2)
+    else:
+        extent = x.shape[2:] if at_kinks else None
+        grid = affine_grid(theta, size, align_corners, extent, padding_mode)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        bound = _SAFE_COORDINATE / 4
-        values = theta.detach()
-        if float(values.amax()) < bound and float(values.amin()) > -bound:  # no NaN either
+        largest = torch.linalg.vector_norm(theta.detach(), math.inf)
+        if float(largest) < _SAFE_COORDINATE / 4:  # no NaN either
             return grid, None
     return safe_coordinates(grid, padding_mode)
 

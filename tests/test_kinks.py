@@ -1,0 +1,152 @@
+"""At a pixel's centre grad_theta is the right-hand derivative, on every backend.
+
+So a training that starts at the identity takes the same first step everywhere. The expected values
+are written out here, pixel by pixel in float64, from whole coordinates.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+import triton_stn
+
+# In whole pixels, x first: as it is, by less than the image, out of it, and into its reflection.
+SHIFTS = [(0, 0), (1, -2), (-3, 1), (5, 4), (-9, 8)]
+# The linear part of θ, x first, and the size of a square image that it takes to whole pixels.
+MAPS = {
+    "identity": ([[1, 0], [0, 1]], 28),
+    "flip": ([[-1, 0], [0, 1]], 28),
+    "half turn": ([[-1, 0], [0, -1]], 13),
+    "quarter turn": ([[0, -1], [1, 0]], 28),
+    "transpose": ([[0, 1], [1, 0]], 13),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+
+
+def fold(x: torch.Tensor, n: int, padding_mode: str, align_corners: bool):
+    """Whole coordinates -> (the pixel that is read, the sign of its derivative, 0 for none)."""
+    slope = torch.ones_like(x)
+    if padding_mode == "reflection" and n > 1:
+        period = 2 * (n - 1 if align_corners else n)
+        place = x % period
+        back = place >= (n if not align_corners else n - 1)
+        slope = torch.where(back, -1, 1)
+        x = torch.where(back, period - place - (0 if align_corners else 1), place)
+    if padding_mode != "zeros":
+        slope = torch.where((x > 0) & (x < n - 1), slope, 0)
+        x = x.clamp(0, n - 1)
+    return x, slope
+
+
+def read(image: torch.Tensor, places) -> torch.Tensor:
+    """``image`` (C, *size) at whole coordinates, x first: zero outside."""
+    inside = torch.ones((), dtype=torch.bool)
+    index = []
+    for x, n in zip(reversed(places), image.shape[1:], strict=True):
+        inside = inside & (x >= 0) & (x < n)
+        index.append(x.clamp(0, n - 1))
+    return torch.where(inside, image[(slice(None), *index)], 0.0)
+
+
+def right_hand(image, linear, shift, grad, padding_mode, align_corners):
+    """grad_theta of an image (C, *size), for an output grad (C, *size) of the same size.
+
+    ``linear`` and ``shift`` are in centred pixels, x first, and lead to whole coordinates.
+    """
+    sizes, ndim = list(reversed(image.shape[1:])), image.ndim - 1
+    pixels = torch.meshgrid(*(torch.arange(n) for n in reversed(sizes)), indexing="ij")[::-1]
+    centred = [2 * p - (n - 1) for p, n in zip(pixels, sizes, strict=True)]  # in half pixels
+    places, slopes = [], []
+    for row, by, n in zip(linear, shift, sizes, strict=True):
+        twice = sum(a * c for a, c in zip(row, centred, strict=True)) + 2 * by + n - 1
+        assert (twice % 2 == 0).all(), "the test's own map must lead to whole pixels"
+        place, slope = fold(twice // 2, n, padding_mode, align_corners)
+        places.append(place)
+        slopes.append(slope)
+    extents = [n - 1 if align_corners else n for n in sizes]
+    outputs = [c.double() / e for c, e in zip(centred, extents, strict=True)]  # normalised
+    rows = []
+    for axis in range(ndim):
+        beyond = [p + (d == axis) for d, p in enumerate(places)]
+        step = (read(image, beyond) - read(image, places)) * slopes[axis] * extents[axis] / 2
+        per_pixel = (step * grad).sum(0)
+        rows.append([(per_pixel * o).sum() for o in (*outputs, torch.ones(()))])
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def theta_of(linear, shift, sizes, align_corners, dtype):
+    """Centred pixels to normalised coordinates, of images of one size; x first."""
+    extents = [n - 1 if align_corners else n for n in sizes]
+    rows = [
+        [*(a * e / extent for a, e in zip(line, extents, strict=True)), 2 * by / extent]
+        for line, by, extent in zip(linear, shift, extents, strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.float64).to(dtype)
+
+
+def check(device, size, linear, shift, dtype, padding_mode, align_corners, derive=None):
+    torch.manual_seed(0)
+    image, grad = torch.randn(2, 2, *size, dtype=torch.float64).to(dtype)
+    theta = theta_of(linear, shift, size[::-1], align_corners, dtype)
+    expected = right_hand(image.double(), linear, shift, grad.double(), padding_mode, align_corners)
+    x = image[None].to(device).requires_grad_()
+    t = theta.to(device).requires_grad_()
+    y = triton_stn.spatial_transform(x, t, padding_mode=padding_mode, align_corners=align_corners)
+    got = (derive or derivative)(y, x, t, grad[None].to(device)).cpu().double()
+    largest = expected.abs().max() + grad.abs().max()
+    torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE[dtype] * float(largest))
+
+
+def derivative(y, x, theta, grad):
+    return torch.autograd.grad(y, (x, theta), grad)[1]
+
+
+RULES = pytest.mark.parametrize(
+    "padding_mode, align_corners",
+    list(itertools.product(("zeros", "border", "reflection"), (False, True))),
+)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+@RULES
+@DTYPES
+@pytest.mark.parametrize("shift", SHIFTS, ids=str)
+def test_whole_pixel_shifts_have_the_right_hand_derivative(
+    device, shift, dtype, padding_mode, align_corners
+):
+    check(device, (6, 7), [[1, 0], [0, 1]], shift, dtype, padding_mode, align_corners)
+
+
+@RULES
+@DTYPES
+@pytest.mark.parametrize("name", MAPS)
+def test_maps_of_pixels_to_pixels_have_the_right_hand_derivative(
+    device, name, dtype, padding_mode, align_corners
+):
+    linear, n = MAPS[name]
+    check(device, (n, n), linear, (0, 0), dtype, padding_mode, align_corners)
+
+
+@RULES
+@DTYPES
+@pytest.mark.parametrize("shift", [(0, 0, 0), (1, -1, 2)], ids=str)
+def test_volumes_have_the_right_hand_derivative(device, shift, dtype, padding_mode, align_corners):
+    linear = torch.eye(3, dtype=torch.int64).tolist()
+    check(device, (4, 5, 6), linear, shift, dtype, padding_mode, align_corners)
+
+
+def create_graph(y, x, theta, grad):
+    return torch.autograd.grad(y, (x, theta), grad, create_graph=True)[1].detach()
+
+
+@RULES
+@DTYPES
+def test_a_derivative_that_is_differentiable_itself_is_the_same(dtype, padding_mode, align_corners):
+    with triton_stn.use_backend("torch"):
+        for size in ((6, 7), (4, 5, 6)):
+            linear = torch.eye(len(size), dtype=torch.int64).tolist()
+            shift = (1, -2, 0)[: len(size)]
+            check("cpu", size, linear, shift, dtype, padding_mode, align_corners, create_graph)
