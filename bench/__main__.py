@@ -13,15 +13,22 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from bench import cli, plots, report, table, targets
-from bench.cases import Task, suite
-from bench.launches import compile_ahead
-from bench.measure import Forwards, Machine, run_task, this_machine
-from bench.providers import PROVIDERS, YARDSTICK, Provider
-from bench.timing import DeviceLost
+from bench import cli
+from bench.measure.runner import Forwards, Machine, run_task, this_machine
+from bench.measure.timing import DeviceLost
+from bench.model.launches import compile_ahead
+from bench.output import plots, report, table, targets
+from bench.providers.registry import PROVIDERS, YARDSTICK, Provider
+from bench.suite.cases import Task, suite
 
-# `python -m bench NAME ...` runs `bench.NAME.main([...])`.
-SUBCOMMANDS = ("compare", "probe", "report", "roofline", "tune")
+# `python -m bench NAME ...` runs `main([...])` of the module.
+SUBCOMMANDS = {
+    "compare": "bench.output.compare",
+    "probe": "bench.probe",
+    "report": "bench.output.report",
+    "roofline": "bench.model.roofline",
+    "tune": "bench.tune",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in SUBCOMMANDS:
-        return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
+        return importlib.import_module(SUBCOMMANDS[argv[0]]).main(argv[1:])
     options = _parse(argv)
     machine = this_machine()
     if machine.type == "cpu":

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bench import sass
+from bench.model import sass
 from triton_stn.backends import fused, volume
 from triton_stn.backends.layout import empty_gradients, empty_output
 

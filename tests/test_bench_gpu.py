@@ -11,11 +11,16 @@ import torch
 
 import triton_stn
 from bench import __main__ as command
-from bench import baselines, cli, launches, measure, passes, providers, report, table, timing
-from bench.cases import CASES, PASSES, Case, Task
-from bench.measure import Forwards, Machine, run_task
-from bench.providers import MOST_CAPTURED, Provider
-from bench.timing import DeviceLost
+from bench import cli
+from bench.measure import runner, timing
+from bench.measure.runner import Forwards, Machine, run_task
+from bench.measure.timing import DeviceLost
+from bench.model import launches
+from bench.output import report, table
+from bench.providers import baselines, registry
+from bench.providers.registry import MOST_CAPTURED, Provider
+from bench.suite import passes
+from bench.suite.cases import CASES, PASSES, Case, Task
 
 TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
 MACHINE = Machine("cpu", "cpu", 10.0, "2.x", "3.x", "abc1234")
@@ -129,7 +134,7 @@ def test_what_is_captured_is_checked_and_timed_as_captured(pass_name, monkeypatc
 
 
 def test_whole_iterations_are_captured_where_launches_matter():
-    ours, eager = (p for p in providers.PROVIDERS if p.wrap is passes.captured)
+    ours, eager = (p for p in registry.PROVIDERS if p.wrap is passes.captured)
     assert (ours.name, eager.name) == ("triton_stn_graph", "eager_graph")
     cases = {case.name: case for case in CASES}
     for provider in (ours, eager):
@@ -190,7 +195,7 @@ def test_a_short_call_is_timed_from_python_too_and_a_long_one_once(
 
 def test_a_table_from_before_there_were_calls_can_be_read_and_added_to(tmp_path):
     csv = tmp_path / "results.csv"
-    row = measure.new_row(Task(TINY, "forward", "identity"), OURS, MACHINE)
+    row = runner.new_row(Task(TINY, "forward", "identity"), OURS, MACHINE)
     table.append(csv, [row | {"call_ms": 0.25, "one_rounding": 1e-7}])
     assert table.read(csv).call_ms.tolist() == [0.25]
     old = table.read(csv).drop(columns=list(table.LATER))
@@ -290,7 +295,7 @@ def test_what_was_timed_before_the_gpu_was_lost_is_kept(monkeypatch):
         rows["triton_stn"] |= {"status": "error", "note": "lost"}
         raise DeviceLost("lost")
 
-    monkeypatch.setattr(measure, "time_calls", time)
+    monkeypatch.setattr(runner, "time_calls", time)
     providers = (EAGER, OURS, Provider("later", lambda: baselines.eager))
     with pytest.raises(DeviceLost) as lost:
         run_task(Task(TINY, "forward", "identity"), providers, MACHINE, Forwards())

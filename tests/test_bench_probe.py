@@ -17,14 +17,15 @@ from conftest import GPU
 
 import triton_stn
 from bench import __main__ as command
-from bench import cli, probe, timing
-from bench.measure import Machine
+from bench import cli, probe
+from bench.measure import timing
+from bench.measure.runner import Machine
+from bench.measure.timing import DeviceLost
 from bench.probe import cases as probe_cases
 from bench.probe import kernels as probe_kernels
 from bench.probe import report as probe_report
 from bench.probe.cases import Case
 from bench.probe.walks import STRIDE, Walk, patch, touched
-from bench.timing import DeviceLost
 
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE = Machine("cpu", "a GPU", 4000.0, "2.x", "3.x", "abc1234")

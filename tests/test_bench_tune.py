@@ -17,10 +17,12 @@ import torch
 
 import triton_stn
 from bench import __main__ as command
-from bench import cli, measure, table, timing, tune
-from bench.cases import Case, Task, suite
-from bench.measure import Forwards, Machine, run_task
-from bench.providers import Provider
+from bench import cli, tune
+from bench.measure import runner, timing
+from bench.measure.runner import Forwards, Machine, run_task
+from bench.output import table
+from bench.providers.registry import Provider
+from bench.suite.cases import Case, Task, suite
 from bench.tune import predict, report, trials
 from bench.tune.experiments import PLAN, Experiment, product
 from bench.tune.trials import Trial, chosen, name_of
@@ -148,7 +150,7 @@ def test_results_are_right_under_a_variant(kernels, monkeypatch, case, layout, s
         launch(plan, *arguments, **tensors)
 
     monkeypatch.setattr(fused, "launch", spy)
-    monkeypatch.setattr(measure, "time_calls", untimed)
+    monkeypatch.setattr(runner, "time_calls", untimed)
     task = Task(case, pass_name, "rotation_30", layout=layout)
     present = plan(task)[0].constants
     machine = replace(MACHINE, type=kernels.device)
@@ -203,7 +205,7 @@ def made_up(found: list[Trial], times: dict[str, tuple[float, float, float] | st
     rows = []
     for trial in found:
         provider = Provider(trial.variant, lambda: None)
-        row = measure.new_row(trial.task, provider, MACHINE)
+        row = runner.new_row(trial.task, provider, MACHINE)
         given = times[trial.variant]
         if isinstance(given, str):
             row |= {"status": given, "note": "why"}
@@ -292,7 +294,7 @@ def test_rows_are_written_one_by_one_until_time_is_over(tmp_path, monkeypatch, f
 
     def run_task(task, providers, machine, forwards):
         written.append(len(table.read(csv)) if csv.exists() else 0)
-        return [measure.new_row(task, providers[0], machine) | {"ms_p50": 1.0}]
+        return [runner.new_row(task, providers[0], machine) | {"ms_p50": 1.0}]
 
     monkeypatch.setattr(tune, "run_task", run_task)
     over = tune.measure_trials(found, MACHINE, csv, over=lambda: len(written) == 2)

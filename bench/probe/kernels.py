@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
-from bench.addresses import WARP
+from bench.model.addresses import WARP
 from bench.probe import walks
 from bench.probe.walks import Walk
 

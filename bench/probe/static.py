@@ -10,10 +10,10 @@ import pandas as pd
 import triton
 from triton.compiler import ASTSource
 
-from bench import sass
+from bench.model import sass
+from bench.model.roofline import SCHEDULERS
 from bench.probe import kernels
 from bench.probe.cases import Case
-from bench.roofline import SCHEDULERS
 from bench.static import TARGETS
 
 TARGET = "sm_90"

@@ -25,12 +25,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench import baselines, cli, table
-from bench.cases import suite
-from bench.launches import most_jobs
-from bench.measure import Forwards, Machine, run_task, this_machine
-from bench.providers import Provider
-from bench.timing import DeviceLost
+from bench import cli
+from bench.measure.runner import Forwards, Machine, run_task, this_machine
+from bench.measure.timing import DeviceLost
+from bench.model.launches import most_jobs
+from bench.output import table
+from bench.providers import baselines
+from bench.providers.registry import Provider
+from bench.suite.cases import suite
 from bench.tune import predict, report, trials
 from bench.tune.experiments import PLAN, Experiment, product
 from bench.tune.trials import Trial, chosen, name_of, tunable

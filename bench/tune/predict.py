@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bench import roofline
-from bench.cases import Task
-from bench.launches import specialisations, warm_up, workers
-from bench.timing import Row
+from bench.measure.timing import Row
+from bench.model import roofline
+from bench.model.launches import specialisations, warm_up, workers
+from bench.suite.cases import Task
 from bench.tune.trials import Trial, chosen, name_of
 
 GPU = roofline.GPUS["H200"]  # what is compiled for, and whose time is predicted

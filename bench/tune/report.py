@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bench import compare, table
+from bench.output import compare, table
 from bench.tune.experiments import Experiment
 from bench.tune.trials import Trial, name_of
 

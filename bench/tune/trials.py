@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bench import cli, roofline
-from bench.cases import Task
-from bench.launches import specialisations
+from bench import cli
+from bench.model import roofline
+from bench.model.launches import specialisations
+from bench.suite.cases import Task
 from bench.tune.experiments import Experiment, Settings
 from triton_stn.kernels import configs
 

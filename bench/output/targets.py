@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bench import sources, table
-from bench.cases import CASES, EXTREME, suite
-from bench.passes import RESULTS
+from bench.output import table
+from bench.suite import sources
+from bench.suite.cases import CASES, EXTREME, suite
+from bench.suite.passes import RESULTS
 
 LARGE_BYTES = 64e6
 BACKWARDS = ("backward_input", "backward_theta", "backward")
@@ -26,9 +27,9 @@ INTRODUCTION = (
     "pass min_bytes are its three tensors, of what is read the part in view. Times are ms_p50, but "
     "of a call from Python call_ms, the wall-clock time in a loop. Memory: what the call asked of "
     "the allocator over its results and, where θ has a gradient, as many partial sums as "
-    "`bench.targets.allowed_bytes` says. Error: the largest of the row, over that of eager PyTorch "
-    "in the same row; of a half type over that of eager in float32 plus one rounding of the "
-    "largest exact number. Of a pass of several results the largest error decides."
+    "`bench.output.targets.allowed_bytes` says. Error: the largest of the row, over that of eager "
+    "PyTorch in the same row; of a half type over that of eager in float32 plus one rounding of "
+    "the largest exact number. Of a pass of several results the largest error decides."
 )
 
 

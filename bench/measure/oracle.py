@@ -18,9 +18,10 @@ from functools import lru_cache
 
 import torch
 
-from bench import baselines, sources
-from bench.cases import Case, Task, argument_of
-from bench.passes import RESULTS, Call, Forward, as_it_is, prepare
+from bench.providers import baselines
+from bench.suite import sources
+from bench.suite.cases import FORMATS, Case, Task, argument_of
+from bench.suite.passes import RESULTS, Call, Forward, as_it_is, prepare
 
 # In pixels along x, y and z. The kinds' coordinates have fractions 0, 1/4, 1/2 or 3/4 (a rotation:
 # any); moved by this much they stay 0.1 away from integers.
@@ -28,12 +29,6 @@ NUDGE = (0.37, 0.63, 0.13)
 KINK_MARGIN = 0.01  # pixels; float32 coordinates err by 1e-3 at 4096
 # As of a mean loss. Without it float16 sums of grad_theta overflow in eager PyTorch.
 GRAD_SCALE = 2.0**-10
-FORMATS = {  # by the table's layout and the spatial dimensions
-    ("contiguous", 2): torch.contiguous_format,
-    ("contiguous", 3): torch.contiguous_format,
-    ("channels_last", 2): torch.channels_last,
-    ("channels_last", 3): torch.channels_last_3d,
-}
 
 Errors = dict[str, tuple[float, torch.dtype]]  # by result
 

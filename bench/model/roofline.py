@@ -26,8 +26,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bench import addresses, cli, table
-from bench.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
+from bench import cli
+from bench.model import addresses
+from bench.output import table
+from bench.suite.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
 from triton_stn.kernels import configs
 
 PASSES = ("forward", "backward")

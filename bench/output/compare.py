@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench import table
+from bench.output import table
+from bench.suite.cases import SHAPE
 
 THRESHOLD = 5.0  # percent: below it neither a reader nor a user would notice
 
@@ -67,7 +68,7 @@ def pair(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     if len(devices) > 1:
         raise ValueError(f"times of different devices do not compare: {', '.join(devices)}")
     both = old.merge(new, on=list(table.KEY), suffixes=("_old", "_new"))
-    for name in table.SHAPE:
+    for name in SHAPE:
         if (both[f"{name}_old"] != both[f"{name}_new"]).any():
             raise ValueError(f"the tables hold cases of the same name with another {name}")
     return both

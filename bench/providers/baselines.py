@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import triton_stn
-from bench import sources
-from bench.passes import Forward
+from bench.suite import sources
+from bench.suite.passes import Forward
 from triton_stn.transforms import Transform
 
 

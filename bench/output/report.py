@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench import table, targets
-from bench.cases import CASES, PASSES, THETA_KINDS
+from bench.output import table, targets
+from bench.suite.cases import CASES, PASSES, THETA_KINDS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOTHING = (
     "Nothing has been timed on a GPU yet, so there is no table here. "
     "`python -m bench --suite full` on one\nwrites it, and `python -m bench report` puts it here.\n"

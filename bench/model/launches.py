@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench.cases import Task
-from bench.oracle import FORMATS
+from bench.suite.cases import FORMATS, Task
 
 MOST_JOBS = 16  # a compiler with PyTorch and CUDA takes about a gigabyte
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.cases import EXTREME, PASSES, SWEEP, SWEEP_CASE, angle_and_scale
+from bench.suite.cases import EXTREME, PASSES, SWEEP, SWEEP_CASE, angle_and_scale
 
 # Distinguishable with any colour vision, and by shape.
 STYLES = {

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.suite.cases import SHAPE
+
 LATER = ("call_ms", "one_rounding")
 COLUMNS = (
     *("case", "pass", "provider", "n", "k", "c", "h", "w", "h_out", "w_out"),
@@ -24,7 +26,6 @@ COLUMNS = (
     # rounding the exact results once to their dtype moves a number. Older tables lack these.
     *LATER,
 )
-SHAPE = ("n", "k", "c", "d", "h", "w", "d_out", "h_out", "w_out")
 # What tells a row from every other, whenever and at whichever commit it was measured.
 KEY = (
     *("case", "pass", "provider", "theta_kind", "dtype", "layout"),
@@ -32,7 +33,7 @@ KEY = (
 )
 STATUSES = ("ok", "wrong", "oom", "error", "skipped")
 COUNTS = (*SHAPE, "min_bytes")
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 TEXT = ("device", "torch", "triton", "commit", "utc", "note")
 
 
