@@ -234,7 +234,7 @@ def test_a_kernel_is_given_all_its_arguments_and_one_that_fails_harms_no_other(p
         kernel = SimpleNamespace(arg_names=spec.launch.kernel.arg_names, warmup=warmup)
         return replace(spec, launch=replace(spec.launch, kernel=kernel))
 
-    specs = launches.specialisations(Task(TINY, pass_name, "rotation_30"))
+    specs = launches.of_task(Task(TINY, pass_name, "rotation_30"))
     launches.warm_up([stand_in(spec, fails) for spec in specs for fails in (True, False)])
     assert warmed == [True] * len(specs)
 
@@ -256,7 +256,6 @@ def test_a_gpu_that_is_lost_ends_the_run_with_the_row_that_lost_it(tmp_path, mon
     tasks = [Task(TINY, "forward", kind) for kind in ("identity", "rotation_30", "zoom_in_2")]
     monkeypatch.setattr(command, "this_machine", lambda: MACHINE)
     monkeypatch.setattr(command, "suite", lambda *_: tasks)
-    monkeypatch.setattr(command, "_static_report", lambda: 0)
     csv = tmp_path / "results.csv"
 
     def run(*providers):

@@ -20,6 +20,7 @@ from bench import __main__ as command
 from bench import cli, tune
 from bench.measure import runner, timing
 from bench.measure.runner import Forwards, Machine, run_task
+from bench.model import launches
 from bench.output import table
 from bench.providers.registry import Provider
 from bench.suite.cases import Case, Task, suite
@@ -39,7 +40,7 @@ MACHINE = Machine("cpu", "cpu", 10.0, "2.x", "3.x", "abc1234")
 
 
 def plan(task: Task) -> list[fused.Launch]:
-    return [spec.launch for spec in trials.specialisations(task) if not spec.window]
+    return [spec.launch for spec in launches.of_task(task) if not spec.window]
 
 
 def block(launch: fused.Launch) -> tuple[int, int]:

@@ -27,14 +27,15 @@ import torch
 from tqdm import tqdm
 
 from bench import cli
-from bench.model import addresses
+from bench.model import addresses, counts, launches
+from bench.model.addresses import WARP
+from bench.model.counts import WALKED
 from bench.output import table
 from bench.suite.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
 from triton_stn.kernels import configs
 
 PASSES = ("forward", "backward")
-WALKED = ("straight", "walk")  # gathering windows that each thread walks, a candidate at a time
-SCHEDULERS, WARP = 4, 32  # an SM issues four warps' instructions a cycle (CUDA programming guide)
+SCHEDULERS = 4  # an SM issues four warps' instructions a cycle (CUDA programming guide)
 SIZE = 4  # bytes of a float32
 
 
@@ -43,7 +44,7 @@ class GPU:
     """What the floors divide by."""
 
     name: str  # as the driver calls it
-    target: str  # of bench.static
+    target: str  # of bench.model.launches
     sms: int
     hz: float
     copy: float  # device memory, bytes read + written a second
@@ -174,15 +175,13 @@ def a_pixel(case: Case, kernel: str, window: str, target: str) -> dict[str, floa
     "met" (of a window that is walked a candidate), and "missed" where a map's tile is passed over;
     0 where the count is not known.
     """
-    from bench import static
-
     shape, size = (case.n, case.c, case.h, case.w), (case.h_out, case.w_out)
     both, nchw = [(True, True)], torch.contiguous_format
-    specs = static.passes(shape, torch.float32, nchw, both, k=case.k, windows=True, size=size)
-    (spec,) = (s for s in specs if (s.launch.kernel.__name__, s.window) == (kernel, window))
-    row = static.compile_spec(spec, target)
+    specs = launches.passes(shape, torch.float32, nchw, both, k=case.k, windows=True, size=size)
+    (spec,) = (s for s in specs if (s.kernel, s.window) == (kernel, window))
+    row = counts.row(spec, target)
     if window in WALKED:
-        met = row["per_candidate"] * math.ceil(case.c / spec.launch.constants["PASS"])
+        met = row["per_candidate"] * math.ceil(case.c / spec.constants["PASS"])
     else:
         met = row["per_pixel"] if "per_pixel" in row else row["per_pixel_channel"] * case.c
     return {"met": met, "missed": row.get("per_miss", 0.0)}

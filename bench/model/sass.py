@@ -1,19 +1,86 @@
-"""Reading machine code: resources, instruction counts, memory widths, warp footprints."""
+"""Reading machine code: registers, spills, memory widths, jumps, warp footprints."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
+from functools import cached_property
 from pathlib import Path
 
 import triton
 
-from triton_stn.backends import fused
-
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-WARP = 32
-WINDOWS = ("axis", "three", "straight", "walk")  # of the gather, that are counted one by one
+
+
+class Listing:
+    """What the disassembler says of a cubin; instructions are known by their place."""
+
+    def __init__(self, cubin: bytes) -> None:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(cubin)
+            file.flush()
+            usage, code = (_cuobjdump(flag, file.name) for flag in ("-res-usage", "-sass"))
+        found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.M)
+        place = {address: i for i, (address, _) in enumerate(found)}
+        self.texts = [text for _, text in found]
+        self.registers = int(re.search(r"REG:(\d+)", usage).group(1))
+        self._stack = int(re.search(r"STACK:(\d+)", usage).group(1))
+        branches = ((i, re.search(r"\bBRA\b.*?0x([0-9a-f]+)", t)) for i, t in enumerate(self.texts))
+        targets = {i: place.get(match[1].zfill(4)) for i, match in branches if match}
+        # Where branches go, as places.
+        self.jumps = {i: target for i, target in targets.items() if target is not None}
+
+    @property
+    def spilled(self) -> int:
+        """Bytes a thread."""
+        return self._stack if any("STL" in t or "LDL" in t for t in self.texts) else 0
+
+    @cached_property
+    def end(self) -> int:
+        """The first branch to itself: behind it are subroutines."""
+        return next(i for i, target in self.jumps.items() if target == i)
+
+    @cached_property
+    def loops(self) -> list[tuple[int, int]]:
+        """First and last instruction of each."""
+        return [(to, i) for i, to in self.jumps.items() if to < i < self.end]
+
+    @cached_property
+    def inner_loops(self) -> list[tuple[int, int]]:
+        """Those that hold no other."""
+        return [
+            (start, stop)
+            for start, stop in self.loops
+            if not any(start <= a and b <= stop and (a, b) != (start, stop) for a, b in self.loops)
+        ]
+
+    def moved(self, operation: str, first: int, last: int) -> int:
+        """Bytes a thread that the memory ``operation`` moves between two places."""
+        return sum(_bytes(text, operation) for text in self.texts[first : last + 1])
+
+    def widest(self, operation: str) -> int:
+        """The most bytes of a thread that one such instruction moves."""
+        return max(_bytes(text, operation) for text in self.texts)
+
+
+def longest(loops: list[tuple[int, int]]) -> tuple[int, int]:
+    """The one of most instructions."""
+    return max(loops, key=lambda loop: loop[1] - loop[0])
+
+
+def _cuobjdump(flag: str, path: str) -> str:
+    command = [CUOBJDUMP, flag, path]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _bytes(text: str, operation: str) -> int:
+    """Bytes a thread that an instruction moves if it is the memory ``operation``, else 0."""
+    match = re.search(rf"\b{operation}\.E(\S*)", text)
+    if not match:
+        return 0
+    bits = (b for b in ("128", "64", "16", "8") if re.search(rf"[.US]{b}\b", match.group(1)))
+    return int(next(bits, "32")) // 8
 
 
 def footprint(ttgir: str, constants: dict) -> str:
@@ -37,30 +104,7 @@ def footprint(ttgir: str, constants: dict) -> str:
     return f"{rows}x{columns}{runs}"
 
 
-def nvidia_resources(cubin: bytes, launch: fused.Launch, window: str, itemsize: int) -> dict:
-    """Registers, spills, widths and instruction counts of a compiled kernel.
-
-    ``itemsize`` is that of an image's numbers, in bytes.
-    """
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = cuobjdump("-res-usage", file.name)
-        code = cuobjdump("-sass", file.name)
-    instructions = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.M)
-    texts = [text for _, text in instructions]
-    stack = int(re.search(r"STACK:(\d+)", usage).group(1))
-    local = any("STL" in text or "LDL" in text for text in texts)
-    return {
-        "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
-        "spilled": stack if local else 0,
-        "load": max(_bytes(text, "LDG") for text in texts),
-        "store": max(_bytes(text, "STG") for text in texts),
-        **_counts(instructions, launch, window, itemsize),
-    }
-
-
-def amd_resources(assembly: str) -> dict:
+def amd_resources(assembly: str) -> dict[str, int]:
     """Registers, spills and widths of a compiled kernel."""
 
     def number(name: str) -> int:
@@ -79,95 +123,3 @@ def amd_resources(assembly: str) -> dict:
         "load": widest("load"),
         "store": widest("store"),
     }
-
-
-def cuobjdump(flag: str, path: str) -> str:
-    """What the disassembler prints of the cubin: ``-res-usage``, or ``-sass``."""
-    return subprocess.run(
-        [CUOBJDUMP, flag, path], capture_output=True, text=True, check=True
-    ).stdout
-
-
-def _bytes(text: str, operation: str) -> int:
-    """Bytes a thread that an instruction moves if it is the memory ``operation``, else 0."""
-    match = re.search(rf"\b{operation}\.E(\S*)", text)
-    if not match:
-        return 0
-    bits = (b for b in ("128", "64", "16", "8") if re.search(rf"[.US]{b}\b", match.group(1)))
-    return int(next(bits, "32")) // 8
-
-
-def _counts(
-    instructions: list[tuple[str, str]], launch: fused.Launch, window: str, itemsize: int
-) -> dict[str, float]:
-    """Instructions a thread executes, a pixel of its tile or a pixel·channel of the main loop.
-
-    Of the gather of several maps a pixel *and map*, and ``per_miss``, where a map misses the tile.
-    Of a window that is walked a candidate, all channels of a pass; its set-up is not counted.
-    Only of kernels without a branch between paths: forward, gather with one window compiled, and
-    scatter where it sums the dtheta of an affine map alone.
-    """
-    constants, kernel = launch.constants, launch.kernel.__name__
-    if kernel not in ("forward", "gather", "scatter") or "BLOCK_C" not in constants:
-        return {}
-    if kernel == "gather" and not window:
-        return {}
-    plain = constants["SOURCE"] == "affine" and constants["MODE"] == "bilinear"
-    if kernel == "scatter" and (constants["NEEDS_INPUT"] or not plain):
-        return {}
-    end = next(
-        i for i, (address, text) in enumerate(instructions) if branch_target(text) == address
-    )
-    body = [i for i, (_, text) in enumerate(instructions[:end]) if not text.startswith("NOP")]
-    place = {address: i for i, (address, _) in enumerate(instructions)}
-    loops = [
-        (place[branch_target(text)], i)
-        for i, (_, text) in enumerate(instructions[:end])
-        if branch_target(text) in place and place[branch_target(text)] < i
-    ]
-    pixels = constants["BLOCK_H"] * constants["BLOCK_W"] / (WARP * launch.num_warps)
-    first, last = max(loops, key=lambda loop: loop[1] - loop[0], default=(0, -1))
-    longest = last - first + 1
-    inner = [
-        (start, stop)
-        for start, stop in loops
-        if not any(start <= a and b <= stop and (a, b) != (start, stop) for a, b in loops)
-    ]
-    if window in ("straight", "walk"):  # the compiler may have unrolled: count what is loaded
-        found = [[text for _, text in instructions[start : stop + 1]] for start, stop in inner]
-        loaded = [sum(_bytes(text, "LDG") for text in texts) / itemsize for texts in found]
-        a_candidate = pixels * constants["PASS"] * constants["BLOCK_C"]
-        count, numbers = max((len(t), n) for t, n in zip(found, loaded, strict=True) if n)
-        return {"per_candidate": round(count / (numbers / a_candidate) / pixels, 1)}
-    if constants.get("ONE_PASS") or constants.get("FEW"):
-        # Tiles are a loop in gather and scatter, and unrolled in forward; so are a gather's maps.
-        maps = launch.numbers["K"] if kernel == "gather" else 1
-        count = longest + (len(body) - longest) / (constants["TILES"] * maps)
-        if constants["BLOCK_C"] > 1:
-            return {"per_pixel_channel": round(count / (pixels * constants["BLOCK_C"]), 1)}
-        found = {"per_pixel": round(count / pixels, 1)}
-        if maps > 1:
-            skips = (
-                (i, place[branch_target(text)])
-                for i, (_, text) in enumerate(instructions[first:last], first)
-                if i < place.get(branch_target(text), -1) <= last
-            )
-            branch, target = max(skips, key=lambda skip: skip[1] - skip[0])
-            missed = count - (target - branch - 1)
-            found["per_miss"] = round(missed / pixels, 1)
-        return found
-    start, stop = max(inner, key=lambda loop: loop[1] - loop[0])
-    texts = [text for _, text in instructions[start : stop + 1]]
-    if kernel == "gather":
-        numbers = pixels * constants["PASS"] * constants["BLOCK_C"]
-    elif kernel == "forward":  # the compiler may have unrolled: count what is stored
-        numbers = sum(_bytes(text, "STG") for text in texts) / itemsize
-    else:  # or loaded: dY and four taps of X
-        numbers = sum(_bytes(text, "LDG") for text in texts) / itemsize / 5
-    return {"per_pixel_channel": round((stop - start + 1) / numbers, 1)}
-
-
-def branch_target(text: str) -> str:
-    """The address that a branch jumps to, as the listing writes addresses; else ""."""
-    match = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", text)
-    return match.group(1).zfill(4) if match else ""

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from bench import cli
 from bench.measure.runner import Forwards, Machine, run_task, this_machine
 from bench.measure.timing import DeviceLost
-from bench.model.launches import most_jobs
+from bench.model.compiler import most_jobs
 from bench.output import table
 from bench.providers import baselines
 from bench.providers.registry import Provider
@@ -88,12 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     start = time.monotonic()
     options = _parse(argv)
-    try:
-        tasks = suite("full" if options.plan else options.suite, "cuda")
-        planned = [(e, trials.of(e, tasks)) for e in options.experiments]
-    except ImportError as exception:
-        print(f"The launches can not be planned: {exception}", file=sys.stderr)
-        return cli.NOTHING
+    tasks = suite("full" if options.plan else options.suite, "cuda")
+    planned = [(e, trials.of(e, tasks)) for e in options.experiments]
     if options.list:
         _print_plan(planned, options.jobs or most_jobs())
         return 0
