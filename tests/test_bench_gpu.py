@@ -16,7 +16,7 @@ from bench.measure import runner, timing
 from bench.measure.runner import Forwards, Machine, run_task
 from bench.measure.timing import DeviceLost
 from bench.model import launches
-from bench.output import report, table
+from bench.output import table
 from bench.providers import baselines, registry
 from bench.providers.registry import MOST_CAPTURED, Provider
 from bench.suite import passes
@@ -191,21 +191,6 @@ def test_a_short_call_is_timed_from_python_too_and_a_long_one_once(
     assert (len(made), gpu.benched) == (calls, benched)
     assert row["ms_p50"] == pytest.approx(p50 or 20e3) and row["peak_memory_mib"] == 2
     assert row.get("call_ms") == (call_ms and pytest.approx(call_ms))
-
-
-def test_a_table_from_before_there_were_calls_can_be_read_and_added_to(tmp_path):
-    csv = tmp_path / "results.csv"
-    row = runner.new_row(Task(TINY, "forward", "identity"), OURS, MACHINE)
-    table.append(csv, [row | {"call_ms": 0.25, "one_rounding": 1e-7}])
-    assert table.read(csv).call_ms.tolist() == [0.25]
-    old = table.read(csv).drop(columns=list(table.LATER))
-    old.to_csv(csv, index=False)
-    assert table.read(csv).call_ms.isna().all() and "call" in report.whole(table.read(csv))
-    command.run([Task(TINY, "forward", "identity")], (EAGER,), MACHINE, csv, resume=True)
-    assert len(table.read(csv)) == 2
-    old.drop(columns="note").to_csv(csv, index=False)
-    with pytest.raises(ValueError, match="note"):
-        table.read(csv)
 
 
 # --- compiled ahead ------------------------------------------------------------------------------

@@ -328,13 +328,6 @@ def test_nothing_to_try_is_exit_status_2(capsys):
     assert "No variant changes" in capsys.readouterr().err
 
 
-def test_the_plan_is_listed_with_what_is_predicted(capsys):
-    assert command.main(["tune", "--plan", "registers", "--list"]) == 0
-    printed = capsys.readouterr().out
-    assert "Predicted:" in printed and "large_512/backward/rotation_30" in printed
-    assert "not measured" in printed and "footprint" not in printed
-
-
 @pytest.fixture
 def small_gpu(monkeypatch, tmp_path):
     """A stand-in for a GPU: the PyTorch path on a CPU, and a plan of one tiny case."""

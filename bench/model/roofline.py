@@ -211,15 +211,8 @@ def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:
 def measured(predicted: pd.DataFrame, results: pd.DataFrame, gpu: GPU) -> pd.DataFrame:
     """``predicted`` with a column "measured ms", from rows of this GPU and of the full batch."""
     batch = {case.name: case.n for case in CASES}
-    plain = results[
-        (results.device == gpu.name)
-        & (results.status == "ok")
-        & (results["dtype"] == "float32")
-        & (results.layout == "contiguous")
-        & (results.padding_mode == "zeros")
-        & ~results.align_corners
-        & (results.n == results.case.map(batch))
-    ]
+    plain = results[table.plain(results) & (results.device == gpu.name) & (results.status == "ok")]
+    plain = plain[plain.n == plain.case.map(batch)]
     keys = ["case", "theta_kind", "pass", "provider"]
     times = plain[[*keys, "ms_p50"]].rename(columns={"ms_p50": "measured ms"})
     return predicted.merge(times, "left", keys)
@@ -245,18 +238,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not tasks:
         print(f"Nothing to predict with --filter {options.filter!r}.", file=sys.stderr)
         return 2
-    csv = options.results or table.folder(gpu.name) / "results.csv"
-    try:
-        results = table.read(csv) if options.results or csv.exists() else None
-    except (OSError, ValueError) as exception:
-        print(exception, file=sys.stderr)
-        return 2
+    csv = table.folder(gpu.name) / "results.csv"
     frame = predict(tasks, gpu)
-    if results is not None:
-        frame = measured(frame, results, gpu)
+    if csv.exists():
+        frame = measured(frame, table.read(csv), gpu)
     if options.out:
         frame.to_csv(options.out, index=False, float_format="%.6g")
-    _print(frame, gpu, csv if results is not None else None)
+    _print(frame, gpu, csv if csv.exists() else None)
     return 0
 
 
@@ -283,19 +271,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="KIND",
         help="rotation_A, zoom_in_F or zoom_out_F; default: each case's own",
     )
-    parser.add_argument(
-        "--results", type=Path, metavar="CSV", help="default: bench/results/<device>/results.csv"
-    )
     parser.add_argument("--tags", type=int, metavar="N", help="lines an L1 looks up a cycle")
     parser.add_argument("--out", type=Path, metavar="CSV", help="also write the rows as CSV")
     return parser.parse_args(argv)
 
 
 def _theta(kind: str) -> str:
-    try:
-        angle_and_scale(kind)
-    except ValueError as exception:
-        raise argparse.ArgumentTypeError(str(exception)) from None
+    angle_and_scale(kind)  # a ValueError says that it is none
     return kind
 
 

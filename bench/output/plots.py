@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from bench.output import table
 from bench.suite.cases import EXTREME, PASSES, SWEEP, SWEEP_CASE, angle_and_scale
 
 # Distinguishable with any colour vision, and by shape.
@@ -65,13 +66,8 @@ def sweeps(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Of the swept case in float32, contiguous; none where the table has no such sweep.
     """
-    plain = rows[
-        (rows.case == SWEEP_CASE)
-        & (rows["dtype"] == "float32")
-        & (rows.layout == "contiguous")
-        & ~rows.align_corners.astype(bool)
-        & ~rows.theta_kind.isin(EXTREME)  # neither an angle nor a zoom
-    ]
+    # What is extreme has neither an angle nor a zoom.
+    plain = rows[table.plain(rows) & (rows.case == SWEEP_CASE) & ~rows.theta_kind.isin(EXTREME)]
     known = [angle_and_scale(kind) for kind in plain.theta_kind]
     plain = plain.assign(angle=[a for a, _ in known], zoom=[1 / s for _, s in known])
     swept = set(plain.theta_kind) & set(SWEEP)

@@ -141,13 +141,7 @@ def block(frame: pd.DataFrame, figure: str) -> str:
     kinds = {case.name: case.theta_kinds for case in CASES}
     pairs = zip(frame.case, frame.theta_kind, strict=True)
     own = [kind in kinds.get(case, (kind,)) for case, kind in pairs]
-    plain = frame[
-        (frame["dtype"] == "float32")
-        & (frame.layout == "contiguous")
-        & (frame.padding_mode == "zeros")
-        & ~frame.align_corners
-        & np.array(own)
-    ]
+    plain = frame[table.plain(frame) & np.array(own)]
     parts = [
         f"Measured on {last.device}, torch {last.torch}, triton {last.triton}, "
         f"{frame.utc.min()[:10]} to {frame.utc.max()[:10]}. Times as fast as eager PyTorch, "

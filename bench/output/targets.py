@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from bench.output import table
+from bench.output.table import ROW
 from bench.suite import sources
 from bench.suite.cases import CASES, EXTREME, suite
 from bench.suite.passes import RESULTS
@@ -20,7 +21,6 @@ from bench.suite.passes import RESULTS
 LARGE_BYTES = 64e6
 BACKWARDS = ("backward_input", "backward_theta", "backward")
 HALVES = ("float16", "bfloat16")
-ROW = [name for name in table.KEY if name != "provider"]
 INTRODUCTION = (
     "**Targets.** Rows over 64 MB: min_bytes above 64,000,000. Axis-aligned: identity, zooms, a "
     "turn by 90°. % of copy: min_bytes over the time, against the copy of the run; of a backward "
@@ -147,12 +147,11 @@ def compared(frame: pd.DataFrame, provider: str) -> pd.DataFrame:
     ok = frame[frame.status == "ok"]
     eager = ok[ok.provider == "eager"]
     exact = eager[eager["dtype"] == "float32"]
-    best = ok[~table.of_ours(ok)].sort_values("ms_p50").drop_duplicates(ROW)
     but_dtype = [name for name in ROW if name != "dtype"]
     for others, on, columns in (
         (eager, ROW, {"ms_p50": "eager", "call_ms": "eager_call", "max_abs_error": "eager_error"}),
         (ok[ok.provider == "eager_graph"], ROW, {"ms_p50": "eager_graph"}),
-        (best, ROW, {"ms_p50": "best"}),
+        (table.best_other(ok), ROW, {"ms_p50": "best"}),
         (exact, but_dtype, {"max_abs_error": "eager_float32_error"}),
     ):
         rows = rows.merge(others[[*on, *columns]].rename(columns=columns), "left", on)
