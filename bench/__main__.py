@@ -13,29 +13,35 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from bench import cli, plots, report, table, targets
-from bench.cases import Task, suite
-from bench.launches import compile_ahead
-from bench.measure import Forwards, Machine, run_task, this_machine
-from bench.providers import PROVIDERS, YARDSTICK, Provider
-from bench.timing import DeviceLost
+from bench import cli
+from bench.measure.runner import Forwards, Machine, run_task, this_machine
+from bench.measure.timing import DeviceLost
+from bench.model.compiler import compile_ahead
+from bench.output import plots, report, table, targets
+from bench.providers.registry import PROVIDERS, YARDSTICK, Provider
+from bench.suite.cases import Task, suite
 
-# `python -m bench NAME ...` runs `bench.NAME.main([...])`.
-SUBCOMMANDS = ("compare", "probe", "report", "roofline", "tune")
+# `python -m bench NAME ...` runs `main([...])` of the module.
+SUBCOMMANDS = {
+    "compare": "bench.output.compare",
+    "probe": "bench.probe",
+    "report": "bench.output.report",
+    "roofline": "bench.model.roofline",
+    "tune": "bench.tune",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 when a row of triton_stn is wrong or failed, or a kernel spills, 2 when the
-    filter leaves nothing, 3 when ``--minutes`` ran out before the suite did, 4 when the GPU was
-    lost.
+    """Exit status: 0, 1 when a row of triton_stn is wrong or failed, 2 when the filter leaves
+    nothing, 3 when ``--minutes`` ran out before the suite did, 4 when the GPU was lost.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in SUBCOMMANDS:
-        return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
+        return importlib.import_module(SUBCOMMANDS[argv[0]]).main(argv[1:])
     options = _parse(argv)
     machine = this_machine()
     if machine.type == "cpu":
-        print("No GPU found: timing the pure-PyTorch path on the CPU; the kernels' report follows.")
+        print("No GPU found: timing the pure-PyTorch path on the CPU.")
         _warn_when_busy()
     csv = (options.out or table.folder(machine.device)) / "results.csv"
     tasks = suite(options.suite, machine.type)
@@ -51,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _write_report(csv)
     if status in cli.CUT_SHORT:
         print(cli.CUT_SHORT[status])
-        return status
-    return status if machine.type == "cuda" else max(status, _static_report())
+    return status
 
 
 def _warn_when_busy() -> None:
@@ -142,17 +147,6 @@ def _write_report(csv: Path) -> None:
     pictures = plots.draw(frame, csv.parent)  # last: a picture that fails costs no number
     for path in (csv, markdown, *pictures):
         print(f"wrote {path}")
-
-
-def _static_report() -> int:
-    """What can be known about the kernels without a GPU; 1 on a spill."""
-    try:
-        from bench import static
-    except ImportError as exception:
-        print(f"No static kernel report: {exception}")
-        return 0
-    print()
-    return static.report(None, ["sm_90"])
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ from conftest import INTERPRETED, Place
 
 import triton_stn
 from bench import __main__ as command
-from bench import baselines, cli, measure, oracle, plots, providers, table, timing
-from bench.cases import CASES, DTYPES, EXTREME, LAYOUTS, PASSES, THETA_KINDS, Case, Task
-from bench.measure import Forwards, Machine, run_task
-from bench.providers import Provider
+from bench import cli
+from bench.measure import oracle, runner, timing
+from bench.measure.runner import Forwards, Machine, run_task
+from bench.output import plots, table
+from bench.providers import baselines, registry
+from bench.providers.registry import Provider
+from bench.suite.cases import CASES, DTYPES, EXTREME, LAYOUTS, PASSES, THETA_KINDS, Case, Task
 
 TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
 SEVERAL = Case("several", 2, 3, 2, 12, 10, 7, 9, 2)
@@ -150,7 +153,7 @@ def test_which_packages_are_measured_on_volumes():
 @pytest.mark.parametrize("case", [SEVERAL, VOLUMES], ids=lambda case: case.name)
 def test_ours_is_right_in_half_precision_and_eager_is_skipped_on_the_cpu(case, dtype, layout):
     task = Task(case, "forward_backward", "rotation_30", dtype, layout)
-    rows = run_one(task, OURS, *providers.PROVIDERS[1:])
+    rows = run_one(task, OURS, *registry.PROVIDERS[1:])
     assert rows["triton_stn"]["status"] == "ok", rows["triton_stn"]["note"]
     assert rows["triton_stn"]["speedup_vs_eager"] is None
     assert rows["eager"]["status"] == rows["compiled"]["status"] == "skipped"
@@ -199,13 +202,13 @@ def test_grad_theta_is_checked_off_the_kinks():
 
 
 def why_not(name, task, device_type="cuda"):
-    (provider,) = (p for p in providers.PROVIDERS if p.name == name)
+    (provider,) = (p for p in registry.PROVIDERS if p.name == name)
     return provider.why_not(device_type, task)
 
 
 def test_on_a_cpu_all_but_ours_and_eager_are_skipped_with_a_reason():
-    rows = run_one(Task(TINY, "forward", "identity"), *providers.PROVIDERS)
-    assert len(rows) == len(providers.PROVIDERS)
+    rows = run_one(Task(TINY, "forward", "identity"), *registry.PROVIDERS)
+    assert len(rows) == len(registry.PROVIDERS)
     for name, row in rows.items():
         expected = "ok" if name in ("triton_stn", "eager") else "skipped"
         assert row["status"] == expected and bool(row["note"]) == (expected == "skipped"), row
@@ -228,9 +231,9 @@ def test_a_cuda_graph_replays_whole_iterations_alone(pass_name):
 
 
 def test_a_package_that_is_not_there_or_lacks_the_operator_says_so():
-    assert providers.missing("no_such_package") == "no_such_package is not installed"
-    assert providers.missing("torch", "no_such_thing") == "this torch has no no_such_thing"
-    assert providers.missing("torch", "bmm") == ""
+    assert registry.missing("no_such_package") == "no_such_package is not installed"
+    assert registry.missing("torch", "no_such_thing") == "this torch has no no_such_thing"
+    assert registry.missing("torch", "bmm") == ""
 
 
 def test_tf32_is_allowed_to_its_provider_alone():
@@ -403,13 +406,12 @@ def test_filter_leaves_out_the_words_that_begin_with_a_minus(tmp_path):
 
 def test_runs_of_a_few_minutes_add_up_to_the_suite(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "this_machine", lambda: MACHINE)
-    monkeypatch.setattr(command, "_static_report", lambda: 0)
     arguments = ["--filter", "tutorial_28 -rotation", "--out", str(tmp_path), "--resume"]
     statuses = []
     for tasks in range(1, 7):  # identity and two zooms, forward and forward_backward
         statuses.append(command.main([*arguments, "--minutes", "0"]))
         frame = table.read(tmp_path / "results.csv")
-        assert len(frame) == tasks * len(providers.PROVIDERS)
+        assert len(frame) == tasks * len(registry.PROVIDERS)
     assert statuses == [cli.OUT_OF_TIME] * 5 + [0]
     assert capsys.readouterr().out.count("Time is up") == 5
     assert len(set(table.keys(frame))) == len(frame)
@@ -426,10 +428,9 @@ def test_exit_status_tells_a_wrong_row_of_ours(tmp_path):
 
 def test_the_command_writes_csv_markdown_and_pictures(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "this_machine", lambda: MACHINE)
-    monkeypatch.setattr(command, "_static_report", lambda: print("STATIC REPORT") or 0)
     assert command.main(["--filter", "tutorial_28 identity", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("No GPU found") and said.rstrip().endswith("STATIC REPORT")
+    assert said.startswith("No GPU found") and said.rstrip().splitlines()[-1].startswith("wrote ")
     for name in ("results.csv", "results.md", "speedup.png", "bandwidth.png"):
         assert (tmp_path / name).stat().st_size > 0 and name in said
     assert "geometric mean" in (tmp_path / "results.md").read_text(encoding="utf-8")
@@ -458,9 +459,9 @@ def test_pictures_need_nothing_but_rows_that_are_ok(tmp_path):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("pass_name", PASSES)
 def test_every_provider_runs_on_the_gpu(pass_name, dtype):
-    machine = measure.this_machine()
+    machine = runner.this_machine()
     task = Task(TINY, pass_name, "rotation_30", dtype)
-    for row in run_task(task, providers.PROVIDERS, machine, Forwards()):
+    for row in run_task(task, registry.PROVIDERS, machine, Forwards()):
         if row["provider"] in ("triton_stn", "eager", "compiled"):
             assert row["status"] == "ok", row["note"]
         assert row["status"] != "error", row["note"]

@@ -9,8 +9,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from bench import sources
-from bench.cases import (
+from bench.suite import sources
+from bench.suite.cases import (
     CASES,
     DTYPES,
     EXTREME,

@@ -11,11 +11,16 @@ import torch
 
 import triton_stn
 from bench import __main__ as command
-from bench import baselines, cli, launches, measure, passes, providers, report, table, timing
-from bench.cases import CASES, PASSES, Case, Task
-from bench.measure import Forwards, Machine, run_task
-from bench.providers import MOST_CAPTURED, Provider
-from bench.timing import DeviceLost
+from bench import cli
+from bench.measure import runner, timing
+from bench.measure.runner import Forwards, Machine, run_task
+from bench.measure.timing import DeviceLost
+from bench.model import launches
+from bench.output import table
+from bench.providers import baselines, registry
+from bench.providers.registry import MOST_CAPTURED, Provider
+from bench.suite import passes
+from bench.suite.cases import CASES, PASSES, Case, Task
 
 TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
 MACHINE = Machine("cpu", "cpu", 10.0, "2.x", "3.x", "abc1234")
@@ -129,7 +134,7 @@ def test_what_is_captured_is_checked_and_timed_as_captured(pass_name, monkeypatc
 
 
 def test_whole_iterations_are_captured_where_launches_matter():
-    ours, eager = (p for p in providers.PROVIDERS if p.wrap is passes.captured)
+    ours, eager = (p for p in registry.PROVIDERS if p.wrap is passes.captured)
     assert (ours.name, eager.name) == ("triton_stn_graph", "eager_graph")
     cases = {case.name: case for case in CASES}
     for provider in (ours, eager):
@@ -188,21 +193,6 @@ def test_a_short_call_is_timed_from_python_too_and_a_long_one_once(
     assert row.get("call_ms") == (call_ms and pytest.approx(call_ms))
 
 
-def test_a_table_from_before_there_were_calls_can_be_read_and_added_to(tmp_path):
-    csv = tmp_path / "results.csv"
-    row = measure.new_row(Task(TINY, "forward", "identity"), OURS, MACHINE)
-    table.append(csv, [row | {"call_ms": 0.25, "one_rounding": 1e-7}])
-    assert table.read(csv).call_ms.tolist() == [0.25]
-    old = table.read(csv).drop(columns=list(table.LATER))
-    old.to_csv(csv, index=False)
-    assert table.read(csv).call_ms.isna().all() and "call" in report.whole(table.read(csv))
-    command.run([Task(TINY, "forward", "identity")], (EAGER,), MACHINE, csv, resume=True)
-    assert len(table.read(csv)) == 2
-    old.drop(columns="note").to_csv(csv, index=False)
-    with pytest.raises(ValueError, match="note"):
-        table.read(csv)
-
-
 # --- compiled ahead ------------------------------------------------------------------------------
 
 
@@ -229,7 +219,7 @@ def test_a_kernel_is_given_all_its_arguments_and_one_that_fails_harms_no_other(p
         kernel = SimpleNamespace(arg_names=spec.launch.kernel.arg_names, warmup=warmup)
         return replace(spec, launch=replace(spec.launch, kernel=kernel))
 
-    specs = launches.specialisations(Task(TINY, pass_name, "rotation_30"))
+    specs = launches.of_task(Task(TINY, pass_name, "rotation_30"))
     launches.warm_up([stand_in(spec, fails) for spec in specs for fails in (True, False)])
     assert warmed == [True] * len(specs)
 
@@ -251,7 +241,6 @@ def test_a_gpu_that_is_lost_ends_the_run_with_the_row_that_lost_it(tmp_path, mon
     tasks = [Task(TINY, "forward", kind) for kind in ("identity", "rotation_30", "zoom_in_2")]
     monkeypatch.setattr(command, "this_machine", lambda: MACHINE)
     monkeypatch.setattr(command, "suite", lambda *_: tasks)
-    monkeypatch.setattr(command, "_static_report", lambda: 0)
     csv = tmp_path / "results.csv"
 
     def run(*providers):
@@ -290,7 +279,7 @@ def test_what_was_timed_before_the_gpu_was_lost_is_kept(monkeypatch):
         rows["triton_stn"] |= {"status": "error", "note": "lost"}
         raise DeviceLost("lost")
 
-    monkeypatch.setattr(measure, "time_calls", time)
+    monkeypatch.setattr(runner, "time_calls", time)
     providers = (EAGER, OURS, Provider("later", lambda: baselines.eager))
     with pytest.raises(DeviceLost) as lost:
         run_task(Task(TINY, "forward", "identity"), providers, MACHINE, Forwards())

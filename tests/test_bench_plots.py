@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from bench import measure, plots, table, timing
-from bench.cases import CASES, EXTREME, SWEEP, SWEEP_CASE, THETA_KINDS, Task
-from bench.measure import Machine
-from bench.providers import PROVIDERS
+from bench.measure import runner, timing
+from bench.measure.runner import Machine
+from bench.output import plots, table
+from bench.providers.registry import PROVIDERS
+from bench.suite.cases import CASES, EXTREME, SWEEP, SWEEP_CASE, THETA_KINDS, Task
 
 MACHINE = Machine("cuda", "made-up GPU", 1000.0, "2.x", "3.x", "abc1234")
 (CASE,) = (case for case in CASES if case.name == SWEEP_CASE)
@@ -20,7 +21,7 @@ def made_up(tmp_path, theta_kinds, memory=None, passes=("forward", "backward")) 
     for theta_kind in theta_kinds:
         for pass_name in passes:
             for provider, ms in zip(PROVIDERS[:2], (1.0, 2.0), strict=True):
-                row = measure.new_row(Task(CASE, pass_name, theta_kind), provider, MACHINE)
+                row = runner.new_row(Task(CASE, pass_name, theta_kind), provider, MACHINE)
                 timing.set_times(row, (ms, ms, ms))
                 row |= {"speedup_vs_eager": 2 / ms, "gb_per_s": 1.0, "peak_memory_mib": memory}
                 table.append(csv, [row])

@@ -17,14 +17,15 @@ from conftest import GPU
 
 import triton_stn
 from bench import __main__ as command
-from bench import cli, probe, timing
-from bench.measure import Machine
+from bench import cli, probe
+from bench.measure import timing
+from bench.measure.runner import Machine
+from bench.measure.timing import DeviceLost
 from bench.probe import cases as probe_cases
 from bench.probe import kernels as probe_kernels
 from bench.probe import report as probe_report
 from bench.probe.cases import Case
 from bench.probe.walks import STRIDE, Walk, patch, touched
-from bench.timing import DeviceLost
 
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE = Machine("cpu", "a GPU", 4000.0, "2.x", "3.x", "abc1234")
@@ -138,14 +139,14 @@ def test_adds_on_few_floats_are_on_as_many_as_their_names_say():
 def test_loads_sum_what_stands_at_the_simulated_addresses(walk, triton_device):
     x = torch.randint(-99, 99, (walk.numel,), generator=torch.Generator().manual_seed(0)).float()
     sums = torch.empty(PROGRAMS, 32, device=triton_device)
-    probe_kernels.loader(x.to(triton_device), walk, sums)(4)
+    probe_kernels.launcher(probe_kernels.loads, walk, x.to(triton_device), sums)(4)
     expected = x.numpy()[walk.addresses(4)].sum((1, 2))
     assert (sums.cpu().numpy() == expected).all()
 
 
 def test_adds_count_at_the_simulated_addresses_and_nowhere_else(walk, triton_device):
     x = torch.zeros(walk.numel, device=triton_device)
-    probe_kernels.adder(x, walk)(4)
+    probe_kernels.launcher(probe_kernels.adds, walk, x)(4)
     expected = np.bincount(walk.addresses(4).ravel(), minlength=walk.numel)
     assert (x.cpu().numpy() == expected).all()
 
@@ -154,9 +155,11 @@ def test_adds_count_at_the_simulated_addresses_and_nowhere_else(walk, triton_dev
 def test_a_kernel_that_does_not_do_its_work_is_not_timed(kernel, walk, triton_device, monkeypatch):
     start = probe_kernels.STARTS[kernel]
     start(walk, triton_device)(2)
-    lazy = {"loads": ("loader", lambda x, walk, sums: lambda steps: sums.fill_(0))}
-    lazy["adds"] = ("adder", lambda x, walk: lambda steps: x)
-    monkeypatch.setattr(probe_kernels, *lazy[kernel])
+
+    def lazy(kernel, walk, x, *sums):
+        return lambda steps: (x, *sums)[-1].fill_(0)
+
+    monkeypatch.setattr(probe_kernels, "launcher", lazy)
     with pytest.raises(RuntimeError):
         start(walk, triton_device)
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import measure, report, table, targets
-from bench.cases import CASES, EXTREME, THETA_KINDS, Task, suite
-from bench.measure import Machine
-from bench.passes import RESULTS
-from bench.providers import PROVIDERS
+from bench.measure import runner
+from bench.measure.runner import Machine
+from bench.output import report, table, targets
+from bench.providers.registry import PROVIDERS
+from bench.suite.cases import CASES, EXTREME, THETA_KINDS, Task, suite
+from bench.suite.passes import RESULTS
 from triton_stn.backends import fused, volume
 
 MACHINE = Machine("cuda", "made-up GPU", 1000.0, "2.x", "3.x", "abc1234")
@@ -22,7 +23,7 @@ PROVIDER = {provider.name: provider for provider in PROVIDERS}
 def row(case, pass_name, theta_kind="identity", provider="triton_stn", dtype="float32", **values):
     """A row of a table, 1 ms and 95% of a copy, with other values where given."""
     task = Task(BY_NAME[case], pass_name, theta_kind, dtype)
-    made = measure.new_row(task, PROVIDER[provider], MACHINE)
+    made = runner.new_row(task, PROVIDER[provider], MACHINE)
     made |= {"ms_p50": 1.0, "call_ms": None, "pct_copy_bandwidth": 95.0, "peak_memory_mib": 0.0}
     return made | {"max_abs_error": 1e-6, "one_rounding": 1e-3} | values
 

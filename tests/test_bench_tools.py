@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 
 from bench import __main__ as command
-from bench import compare, measure, report, table, timing
-from bench.cases import SWEEP_CASE, Case, Task
-from bench.measure import Machine
-from bench.providers import PROVIDERS
+from bench.measure import runner, timing
+from bench.measure.runner import Machine
+from bench.output import compare, report, table
+from bench.providers.registry import PROVIDERS
+from bench.suite.cases import SWEEP_CASE, Case, Task
 
 TINY = Case("tiny", 2, 1, 3, 8, 8, 8, 8, 2)
 MACHINE = Machine("cpu", "cpu", 10.0, "2.x", "3.x", "abc1234")
@@ -23,7 +24,7 @@ def measured(tmp_path):
     rows = []
     for pass_name in ("forward", "backward"):
         for provider, ms in ((OURS, 2.0), (EAGER, 6.0)):
-            row = measure.new_row(Task(TINY, pass_name, "identity"), provider, MACHINE)
+            row = runner.new_row(Task(TINY, pass_name, "identity"), provider, MACHINE)
             timing.set_times(row, (ms, ms * 0.99, ms * 1.01))
             rows.append(row | {"speedup_vs_eager": 6.0 / ms})
     table.append(csv, rows)

@@ -17,10 +17,13 @@ import torch
 
 import triton_stn
 from bench import __main__ as command
-from bench import cli, measure, table, timing, tune
-from bench.cases import Case, Task, suite
-from bench.measure import Forwards, Machine, run_task
-from bench.providers import Provider
+from bench import cli, tune
+from bench.measure import runner, timing
+from bench.measure.runner import Forwards, Machine, run_task
+from bench.model import launches
+from bench.output import table
+from bench.providers.registry import Provider
+from bench.suite.cases import Case, Task, suite
 from bench.tune import predict, report, trials
 from bench.tune.experiments import PLAN, Experiment, product
 from bench.tune.trials import Trial, chosen, name_of
@@ -37,7 +40,7 @@ MACHINE = Machine("cpu", "cpu", 10.0, "2.x", "3.x", "abc1234")
 
 
 def plan(task: Task) -> list[fused.Launch]:
-    return [spec.launch for spec in trials.specialisations(task) if not spec.window]
+    return [spec.launch for spec in launches.of_task(task) if not spec.window]
 
 
 def block(launch: fused.Launch) -> tuple[int, int]:
@@ -148,7 +151,7 @@ def test_results_are_right_under_a_variant(kernels, monkeypatch, case, layout, s
         launch(plan, *arguments, **tensors)
 
     monkeypatch.setattr(fused, "launch", spy)
-    monkeypatch.setattr(measure, "time_calls", untimed)
+    monkeypatch.setattr(runner, "time_calls", untimed)
     task = Task(case, pass_name, "rotation_30", layout=layout)
     present = plan(task)[0].constants
     machine = replace(MACHINE, type=kernels.device)
@@ -203,7 +206,7 @@ def made_up(found: list[Trial], times: dict[str, tuple[float, float, float] | st
     rows = []
     for trial in found:
         provider = Provider(trial.variant, lambda: None)
-        row = measure.new_row(trial.task, provider, MACHINE)
+        row = runner.new_row(trial.task, provider, MACHINE)
         given = times[trial.variant]
         if isinstance(given, str):
             row |= {"status": given, "note": "why"}
@@ -292,7 +295,7 @@ def test_rows_are_written_one_by_one_until_time_is_over(tmp_path, monkeypatch, f
 
     def run_task(task, providers, machine, forwards):
         written.append(len(table.read(csv)) if csv.exists() else 0)
-        return [measure.new_row(task, providers[0], machine) | {"ms_p50": 1.0}]
+        return [runner.new_row(task, providers[0], machine) | {"ms_p50": 1.0}]
 
     monkeypatch.setattr(tune, "run_task", run_task)
     over = tune.measure_trials(found, MACHINE, csv, over=lambda: len(written) == 2)
@@ -323,13 +326,6 @@ def test_the_command_says_what_it_knows(capsys, arguments, said):
 def test_nothing_to_try_is_exit_status_2(capsys):
     assert command.main(["tune", "GATHER_TILES=4", "--filter", "digits_60/forward/"]) == 2
     assert "No variant changes" in capsys.readouterr().err
-
-
-def test_the_plan_is_listed_with_what_is_predicted(capsys):
-    assert command.main(["tune", "--plan", "registers", "--list"]) == 0
-    printed = capsys.readouterr().out
-    assert "Predicted:" in printed and "large_512/backward/rotation_30" in printed
-    assert "not measured" in printed and "footprint" not in printed
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 import sanitized
 import torch
 
-from bench import addresses
+from bench.model import addresses
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = Path(sanitized.__file__)

@@ -22,14 +22,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bench import cli, table
-from bench.measure import STAMP, Machine, this_machine
-from bench.passes import Call
+from bench import cli
+from bench.measure.runner import STAMP, Machine, this_machine
+from bench.measure.timing import DeviceLost, Row, guarded, time_calls
+from bench.output import table
 from bench.probe import cases, kernels, report, static
 from bench.probe.cases import Case
 from bench.probe.kernels import Launch
 from bench.probe.walks import WARP, touched
-from bench.timing import DeviceLost, Row, guarded, time_calls
+from bench.suite.passes import Call
 
 COLUMNS = (
     *("question", "pattern", "degrees", "level", "pitch", "pass", "theta_kind"),

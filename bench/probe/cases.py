@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 import triton_stn
-from bench import passes
-from bench.cases import theta_of
-from bench.passes import Call
 from bench.probe import kernels
 from bench.probe.kernels import Launch
 from bench.probe.walks import WARP, Walk, patch
+from bench.suite import passes
+from bench.suite.cases import theta_of
+from bench.suite.passes import Call
 
 WARPS_AN_SM = 32  # of one program each: Hopper holds no more programs, and all are there at once
 FOOTPRINTS = ((1, 32), (2, 16), (4, 8), (8, 4))

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
-from bench.addresses import WARP
+from bench.model.addresses import WARP
 from bench.probe import walks
 from bench.probe.walks import Walk
 
@@ -87,7 +87,7 @@ def start_loads(walk: Walk, device: str) -> Launch:
     """
     x = torch.ones(walk.numel, device=device)
     sums = torch.empty(walk.offsets.shape, device=device)
-    launch = loader(x, walk, sums)
+    launch = launcher(loads, walk, x, sums)
     if not (launch(1) == len(walk.places)).all():
         raise RuntimeError("a sum of ones is no count of loads")
     return launch
@@ -99,7 +99,7 @@ def start_adds(walk: Walk, device: str) -> Launch:
     Raises:
         RuntimeError: the buffer does not hold what one step added.
     """
-    launch = adder(torch.zeros(walk.numel, device=device), walk)
+    launch = launcher(adds, walk, torch.zeros(walk.numel, device=device))
     added = walk.offsets.size * len(walk.places)
     if launch(1).sum(dtype=torch.float64).item() != added:
         raise RuntimeError(f"the buffer does not hold the {added} ones that were added")
@@ -109,32 +109,16 @@ def start_adds(walk: Walk, device: str) -> Launch:
 STARTS = {"loads": start_loads, "adds": start_adds}
 
 
-def loader(x: torch.Tensor, walk: Walk, sums: torch.Tensor) -> Launch:
-    """``start_loads`` on a given x, unchecked."""
-    offsets = _offsets(walk, x.device)
+def launcher(kernel: Callable, walk: Walk, x: torch.Tensor, *sums: torch.Tensor) -> Launch:
+    """A function that runs the kernel for a number of steps and returns the sums, else x."""
+    offsets = torch.from_numpy(walk.offsets.astype(np.int32)).to(x.device)
 
     def launch(steps: int) -> torch.Tensor:
         numbers = (steps, walk.positions, walk.unit, walk.places)
-        loads[(len(walk.offsets),)](x, offsets, sums, *numbers, num_warps=1)
-        return sums
+        kernel[(len(walk.offsets),)](x, offsets, *sums, *numbers, num_warps=1)
+        return (x, *sums)[-1]
 
     return launch
-
-
-def adder(x: torch.Tensor, walk: Walk) -> Launch:
-    """``start_adds`` on a given x, unchecked."""
-    offsets = _offsets(walk, x.device)
-
-    def launch(steps: int) -> torch.Tensor:
-        numbers = (steps, walk.positions, walk.unit, walk.places)
-        adds[(len(walk.offsets),)](x, offsets, *numbers, num_warps=1)
-        return x
-
-    return launch
-
-
-def _offsets(walk: Walk, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(walk.offsets.astype(np.int32)).to(device)
 
 
 def sm_hz(device: str) -> float:

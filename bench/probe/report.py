@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from bench import table
-from bench.addresses import SECTOR
+from bench.model.addresses import SECTOR
+from bench.output import table
 
 GATHERED_BYTES = 12  # an element that a gathering backward moves: read dY and X, write dX
 TAPS = 4  # adds an element of a bilinear backward that scatters
@@ -72,7 +72,7 @@ def tags(rows: pd.DataFrame) -> str:
 
 
 def roofline(rows: pd.DataFrame) -> str:
-    """What `bench.roofline` assumes, as it was measured: lines a cycle, and L2's bandwidth."""
+    """What the roofline assumes, as it was measured: lines a cycle, and L2's bandwidth."""
     best = rows[rows.level == "L2"].sectors_per_s.max() * SECTOR / 1e12
     return f"{tags(rows)} L2 delivered {best:.3g} TB/s at most, the roofline's `GPU.l2`."
 

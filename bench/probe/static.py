@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 
 import pandas as pd
 import triton
 from triton.compiler import ASTSource
 
-from bench import sass
+from bench.model import sass
+from bench.model.launches import TARGETS
+from bench.model.roofline import SCHEDULERS
 from bench.probe import kernels
 from bench.probe.cases import Case
-from bench.roofline import SCHEDULERS
-from bench.static import TARGETS
 
 TARGET = "sm_90"
 TYPES = {"X_ptr": "*fp32", "Offsets_ptr": "*i32", "Sum_ptr": "*fp32", "Ticks_ptr": "*i64"}
@@ -38,19 +37,17 @@ def report(cases: Sequence[Case]) -> pd.DataFrame:
 
 def _row(kernel: str, places: tuple[int, ...], sharing: Sequence[Case]) -> dict[str, object]:
     compiled = compile(kernel, places)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage, code = sass.cuobjdump("-res-usage", file.name), sass.cuobjdump("-sass", file.name)
-    loop = inner_loop(code)
+    code = sass.Listing(compiled.asm["cubin"])
+    first, last = sass.longest(code.loops) if code.loops else (0, -1)  # no kernel nests loops
+    loop = code.texts[first : last + 1]
     labels = [case.labels for case in sharing]
     return {
         "kernel": kernel,
         "pattern": ", ".join(dict.fromkeys(label["pattern"] for label in labels)),
         "pitch": ", ".join(dict.fromkeys(str(label["pitch"]) for label in labels)),
         "warp": ", ".join(_footprints(compiled.asm["ttgir"], labels)),
-        "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
-        "spilled": int(re.search(r"STACK:(\d+)", usage).group(1)),
+        "registers": code.registers,
+        "spilled": code.spilled,
         "asked": len(places),
         "accesses": sum(bool(re.search(ACCESS[kernel], text)) for text in loop),
         "loop": len(loop),
@@ -63,19 +60,6 @@ def _footprints(ttgir: str, labels: Sequence[dict[str, object]]) -> list[str]:
     columns = (re.match(r"\d+x(\d+)", str(label["pattern"])) for label in labels)
     found = (sass.footprint(ttgir, {"BLOCK_W": int(match[1])}) for match in columns if match)
     return list(dict.fromkeys(found))
-
-
-def inner_loop(code: str) -> list[str]:
-    """The instructions of the longest loop in the listing of a kernel that nests none."""
-    instructions = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.M)
-    place = {address: i for i, (address, _) in enumerate(instructions)}
-    loops = [
-        [text for _, text in instructions[place[sass.branch_target(text)] : i + 1]]
-        for i, (_, text) in enumerate(instructions)
-        # The branch to itself that ends a kernel is none.
-        if place.get(sass.branch_target(text), i) < i
-    ]
-    return max(loops, key=len, default=[])
 
 
 def compile(kernel: str, places: tuple[int, ...]) -> triton.compiler.CompiledKernel:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.addresses import LINE, SECTOR, WARP, distinct
+from bench.model.addresses import LINE, SECTOR, WARP, distinct
 
 SIZE = 4  # bytes of a float32
 BANKS = 32  # words of an L1 that are delivered side by side, were it banked as shared memory is
@@ -74,7 +74,7 @@ def patch(rows: int, columns: int, degrees: float, pitch: int, programs: int) ->
     random = np.random.default_rng(0)
     fraction_x, fraction_y = random.uniform(size=(2, programs, 1))
     column = random.integers(LINE // SIZE, size=(programs, 1))
-    # The rounding makes a quarter turn exact, as in `bench.cases.theta_of`.
+    # The rounding makes a quarter turn exact, as in `bench.suite.cases.theta_of`.
     cos, sin = np.round([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], 15)
     i, j = np.arange(WARP) // columns, np.arange(WARP) % columns
     x = np.floor(cos * j - sin * i + fraction_x).astype(np.int64)

@@ -8,7 +8,7 @@ A variant is other values for constants of `triton_stn.kernels.configs`. For eac
 it prints what the compiler makes of the kernels for sm_90, without a GPU; on a GPU each is then
 checked against float64, timed, and set against the present choice. That one is timed again at the
 end of every task: its second row shows how far a ratio can be trusted. `bench.tune.experiments` has
-the plan: reckoned at 7 minutes of a GPU with 16 cores (``--plan --list``), not measured.
+the plan: reckoned at 7 minutes of a GPU with 16 cores, not measured.
 """
 
 from __future__ import annotations
@@ -25,19 +25,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from bench import baselines, cli, table
-from bench.cases import suite
-from bench.launches import most_jobs
-from bench.measure import Forwards, Machine, run_task, this_machine
-from bench.providers import Provider
-from bench.timing import DeviceLost
+from bench import cli
+from bench.measure.runner import Forwards, Machine, run_task, this_machine
+from bench.measure.timing import DeviceLost
+from bench.output import table
+from bench.providers import baselines
+from bench.providers.registry import Provider
+from bench.suite.cases import suite
 from bench.tune import predict, report, trials
 from bench.tune.experiments import PLAN, Experiment, product
-from bench.tune.trials import Trial, chosen, name_of, tunable
-
-# Reckoned, not measured: what comes before and after; a check and a timing; a sampling kernel
-# compiled by one core, for its report and for its launch.
-START_S, TRIAL_S, COMPILATION_S = 60.0, 1.0, 16.0
+from bench.tune.trials import Trial, chosen, tunable
 
 
 def measure_trials(
@@ -86,15 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     start = time.monotonic()
     options = _parse(argv)
-    try:
-        tasks = suite("full" if options.plan else options.suite, "cuda")
-        planned = [(e, trials.of(e, tasks)) for e in options.experiments]
-    except ImportError as exception:
-        print(f"The launches can not be planned: {exception}", file=sys.stderr)
-        return cli.NOTHING
-    if options.list:
-        _print_plan(planned, options.jobs or most_jobs())
-        return 0
+    tasks = suite("full" if options.plan else options.suite, "cuda")
+    planned = [(e, trials.of(e, tasks)) for e in options.experiments]
     every = [trial for _, found in planned for trial in found]
     if not every:
         print("No variant changes a launch of the tasks that were selected.", file=sys.stderr)
@@ -146,7 +136,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--plan", action="store_true", help="the prepared experiments: those named, or all"
     )
-    parser.add_argument("--list", action="store_true", help="only say what would be tried")
     cli.add_run_options(parser, "tasks whose case/pass/theta/dtype/layout/padding/align_corners")
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="compilers at a time; default: cores, to 16"
@@ -180,17 +169,3 @@ def _asked(options: argparse.Namespace) -> Experiment:
         except ValueError:
             raise ValueError(f"{text!r} is not {name}= and whole numbers with commas") from None
     return Experiment(" ".join(axes), "", product(**axes), (options.filter,))
-
-
-def _print_plan(planned: Sequence[tuple[Experiment, list[Trial]]], jobs: int) -> None:
-    total = START_S
-    for experiment, found in planned:
-        print(report.heading(experiment))
-        tasks = dict.fromkeys(name_of(trial.task) for trial in found)
-        # θ does not decide what is compiled.
-        kernels = {(*t.task.key(t.variant)[:3], *t.task.key("")[4:]) for t in found if not t.again}
-        seconds = len(found) * TRIAL_S + len(kernels) * COMPILATION_S / jobs
-        total += seconds
-        print(f"\n{len(found)} trials, {len(kernels)} kernels: reckoned at {seconds:.0f} s\n")
-        print("  " + "\n  ".join(tasks))
-    print(f"\nReckoned, not measured: {total / 60:.1f} minutes on a GPU with {jobs} cores.")

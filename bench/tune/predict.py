@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,10 +9,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bench import roofline
-from bench.cases import Task
-from bench.launches import specialisations, warm_up, workers
-from bench.timing import Row
+from bench.measure.timing import Row
+from bench.model import counts, launches, roofline
+from bench.model.addresses import WARP
+from bench.model.compiler import workers
+from bench.suite.cases import Task
 from bench.tune.trials import Trial, chosen, name_of
 
 GPU = roofline.GPUS["H200"]  # what is compiled for, and whose time is predicted
@@ -49,41 +49,37 @@ def of(found: Sequence[Trial], jobs: int | None = None) -> pd.DataFrame:
 
 def compiled(trial: Trial) -> list[Row]:
     """The rows of a trial; for a worker process."""
-    from bench import static
-
     task = trial.task
     affine = task.case.transform == "affine"
     window = roofline.window(replace(task, pass_name="backward")) if affine else ""
     with chosen(trial.settings):
         rows = []
-        specs = specialisations(task)
+        specs = launches.of_task(task)
         # Instructions are counted where a gather is compiled for one window alone.
-        counted = {s.launch.kernel: s for s in specs if s.window == window != ""}
+        counted = {s.kernel: s for s in specs if s.window == window != ""}
         for spec in specs:
-            launch = spec.launch
-            if spec.window or "BLOCK_W" not in launch.constants:  # the latter: no sampling kernel
+            if spec.window or "BLOCK_W" not in spec.constants:  # the latter: no sampling kernel
                 continue
-            row = static.compile_spec(spec, GPU.target)
-            if launch.kernel in counted:
-                of_window = static.compile_spec(counted[launch.kernel], GPU.target)
+            row = counts.row(spec, GPU.target)
+            if spec.kernel in counted:
+                of_window = counts.row(counted[spec.kernel], GPU.target)
                 row |= {n: v for n, v in of_window.items() if n.startswith("per_pixel")}
                 row["window"] = window
-            programs, warps = math.prod(launch.grid), launch.num_warps
-            resident = warps_an_sm(row["registers"], warps)
-            row |= {"programs": programs, "warps an SM": resident}
-            rows.append(row | {"waves": programs * warps / (GPU.sms * resident)})
+            resident = warps_an_sm(row["registers"], spec.num_warps)
+            row |= {"programs": spec.programs, "warps an SM": resident}
+            rows.append(row | {"waves": spec.programs * spec.num_warps / (GPU.sms * resident)})
         if _modelled(task):
             floors = {n: t for n, t in roofline.ours(task, GPU).floors(GPU).items() if t}
             binds = max(floors, key=floors.get)
             rows = [r | {"binds": binds, "predicted ms": floors[binds] / 1e3} for r in rows]
         if torch.cuda.is_available():
-            warm_up([spec for spec in specs if not spec.window])
+            launches.warm_up([spec for spec in specs if not spec.window])
     return rows
 
 
 def warps_an_sm(registers: int, warps: int) -> int:
     """Warps that a multiprocessor holds of programs of ``warps``, by their registers a thread."""
-    pieces = -(-registers * roofline.WARP // PIECE)
+    pieces = -(-registers * WARP // PIECE)
     return min(REGISTERS // (pieces * PIECE * warps), MOST_WARPS // warps) * warps
 
 

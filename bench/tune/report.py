@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bench import compare, table
+from bench.output import compare, table
 from bench.tune.experiments import Experiment
 from bench.tune.trials import Trial, name_of
 
@@ -64,21 +64,15 @@ def summary(measured: pd.DataFrame) -> str:
     return "\n".join(f"\n## Each {title}\n\n{text}" for title, text in tables.items())
 
 
-def heading(experiment: Experiment) -> str:
-    """Its name, its question, and what is predicted."""
-    lines = [f"\n## {experiment.name}", experiment.question]
-    lines += [f"Predicted: {experiment.expected}"] if experiment.expected else []
-    return "\n\n".join(line for line in lines if line)
-
-
 def report(
     experiment: Experiment,
     found: Sequence[Trial],
     predicted: pd.DataFrame | None,
     measured: pd.DataFrame | None,
 ) -> str:
-    """One table a task, predicted columns before measured ones."""
-    parts = [heading(experiment)]
+    """Its question, and one table a task, predicted columns before measured ones."""
+    parts = [f"\n## {experiment.name}", experiment.question]
+    parts += [f"Predicted: {experiment.expected}"] if experiment.expected else []
     shown = [(name_of(t.task), t.variant) for t in found if measured is not None or not t.again]
     frame = pd.DataFrame(shown, columns=ON)
     for columns in (predicted, measured):
@@ -86,4 +80,4 @@ def report(
     for task, rows in frame.groupby("task", sort=False):
         rows = rows.drop(columns="task").replace({"": None}).dropna(axis=1, how="all")
         parts += [f"### {task}", table.to_markdown(rows)]
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, parts))

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bench import cli, roofline
-from bench.cases import Task
-from bench.launches import specialisations
+from bench import cli
+from bench.model import launches, roofline
+from bench.suite.cases import Task
 from bench.tune.experiments import Experiment, Settings
 from triton_stn.kernels import configs
 
@@ -29,23 +29,18 @@ def chosen(settings: Mapping[str, int]) -> Iterator[None]:
     """Launches inside are cut by these constants, whichever thread makes them."""
     before = {name: getattr(configs, name) for name in settings}
     vars(configs).update(settings)
-    _forget()
+    forget()
     try:
         yield
     finally:
         vars(configs).update(before)
-        _forget()
+        forget()
 
 
-def _forget() -> None:
+def forget() -> None:
     """Empty the caches of what was made from the constants: plans, and counted instructions."""
-    from triton_stn.backends import fused, volume
-
-    for module in (fused, volume, roofline):
-        for value in vars(module).values():
-            # What a module imported does not depend on them.
-            if hasattr(value, "cache_clear") and value.__module__ == module.__name__:
-                value.cache_clear()
+    launches.forget()
+    roofline.a_pixel.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -99,9 +94,9 @@ def of(experiment: Experiment, tasks: Sequence[Task]) -> list[Trial]:
         of_task, launched = [], []
         for settings in (present, *(present | variant for variant in experiment.variants)):
             with chosen(settings):
-                launches = [spec.launch for spec in specialisations(task)]
-            if launches not in launched:
-                launched.append(launches)
+                plans = [spec.launch for spec in launches.of_task(task)]
+            if plans not in launched:
+                launched.append(plans)
                 of_task.append(Trial(task, settings, present))
         if len(of_task) > 1:
             found += [*of_task, Trial(task, present, present, again=True)]

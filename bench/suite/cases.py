@@ -11,7 +11,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
-from bench import sources
+from bench.suite import sources
+from bench.suite.passes import RESULTS
 
 # At identity, and at this zoom in wherever H_out = H / 2, coordinates fall on integers.
 THETA_KINDS = ("identity", "rotation_30", "zoom_in_2", "zoom_out_2")
@@ -23,7 +24,7 @@ class Case:
     """A workload: N images (C, H, W), K maps an image, output (H_out, W_out).
 
     ``n_cpu`` is the batch used on a CPU, where the full one would take minutes, or 0 to leave the
-    case out there; the results always carry the N that ran. ``bench.sources`` has the transforms.
+    case out there; the results always carry the N that ran. ``sources`` has the transforms.
     Volumes have a depth, ``d`` and ``d_out``, which is 0 for images.
     """
 
@@ -90,7 +91,14 @@ CASES = (
 LARGE = ("photo_4096", "volume_64", "volume_128")
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("contiguous", "channels_last")
-PASSES = ("forward", "backward_input", "backward_theta", "backward", "forward_backward")
+FORMATS = {  # by layout and spatial dimensions
+    ("contiguous", 2): torch.contiguous_format,
+    ("contiguous", 3): torch.contiguous_format,
+    ("channels_last", 2): torch.channels_last,
+    ("channels_last", 3): torch.channels_last_3d,
+}
+PASSES = tuple(RESULTS)
+SHAPE = ("n", "k", "c", "d", "h", "w", "d_out", "h_out", "w_out")  # of a case
 
 # The full suite follows time over angle and zoom on one case: large enough to be bound by memory.
 SWEEP_CASE = "large_512"

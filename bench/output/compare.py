@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench import table
+from bench.output import table
+from bench.suite.cases import SHAPE
 
-THRESHOLD = 5.0  # percent: below it neither a reader nor a user would notice
+NOTICED = 1.05  # times as long or as short: below it neither a reader nor a user would notice
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,14 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench compare",
         description="Show the rows whose time changed beyond the spread of both runs "
-        "(p20 to p80) and beyond the threshold. Exit status 1 when one got slower or broke.",
+        "(p20 to p80) and by more than 5%. Exit status 1 when one got slower or broke.",
     )
     parser.add_argument("old", type=Path, metavar="OLD.csv")
     parser.add_argument("new", type=Path, metavar="NEW.csv")
-    parser.add_argument("--provider", default="triton_stn", help="default: %(default)s")
-    parser.add_argument(
-        "--threshold", type=float, default=THRESHOLD, metavar="PERCENT", help="default: %(default)s"
-    )
     options = parser.parse_args(argv)
     try:
         old, new = table.read(options.old), table.read(options.new)
@@ -42,16 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(ratios):
             mean = table.geometric_mean(ratios)
             print(f"{provider}: {len(ratios)} rows, new / old time {mean:.3f} (geometric mean)")
-    mine = both[both.provider == options.provider]
+    mine = both[both.provider == "triton_stn"]
     if mine.empty:
-        print(f"The tables share no row of {options.provider}.", file=sys.stderr)
+        print("The tables share no row of triton_stn.", file=sys.stderr)
         return 2
-    gone = len(old[old.provider == options.provider]) - len(mine)
+    gone = len(old[old.provider == "triton_stn"]) - len(mine)
     if gone:
-        print(f"{options.provider}: rows that only {options.old} has: {gone}.")
-    changed = changes(mine, options.threshold)
+        print(f"triton_stn: rows that only {options.old} has: {gone}.")
+    changed = changes(mine)
     if changed.empty:
-        print(f"{options.provider}: no change beyond the spread in {len(mine)} rows.")
+        print(f"triton_stn: no change beyond the spread in {len(mine)} rows.")
     else:
         print(f"\n{table.to_markdown(changed)}")
     return int(changed.change.isin(("slower", "broken")).any())
@@ -67,22 +64,21 @@ def pair(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     if len(devices) > 1:
         raise ValueError(f"times of different devices do not compare: {', '.join(devices)}")
     both = old.merge(new, on=list(table.KEY), suffixes=("_old", "_new"))
-    for name in table.SHAPE:
+    for name in SHAPE:
         if (both[f"{name}_old"] != both[f"{name}_new"]).any():
             raise ValueError(f"the tables hold cases of the same name with another {name}")
     return both
 
 
-def changes(both: pd.DataFrame, threshold: float = THRESHOLD) -> pd.DataFrame:
+def changes(both: pd.DataFrame) -> pd.DataFrame:
     """The rows that changed, the worst first: faster, slower, broken or repaired."""
     ratio = both.ms_p50_new / both.ms_p50_old
-    factor = 1 + threshold / 100
     ok_old, ok_new = both.status_old == "ok", both.status_new == "ok"
     change = np.select(
         [
             ok_old & ~ok_new & (both.status_new != "skipped"),
-            (both.ms_p20_new > both.ms_p80_old) & (ratio > factor),
-            (both.ms_p80_new < both.ms_p20_old) & (ratio < 1 / factor),
+            (both.ms_p20_new > both.ms_p80_old) & (ratio > NOTICED),
+            (both.ms_p80_new < both.ms_p20_old) & (ratio < 1 / NOTICED),
             ok_new & ~ok_old & (both.status_old != "skipped"),
         ],
         ["broken", "slower", "faster", "repaired"],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.passes import Call
+from bench.suite.passes import Call
 
 # The least work behind a timing on a GPU. A longer call is run once: do_bench would take one sample
 # of it, too, and make eight calls for that, which is minutes where a singular θ meets atomics.

@@ -18,9 +18,10 @@ from functools import lru_cache
 
 import torch
 
-from bench import baselines, sources
-from bench.cases import Case, Task, argument_of
-from bench.passes import RESULTS, Call, Forward, as_it_is, prepare
+from bench.providers import baselines
+from bench.suite import sources
+from bench.suite.cases import FORMATS, Case, Task, argument_of
+from bench.suite.passes import RESULTS, Call, Forward, as_it_is, prepare
 
 # In pixels along x, y and z. The kinds' coordinates have fractions 0, 1/4, 1/2 or 3/4 (a rotation:
 # any); moved by this much they stay 0.1 away from integers.
@@ -28,12 +29,6 @@ NUDGE = (0.37, 0.63, 0.13)
 KINK_MARGIN = 0.01  # pixels; float32 coordinates err by 1e-3 at 4096
 # As of a mean loss. Without it float16 sums of grad_theta overflow in eager PyTorch.
 GRAD_SCALE = 2.0**-10
-FORMATS = {  # by the table's layout and the spatial dimensions
-    ("contiguous", 2): torch.contiguous_format,
-    ("contiguous", 3): torch.contiguous_format,
-    ("channels_last", 2): torch.channels_last,
-    ("channels_last", 3): torch.channels_last_3d,
-}
 
 Errors = dict[str, tuple[float, torch.dtype]]  # by result
 
@@ -84,13 +79,24 @@ class Reference:
 
         NaN where the result has one: it is never below a tolerance. ``wrap`` is the provider's.
         """
-        if forward not in (baselines.eager, self.yardstick) or wrap is not as_it_is:
-            return self._errors(forward, pass_name, dtype, layout, wrap)
+        how = (forward, pass_name, dtype, layout, wrap)
+        if how in self._eager_errors:
+            return self._eager_errors[how]
+        names = RESULTS[pass_name]
+        found = dict(zip(names, self._run(*how), strict=True))
+        if "grad_theta" in names:
+            on_kinks = found["grad_theta"].isfinite().all()
+            smooth = self._run(*how, smooth=True)[-1]
+            # On the kinks it need only be a number; see above.
+            found["grad_theta"] = torch.where(on_kinks, smooth, torch.nan)
+        errors = {
+            name: (float((self.expected[name] - x).abs_().amax()), x.dtype)
+            for name, x in found.items()
+        }
         # Eager is provider and, but for splines, yardstick: once is enough.
-        key = (forward, pass_name, dtype, layout)
-        if key not in self._eager_errors:
-            self._eager_errors[key] = self._errors(forward, pass_name, dtype, layout)
-        return self._eager_errors[key]
+        if forward in (baselines.eager, self.yardstick):
+            self._eager_errors[how] = errors
+        return errors
 
     def allowed(self, result: str, result_dtype: torch.dtype, like: torch.dtype) -> float:
         """Twice eager PyTorch's own error in ``like``, one rounding, and 1e-5 of the largest."""
@@ -103,27 +109,6 @@ class Reference:
     def rounding(self, result: str, result_dtype: torch.dtype) -> float:
         """The most that rounding the exact result once to its dtype moves a number of it."""
         return torch.finfo(result_dtype).eps / 2 * self.largest[result]
-
-    def _errors(
-        self,
-        forward: Forward,
-        pass_name: str,
-        dtype: torch.dtype,
-        layout: str,
-        wrap: Callable[[Call], Call] = as_it_is,
-    ) -> Errors:
-        names = RESULTS[pass_name]
-        how = (forward, pass_name, dtype, layout, wrap)
-        found = dict(zip(names, self._run(*how), strict=True))
-        if "grad_theta" in names:
-            on_kinks = found["grad_theta"].isfinite().all()
-            smooth = self._run(*how, smooth=True)[-1]
-            # On the kinks it need only be a number; see above.
-            found["grad_theta"] = torch.where(on_kinks, smooth, torch.nan)
-        return {
-            name: (float((self.expected[name] - x).abs_().amax()), x.dtype)
-            for name, x in found.items()
-        }
 
     def _run(
         self,

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import triton_stn
-from bench import sources
-from bench.passes import Forward
+from bench.suite import sources
+from bench.suite.passes import Forward
 from triton_stn.transforms import Transform
 
 
@@ -41,19 +41,9 @@ def ours(
     )
 
 
-def eager(
-    input: torch.Tensor,
-    theta: torch.Tensor,
-    size: tuple[int, ...],
-    padding_mode: str,
-    align_corners: bool,
-    transform: str = "affine",
-    mode: str = "bilinear",
-) -> torch.Tensor:
+def eager(input: torch.Tensor, theta: torch.Tensor, *how: object) -> torch.Tensor:
     """A grid and ``F.grid_sample``, which wants the grid in the image's dtype."""
-    return one_map_an_image(
-        _eager, input, theta, size, padding_mode, align_corners, transform, mode
-    )
+    return one_map_an_image(_eager, input, theta, *how)
 
 
 def one_map_an_image(

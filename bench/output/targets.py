@@ -12,23 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from bench import sources, table
-from bench.cases import CASES, EXTREME, suite
-from bench.passes import RESULTS
+from bench.output import table
+from bench.output.table import ROW
+from bench.suite import sources
+from bench.suite.cases import CASES, EXTREME, suite
+from bench.suite.passes import RESULTS
 
 LARGE_BYTES = 64e6
 BACKWARDS = ("backward_input", "backward_theta", "backward")
 HALVES = ("float16", "bfloat16")
-ROW = [name for name in table.KEY if name != "provider"]
 INTRODUCTION = (
     "**Targets.** Rows over 64 MB: min_bytes above 64,000,000. Axis-aligned: identity, zooms, a "
     "turn by 90°. % of copy: min_bytes over the time, against the copy of the run; of a backward "
     "pass min_bytes are its three tensors, of what is read the part in view. Times are ms_p50, but "
     "of a call from Python call_ms, the wall-clock time in a loop. Memory: what the call asked of "
     "the allocator over its results and, where θ has a gradient, as many partial sums as "
-    "`bench.targets.allowed_bytes` says. Error: the largest of the row, over that of eager PyTorch "
-    "in the same row; of a half type over that of eager in float32 plus one rounding of the "
-    "largest exact number. Of a pass of several results the largest error decides."
+    "`bench.output.targets.allowed_bytes` says. Error: the largest of the row, over that of eager "
+    "PyTorch in the same row; of a half type over that of eager in float32 plus one rounding of "
+    "the largest exact number. Of a pass of several results the largest error decides."
 )
 
 
@@ -146,12 +147,11 @@ def compared(frame: pd.DataFrame, provider: str) -> pd.DataFrame:
     ok = frame[frame.status == "ok"]
     eager = ok[ok.provider == "eager"]
     exact = eager[eager["dtype"] == "float32"]
-    best = ok[~table.of_ours(ok)].sort_values("ms_p50").drop_duplicates(ROW)
     but_dtype = [name for name in ROW if name != "dtype"]
     for others, on, columns in (
         (eager, ROW, {"ms_p50": "eager", "call_ms": "eager_call", "max_abs_error": "eager_error"}),
         (ok[ok.provider == "eager_graph"], ROW, {"ms_p50": "eager_graph"}),
-        (best, ROW, {"ms_p50": "best"}),
+        (table.best_other(ok), ROW, {"ms_p50": "best"}),
         (exact, but_dtype, {"max_abs_error": "eager_float32_error"}),
     ):
         rows = rows.merge(others[[*on, *columns]].rename(columns=columns), "left", on)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.cases import Case, theta_of
+from bench.suite.cases import Case, theta_of
 from triton_stn.kernels import configs
 
 LINE, SECTOR, WARP = 128, 32, 32  # bytes, bytes, threads

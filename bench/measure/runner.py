@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench import oracle, table
-from bench.cases import Case, Task, min_bytes
-from bench.passes import Call, Forward, prepare
-from bench.providers import YARDSTICK, Provider
-from bench.timing import DeviceLost, Row, guarded, time_calls
+from bench.measure import oracle
+from bench.measure.timing import DeviceLost, Row, guarded, time_calls
+from bench.providers.registry import YARDSTICK, Provider
+from bench.suite.cases import SHAPE, Case, Task, min_bytes
+from bench.suite.passes import Call, Forward, prepare
 
 STAMP = ("device", "torch", "triton", "commit", "copy_gb_per_s")
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}  # past the last cache; quick on a slow machine
@@ -161,7 +161,7 @@ def new_row(task: Task, provider: Provider, machine: Machine) -> Row:
         "case": case.name,
         "pass": task.pass_name,
         "provider": provider.name,
-        **{name: getattr(case, name) for name in table.SHAPE},
+        **{name: getattr(case, name) for name in SHAPE},
         "dtype": task.dtype,
         "layout": task.layout,
         "padding_mode": task.padding_mode,

@@ -26,13 +26,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from bench import addresses, cli, table
-from bench.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
+from bench import cli
+from bench.model import addresses, counts, launches
+from bench.model.addresses import WARP
+from bench.model.counts import WALKED
+from bench.output import table
+from bench.suite.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
 from triton_stn.kernels import configs
 
 PASSES = ("forward", "backward")
-WALKED = ("straight", "walk")  # gathering windows that each thread walks, a candidate at a time
-SCHEDULERS, WARP = 4, 32  # an SM issues four warps' instructions a cycle (CUDA programming guide)
+SCHEDULERS = 4  # an SM issues four warps' instructions a cycle (CUDA programming guide)
 SIZE = 4  # bytes of a float32
 
 
@@ -41,7 +44,7 @@ class GPU:
     """What the floors divide by."""
 
     name: str  # as the driver calls it
-    target: str  # of bench.static
+    target: str  # of bench.model.launches
     sms: int
     hz: float
     copy: float  # device memory, bytes read + written a second
@@ -172,15 +175,13 @@ def a_pixel(case: Case, kernel: str, window: str, target: str) -> dict[str, floa
     "met" (of a window that is walked a candidate), and "missed" where a map's tile is passed over;
     0 where the count is not known.
     """
-    from bench import static
-
     shape, size = (case.n, case.c, case.h, case.w), (case.h_out, case.w_out)
     both, nchw = [(True, True)], torch.contiguous_format
-    specs = static.passes(shape, torch.float32, nchw, both, k=case.k, windows=True, size=size)
-    (spec,) = (s for s in specs if (s.launch.kernel.__name__, s.window) == (kernel, window))
-    row = static.compile_spec(spec, target)
+    specs = launches.passes(shape, torch.float32, nchw, both, k=case.k, windows=True, size=size)
+    (spec,) = (s for s in specs if (s.kernel, s.window) == (kernel, window))
+    row = counts.row(spec, target)
     if window in WALKED:
-        met = row["per_candidate"] * math.ceil(case.c / spec.launch.constants["PASS"])
+        met = row["per_candidate"] * math.ceil(case.c / spec.constants["PASS"])
     else:
         met = row["per_pixel"] if "per_pixel" in row else row["per_pixel_channel"] * case.c
     return {"met": met, "missed": row.get("per_miss", 0.0)}
@@ -210,15 +211,8 @@ def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:
 def measured(predicted: pd.DataFrame, results: pd.DataFrame, gpu: GPU) -> pd.DataFrame:
     """``predicted`` with a column "measured ms", from rows of this GPU and of the full batch."""
     batch = {case.name: case.n for case in CASES}
-    plain = results[
-        (results.device == gpu.name)
-        & (results.status == "ok")
-        & (results["dtype"] == "float32")
-        & (results.layout == "contiguous")
-        & (results.padding_mode == "zeros")
-        & ~results.align_corners
-        & (results.n == results.case.map(batch))
-    ]
+    plain = results[table.plain(results) & (results.device == gpu.name) & (results.status == "ok")]
+    plain = plain[plain.n == plain.case.map(batch)]
     keys = ["case", "theta_kind", "pass", "provider"]
     times = plain[[*keys, "ms_p50"]].rename(columns={"ms_p50": "measured ms"})
     return predicted.merge(times, "left", keys)
@@ -244,18 +238,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not tasks:
         print(f"Nothing to predict with --filter {options.filter!r}.", file=sys.stderr)
         return 2
-    csv = options.results or table.folder(gpu.name) / "results.csv"
-    try:
-        results = table.read(csv) if options.results or csv.exists() else None
-    except (OSError, ValueError) as exception:
-        print(exception, file=sys.stderr)
-        return 2
+    csv = table.folder(gpu.name) / "results.csv"
     frame = predict(tasks, gpu)
-    if results is not None:
-        frame = measured(frame, results, gpu)
+    if csv.exists():
+        frame = measured(frame, table.read(csv), gpu)
     if options.out:
         frame.to_csv(options.out, index=False, float_format="%.6g")
-    _print(frame, gpu, csv if results is not None else None)
+    _print(frame, gpu, csv if csv.exists() else None)
     return 0
 
 
@@ -282,19 +271,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="KIND",
         help="rotation_A, zoom_in_F or zoom_out_F; default: each case's own",
     )
-    parser.add_argument(
-        "--results", type=Path, metavar="CSV", help="default: bench/results/<device>/results.csv"
-    )
     parser.add_argument("--tags", type=int, metavar="N", help="lines an L1 looks up a cycle")
     parser.add_argument("--out", type=Path, metavar="CSV", help="also write the rows as CSV")
     return parser.parse_args(argv)
 
 
 def _theta(kind: str) -> str:
-    try:
-        angle_and_scale(kind)
-    except ValueError as exception:
-        raise argparse.ArgumentTypeError(str(exception)) from None
+    angle_and_scale(kind)  # a ValueError says that it is none
     return kind
 
 

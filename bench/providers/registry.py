@@ -12,9 +12,10 @@ from functools import lru_cache, partial
 
 import torch
 
-from bench import baselines, sources
-from bench.cases import Task
-from bench.passes import Call, Forward, as_it_is, captured
+from bench.providers import baselines
+from bench.suite import sources
+from bench.suite.cases import Task
+from bench.suite.passes import Call, Forward, as_it_is, captured
 
 YARDSTICK = "eager"  # the provider that speedups are against
 # Output elements up to which calls are captured as well. Five tensors of as many, float32, are 10
@@ -28,7 +29,7 @@ class Provider:
 
     ``build()`` is called once a case, dtype and layout and returns the forward
     ``f(input, theta, output_size, padding_mode, align_corners, transform, mode)``, with input
-    (N, C, *extent), theta (N, *) or (N, K, *) in float32 (`bench.sources` says what it is), and the
+    (N, C, *extent), theta (N, *) or (N, K, *) in float32 (`suite.sources` says what it is), and the
     result (N, C, *output_size) or (N, K, C, *output_size). ``why_not(device_type, task)`` gives the
     reason to skip it, or "". ``half_coordinates`` says that it computes coordinates in the image's
     dtype. What is checked and timed is ``wrap(call)`` of a pass, inside ``context()``, which is

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from bench.cases import EXTREME, PASSES, SWEEP, SWEEP_CASE, angle_and_scale
+from bench.output import table
+from bench.suite.cases import EXTREME, PASSES, SWEEP, SWEEP_CASE, angle_and_scale
 
 # Distinguishable with any colour vision, and by shape.
 STYLES = {
@@ -25,6 +26,7 @@ STYLES = {
     "compiled_graphs": ("#D55E00", "P"),
 }
 OTHERS = (("#CC79A7", "D"), ("#56B4E9", "v"), ("#000000", "X"), ("#F0E442", "s"), ("#999999", "*"))
+LINE = dict(color="#555555", linewidth=1, linestyle="--")
 
 Mark = Callable[[Axes, pd.DataFrame], None]
 
@@ -65,13 +67,8 @@ def sweeps(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
     Of the swept case in float32, contiguous; none where the table has no such sweep.
     """
-    plain = rows[
-        (rows.case == SWEEP_CASE)
-        & (rows["dtype"] == "float32")
-        & (rows.layout == "contiguous")
-        & ~rows.align_corners.astype(bool)
-        & ~rows.theta_kind.isin(EXTREME)  # neither an angle nor a zoom
-    ]
+    # What is extreme has neither an angle nor a zoom.
+    plain = rows[table.plain(rows) & (rows.case == SWEEP_CASE) & ~rows.theta_kind.isin(EXTREME)]
     known = [angle_and_scale(kind) for kind in plain.theta_kind]
     plain = plain.assign(angle=[a for a, _ in known], zoom=[1 / s for _, s in known])
     swept = set(plain.theta_kind) & set(SWEEP)
@@ -86,30 +83,17 @@ def sweeps(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _panels(rows: pd.DataFrame, x: str, y: str, title: str, label: str, mark: Mark) -> Figure:
     """A panel a pass; a point a row. Sweeps, which are in order of x, get a line as well."""
     passes = [name for name in PASSES if (rows["pass"] == name).any()]
-    figure, axes = plt.subplots(
-        ncols=len(passes),
-        figsize=(1.2 + 3.2 * len(passes), 3.4),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    shape = dict(ncols=len(passes), figsize=(1.2 + 3.2 * len(passes), 3.4), squeeze=False)
+    figure, axes = plt.subplots(**shape, sharey=True, layout="constrained")
     others = [name for name in rows.provider.unique() if name not in STYLES]
     styles = STYLES | dict(zip(others, OTHERS * len(others), strict=False))
     for ax, pass_name in zip(axes[0], passes, strict=True):
         here = rows[rows["pass"] == pass_name]
         for provider, points in here.groupby("provider", sort=False):
             color, marker = styles[provider]
-            line = "" if x == "elements" else "-"
-            ax.plot(
-                points[x],
-                points[y],
-                marker + line,
-                color=color,
-                alpha=0.7,
-                markersize=5,
-                linewidth=1,
-                label=provider,
-            )
+            line = marker + ("" if x == "elements" else "-")
+            style = dict(color=color, alpha=0.7, markersize=5, linewidth=1, label=provider)
+            ax.plot(points[x], points[y], line, **style)
         ax.set_yscale("log")
         mark(ax, here)
         ax.set_title(pass_name.replace("_", " "), fontsize=10)
@@ -132,9 +116,7 @@ def _eager(ax: Axes, rows: pd.DataFrame) -> None:
 def _copy(ax: Axes, rows: pd.DataFrame) -> None:
     """The copy bandwidth of the same run."""
     _log(ax, rows)
-    ax.axhline(
-        rows.copy_gb_per_s.iloc[-1], color="#555555", linewidth=1, linestyle="--", label="copy"
-    )
+    ax.axhline(rows.copy_gb_per_s.iloc[-1], **LINE, label="copy")
 
 
 def _angle(ax: Axes, rows: pd.DataFrame) -> None:
@@ -149,7 +131,7 @@ def _zoom(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _times(ax: Axes) -> None:
-    ax.axhline(1, color="#555555", linewidth=1, linestyle="--")
+    ax.axhline(1, **LINE)
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}x")
     ax.yaxis.set_minor_formatter(NullFormatter())

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-LATER = ("call_ms", "one_rounding")
+from bench.suite.cases import SHAPE
+
 COLUMNS = (
     *("case", "pass", "provider", "n", "k", "c", "h", "w", "h_out", "w_out"),
     *("dtype", "layout", "padding_mode", "align_corners", "theta_kind"),
@@ -21,18 +22,18 @@ COLUMNS = (
     # is of (GB/s), what the case samples with, and why a row is not ok.
     *("d", "d_out", "copy_gb_per_s", "transform", "mode", "note"),
     # Wall-clock time of a call from Python where calls are short, on a GPU; and the most by which
-    # rounding the exact results once to their dtype moves a number. Older tables lack these.
-    *LATER,
+    # rounding the exact results once to their dtype moves a number.
+    *("call_ms", "one_rounding"),
 )
-SHAPE = ("n", "k", "c", "d", "h", "w", "d_out", "h_out", "w_out")
 # What tells a row from every other, whenever and at whichever commit it was measured.
 KEY = (
     *("case", "pass", "provider", "theta_kind", "dtype", "layout"),
     *("padding_mode", "align_corners"),
 )
+ROW = [name for name in KEY if name != "provider"]
 STATUSES = ("ok", "wrong", "oom", "error", "skipped")
 COUNTS = (*SHAPE, "min_bytes")
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 TEXT = ("device", "torch", "triton", "commit", "utc", "note")
 
 
@@ -54,7 +55,7 @@ def read(path: Path) -> pd.DataFrame:
         ValueError: the file lacks a column of the table.
     """
     frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT, str), on_bad_lines="warn")
-    missing = [column for column in COLUMNS if column not in (*frame, *LATER)]
+    missing = [column for column in COLUMNS if column not in frame]
     if missing:
         raise ValueError(f"{path} is no results table: it has no column {', '.join(missing)}")
     frame = frame.reindex(columns=COLUMNS)
@@ -87,6 +88,12 @@ def of_ours(frame: pd.DataFrame) -> pd.Series:
     return frame.provider.str.startswith("triton_stn")
 
 
+def plain(frame: pd.DataFrame) -> pd.Series:
+    """Which rows are float32, contiguous, padded with zeros, and align no corners."""
+    what = (frame["dtype"] == "float32") & (frame.layout == "contiguous")
+    return what & (frame.padding_mode == "zeros") & ~frame.align_corners.astype(bool)
+
+
 def keys(frame: pd.DataFrame) -> list[tuple[str, ...]]:
     """The key of every row, as ``Task.key`` writes it."""
     return list(frame[list(KEY)].astype(str).itertuples(index=False, name=None))
@@ -114,17 +121,20 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         if provider == "eager" or ran.empty:
             continue
         line = {"pass": pass_name, "provider": provider, "rows": len(ran)}
-        if len(ratios):
-            worst = ratios.loc[ratios.speedup_vs_eager.idxmin()]
-            line |= {
-                "geometric mean": geometric_mean(ratios.speedup_vs_eager),
-                "wins": int((ratios.speedup_vs_eager >= 1).sum()),
-                "losses": int((ratios.speedup_vs_eager < 1).sum()),
-                "worst": worst.speedup_vs_eager,
-                "worst row": " ".join(worst[["case", "theta_kind", "dtype", "layout"]]),
-            }
+        line |= _spread(ratios, "speedup_vs_eager") if len(ratios) else {}
         lines.append(line | {"not ok": int((ran.status != "ok").sum())})
     return pd.DataFrame(lines)
+
+
+def _spread(rows: pd.DataFrame, ratio: str) -> dict[str, Any]:
+    worst = rows.loc[rows[ratio].idxmin()]
+    return {
+        "geometric mean": geometric_mean(rows[ratio]),
+        "wins": int((rows[ratio] >= 1).sum()),
+        "losses": int((rows[ratio] < 1).sum()),
+        "worst": worst[ratio],
+        "worst row": " ".join(worst[["case", "theta_kind", "dtype", "layout"]]),
+    }
 
 
 def against_best(frame: pd.DataFrame) -> pd.DataFrame:
@@ -133,25 +143,18 @@ def against_best(frame: pd.DataFrame) -> pd.DataFrame:
     Rows that no other provider got right are left out.
     """
     ok = frame[frame.status == "ok"]
-    row = [name for name in KEY if name != "provider"]
-    others = ok[~of_ours(ok)].sort_values("ms_p50").drop_duplicates(row)
-    both = ok[ok.provider == "triton_stn"].merge(others, on=row, suffixes=("", "_best"))
+    both = ok[ok.provider == "triton_stn"].merge(best_other(ok), on=ROW, suffixes=("", "_best"))
     both["ratio"] = both.ms_p50_best / both.ms_p50
     lines = []
     for pass_name, rows in both.groupby("pass", sort=False):
-        worst = rows.loc[rows.ratio.idxmin()]
-        lines.append(
-            {
-                "pass": pass_name,
-                "rows": len(rows),
-                "geometric mean": geometric_mean(rows.ratio),
-                "losses": int((rows.ratio < 1).sum()),
-                "worst": worst.ratio,
-                "worst row": " ".join(worst[["case", "theta_kind", "dtype", "layout"]]),
-                "against": worst.provider_best,
-            }
-        )
+        line = {"pass": pass_name, "rows": len(rows), **_spread(rows, "ratio")}
+        lines.append(line | {"against": rows.provider_best[rows.ratio.idxmin()]})
     return pd.DataFrame(lines)
+
+
+def best_other(ok: pd.DataFrame) -> pd.DataFrame:
+    """The fastest other provider of each row."""
+    return ok[~of_ours(ok)].sort_values("ms_p50").drop_duplicates(ROW)
 
 
 def best_others(frame: pd.DataFrame) -> list[str]:

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from bench import table, targets
-from bench.cases import CASES, PASSES, THETA_KINDS
+from bench.output import table, targets
+from bench.suite.cases import CASES, PASSES, THETA_KINDS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOTHING = (
     "Nothing has been timed on a GPU yet, so there is no table here. "
     "`python -m bench --suite full` on one\nwrites it, and `python -m bench report` puts it here.\n"
@@ -141,13 +141,7 @@ def block(frame: pd.DataFrame, figure: str) -> str:
     kinds = {case.name: case.theta_kinds for case in CASES}
     pairs = zip(frame.case, frame.theta_kind, strict=True)
     own = [kind in kinds.get(case, (kind,)) for case, kind in pairs]
-    plain = frame[
-        (frame["dtype"] == "float32")
-        & (frame.layout == "contiguous")
-        & (frame.padding_mode == "zeros")
-        & ~frame.align_corners
-        & np.array(own)
-    ]
+    plain = frame[table.plain(frame) & np.array(own)]
     parts = [
         f"Measured on {last.device}, torch {last.torch}, triton {last.triton}, "
         f"{frame.utc.min()[:10]} to {frame.utc.max()[:10]}. Times as fast as eager PyTorch, "
