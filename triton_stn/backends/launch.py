@@ -1,9 +1,9 @@
 """A plan -> a compiled kernel, which is kept and called directly.
 
 Triton's own call specialises, looks up and binds some sixty numbers at every launch. Here all that
-depends on the layouts is decided once a plan, and so is what a kernel is specialised on: data types,
-strides of one, the alignment of channels-last pixels, and nothing else, so that no size of an image
-or a batch makes a kernel of its own.
+depends on the layouts is decided once a plan, and so is what a kernel is specialised on: data
+types, strides of one, the alignment of channels-last pixels, and nothing else, so that no size of
+an image or a batch makes a kernel of its own.
 """
 
 from __future__ import annotations

@@ -105,15 +105,14 @@ def _tl_dtype(dtype: torch.dtype) -> tl.dtype:
 def plan_forward(input: Layout, theta: Layout, output: Layout, sampling: Sampling) -> Plan:
     """X (N, C, *), THETA (N, K, *) -> Y (N, K, C, *)."""
     n, k, c, *size = output.shape
+    ndim = len(size)
     problem = _problem(n * k, c, size, input, output)
     config = configs.forward(problem)
     rules = _rules(input, sampling, input, output, theta)
     return _plan(
         forward,
         config,
-        dict(
-            X=_image(input, len(size)), THETA=_theta(theta, sampling), Y=_image(output, len(size))
-        ),
+        dict(X=_image(input, ndim), THETA=_theta(theta, sampling), Y=_image(output, ndim)),
         _numbers(input, output, sampling, config),
         replace(rules, several=k > 1),
     )
@@ -149,20 +148,16 @@ def plan_backward(
         launches.append((scatter, config, dict(rest=rest, needs_input=True)))
     if apart:
         launches.append((grad_theta, call.over_output(scatters=False, rest=False), {}))
-    of_theta = [joint or kernel is grad_theta for kernel, _, _ in launches]
-    slots = sum(
-        c.slots for (_, c, _), sums_here in zip(launches, of_theta, strict=True) if sums_here
-    )
     plans, first = [], 0
-    for (kernel, config, differing), sums_here in zip(launches, of_theta, strict=True):
-        here = dict(differing, needs_theta=sums_here, sums=sums if sums_here else 0)
-        plans.append(call.plan(kernel, config, here, slots, first))
-        first += config.slots if sums_here else 0
+    slots = sum(config.slots for kernel, config, _ in launches if joint or kernel is grad_theta)
+    for kernel, config, differing in launches:
+        if joint or kernel is grad_theta:
+            differing = dict(differing, needs_theta=True, sums=sums)
+            splits = config.splits
+        plans.append(call.plan(kernel, config, differing, slots, first))
+        first += config.slots if "sums" in differing else 0
     if not wanted.grad_theta:
         return Backward(tuple(plans))
-    splits = next(
-        c.splits for (_, c, _), sums_here in zip(launches, of_theta, strict=True) if sums_here
-    )
     return call.reduced(tuple(plans), slots, splits)
 
 

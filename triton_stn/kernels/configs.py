@@ -111,7 +111,7 @@ def output_side(problem: Problem, scatters: bool, rest: bool) -> Config:
 
 
 def spline_gradient(images: int, pixels: int, coefficients: int) -> tuple[tuple, int, int]:
-    """(launch grid, pixels and coefficients of a block); ``images`` is N·K, ``coefficients`` T + 3."""
+    """(launch grid, pixels and coefficients of a block), of N·K images and T + 3 coefficients."""
     block_t = min(16, next_power_of_2(coefficients))  # 16 accumulators a thread and coordinate
     blocks = cdiv(coefficients, block_t)
     # A chunk of at least 1,024 pixels repays its reduction.
