@@ -77,6 +77,8 @@ class Call:
         self.output = layout(output)
         shown = layout(output if self.has_k else output.squeeze(1))
         self.shape, self.strides = shown.shape, shown.strides
+        like = torch.empty_like(input, device="meta")
+        self.as_input = (like.shape, like.stride()) == (shown.shape, shown.strides)
         self.forward_plan = plans.plan_forward(self.input, self.theta, self.output, self.sampling)
         self.backward_plans: dict[tuple, Any] = {}
 
@@ -86,9 +88,10 @@ class Call:
         return self.forward(input, theta)
 
     def forward(self, input: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-        output = torch.empty_strided(
-            self.shape, self.strides, dtype=self.input.dtype, device=input.device
-        )
+        if self.as_input:
+            output = torch.empty_like(input)
+        else:
+            output = input.new_empty_strided(self.shape, self.strides)
         autograd.fused.launch(self.forward_plan, input.device, X=input, THETA=theta, Y=output)
         return output
 
@@ -100,8 +103,11 @@ class Call:
         if found is None:
             found = self.backward_plans[key] = self._plan_backward(*key)
         fused = autograd.fused
-        grad_input = fused.gradient_buffer(input, self.sampling, deterministic, needs_input)
-        grad_theta = torch.empty_like(theta) if needs_theta else None
+        grad_input = grad_theta = None
+        if needs_theta:
+            grad_theta = torch.empty_like(theta)
+        if needs_input:
+            grad_input = fused.gradient_buffer(input, self.sampling, deterministic)
         return fused.launch_backward(found, grad_output, input, theta, grad_input, grad_theta)
 
     def _plan_backward(self, strides, needs_input, needs_theta, deterministic):

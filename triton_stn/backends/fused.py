@@ -75,18 +75,14 @@ def sample_backward(
         sampling,
         Wanted(needs_input, needs_theta, deterministic),
     )
-    buffer = gradient_buffer(input, sampling, deterministic, needs_input)
+    buffer = gradient_buffer(input, sampling, deterministic) if needs_input else None
     of_input, _ = launch_backward(found, grad_output, input, theta, buffer, grad_theta)
     return grad_input if of_input is None else of_input, grad_theta
 
 
-def gradient_buffer(
-    input: torch.Tensor, sampling: Sampling, deterministic: bool, needs_input: bool
-) -> torch.Tensor | None:
+def gradient_buffer(input: torch.Tensor, sampling: Sampling, deterministic: bool) -> torch.Tensor:
     """Where a backward writes grad_input: as it is returned, or where a scatter takes part the
     dtype of sums; zeros where nothing is gathered."""
-    if not needs_input:
-        return None
     if not sampling.gathers:
         check_deterministic(sampling)
         return torch.zeros_like(input, dtype=sum_dtype(input.dtype))
@@ -106,13 +102,13 @@ def launch_backward(
     """Launch what was planned: grad_input in the dtype of ``input``, and grad_theta."""
     partial = grad_theta
     if found.partial:
-        partial = torch.empty(found.partial, dtype=found.dtype, device=input.device)
+        partial = input.new_empty(found.partial, dtype=found.dtype)
     tensors = dict(X=input, THETA=theta, dY=grad_output, dX=grad_input, P=partial)
     tensors["dTHETA"] = grad_theta
     for plan in found.plans:
         if plan.kernel is spline_gradient:  # of the gradient of each pixel's coordinates
             tensors["dG"] = partial
-            tensors["P"] = torch.empty(found.coefficients, dtype=found.dtype, device=input.device)
+            tensors["P"] = input.new_empty(found.coefficients, dtype=found.dtype)
         launch(plan, input.device, **tensors)
     if grad_input is not None and grad_input.dtype != input.dtype:
         grad_input = grad_input.to(input.dtype)

@@ -130,11 +130,11 @@ class Ready:
         self.grid = plan.grid
         self.driver, self.compiled, self.run = self._load(plan, device, aligned)
         self.arguments: list[Any] = []
-        self.tensors = []  # (place among the arguments, name, what follows the pointer)
+        self.tensors = []  # (name, place among the arguments, what follows the pointer)
         for place, name in enumerate(plan.kernel.arg_names):
             value = plan.constants[name] if name in plan.constants else plan.arguments[name]
             if hasattr(value, "ptr"):
-                self.tensors.append((place, name, tuple(value[1:])))
+                self.tensors.append((name, place, tuple(value[1:])))
             self.arguments.append(value)
 
     def _load(self, plan: Plan, device: torch.device, aligned: bool) -> tuple[Any, Any, Any]:
@@ -146,7 +146,7 @@ class Ready:
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> None:
         arguments = self.arguments.copy()
-        for place, name, rest in self.tensors:
+        for name, place, rest in self.tensors:
             arguments[place] = (tensors[name], *rest)
         runtime = triton.knobs.runtime
         if getattr(runtime.launch_enter_hook, "calls", runtime.launch_enter_hook):
