@@ -32,6 +32,9 @@ FORWARD_PASS = 4
 # of several, whose windows every pass makes anew, they fit.
 GATHER_PASS, GATHER_PASS_OF_MANY = 4, 8
 WIDE_GATHER_PASS = 2  # in float64, whose numbers take two registers
+MASKED_GATHER_PASS = 3  # where 4 do not come out even, and masks take registers too
+HALF_GATHER_PASS = 2  # of 16-bit images, which spill one or two registers on sm_80 with 3
+UNALIGNED_RUN = 32  # channels of a pixel at a time where none lie aligned: 64 spill a hundred
 VOLUME_FORWARD_PASS = 3  # eight loads a channel
 # Enough programs for every multiprocessor of the largest GPUs (132 to 160) to hold about 16 warps.
 ENOUGH_PROGRAMS = 1024
@@ -99,6 +102,10 @@ def gather(problem: Problem, one_theta: bool, itemsize: int) -> Config:
     a_pass = GATHER_PASS if one_theta or problem.size[0] > 1 else GATHER_PASS_OF_MANY
     if itemsize == 8 and not few:
         a_pass = WIDE_GATHER_PASS
+    elif itemsize == 2 and one_theta and not few:
+        a_pass = HALF_GATHER_PASS
+    elif one_theta and problem.channels % GATHER_PASS and not few:
+        a_pass = MASKED_GATHER_PASS
     maxnreg = GATHER_REGISTERS
     if problem.run > 1 or itemsize == 8:
         maxnreg = GATHER_RUN_REGISTERS
@@ -153,7 +160,8 @@ def _cut(
     block_d, block_h, block_w = _block(problem)
     while cdiv(width, block_w) > MAX_GRID:
         block_w *= 2
-    block_c = min(next_power_of_2(channels), problem.run)
+    run = problem.run if problem.align > 1 else min(problem.run, UNALIGNED_RUN)
+    block_c = min(next_power_of_2(channels), run)
     channels_a_pass = 1 if problem.run > 1 else min(channels, most_channels_a_pass)
     step = channels_a_pass * block_c
     columns = cdiv(width, block_w)
