@@ -95,7 +95,8 @@ def _row(choice: Choice, index: int, target: str) -> dict:
         return counts.row(spec, target, tuple(windows))
     except Exception as exception:
         why = f"{type(exception).__name__}: {exception}".splitlines()[0]
-        return {"kernel": spec.kernel, "case": spec.label, "target": target, "error": why}
+        row = {"kernel": spec.kernel, "case": spec.label, "target": target, "error": why}
+        return row | {"registers": None, "spilled": None}
 
 
 def failed(frame: pd.DataFrame) -> pd.DataFrame:
