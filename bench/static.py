@@ -14,6 +14,8 @@ Exit status 1 on any spill, and where a kernel does not compile.
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -88,6 +90,7 @@ def _specialisations(choice: Choice) -> list[Specialisation]:
 
 def _row(choice: Choice, index: int, target: str) -> dict:
     """For a worker process, which kernels can not be sent to."""
+    os.dup2(sys.stderr.fileno(), 1)  # what the compiler dumps of a kernel that it refuses
     spec = _specialisations(choice)[index]
     columns = budget(spec.kernel, spec.label) if target == COUNTED else {}
     windows = dict.fromkeys(c.rpartition(" ")[0] for c in columns if c != "registers")
@@ -96,7 +99,7 @@ def _row(choice: Choice, index: int, target: str) -> dict:
     except Exception as exception:
         why = f"{type(exception).__name__}: {exception}".splitlines()[0]
         row = {"kernel": spec.kernel, "case": spec.label, "target": target, "error": why}
-        return row | {"registers": None, "spilled": None}
+        return row | {"registers": math.nan, "spilled": math.nan}
 
 
 def failed(frame: pd.DataFrame) -> pd.DataFrame:
