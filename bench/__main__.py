@@ -24,6 +24,7 @@ from bench.suite.cases import Task, suite
 # `python -m bench NAME ...` runs `main([...])` of the module.
 SUBCOMMANDS = {
     "compare": "bench.output.compare",
+    "host": "bench.host",
     "probe": "bench.probe",
     "report": "bench.output.report",
     "roofline": "bench.model.roofline",

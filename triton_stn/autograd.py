@@ -75,13 +75,10 @@ class Sample(torch.autograd.Function):
         grads = _below_autograd(
             "sample_backward", grad_output, input, theta, *rules, needs_input, needs_theta, source
         )
+        grads = (grads[0] if needs_input else None, grads[1] if needs_theta else None)
         if torch.is_grad_enabled():  # create_graph=True
-            grads = Once.apply(*grads, grad_output, input, theta)
-        return (
-            grads[0] if needs_input else None,
-            grads[1] if needs_theta else None,
-            *(None,) * (1 + len(ctx.options)),
-        )
+            grads = once(*grads, grad_output, input, theta)
+        return (*grads, *(None,) * (1 + len(ctx.options)))
 
 
 class Splat(torch.autograd.Function):
@@ -113,23 +110,25 @@ class Splat(torch.autograd.Function):
                     planes, grad, theta, *options, False, True, source
                 )[1]
         if torch.is_grad_enabled():
-            empty = planes.new_empty(0)
-            of_both = [empty if g is None else g for g in (grad_planes, grad_theta)]
-            of_planes, of_theta = Once.apply(*of_both, grad, planes, theta)
-            grad_planes = None if grad_planes is None else of_planes
-            grad_theta = None if grad_theta is None else of_theta
+            grad_planes, grad_theta = once(grad_planes, grad_theta, grad, planes, theta)
         return grad_planes, grad_theta, None, None, None
 
 
-class Once(torch.autograd.Function):
-    """The gradients as they are, and a refusal where they would be differentiated again.
+def once(grad_input, grad_theta, *behind):
+    """The gradients, or None, as they are, and a refusal where they would be differentiated again.
 
     Without it a second derivative would silently lack what goes through the tensors behind.
     """
+    wrapped = iter(Once.apply(*(g for g in (grad_input, grad_theta) if g is not None), *behind))
+    return tuple(None if g is None else next(wrapped) for g in (grad_input, grad_theta))
+
+
+class Once(torch.autograd.Function):
+    """See `once`: the last three tensors are those behind the gradients."""
 
     @staticmethod
-    def forward(ctx, grad_input, grad_theta, *behind):
-        return grad_input.view_as(grad_input), grad_theta.view_as(grad_theta)
+    def forward(ctx, *tensors):
+        return tuple(gradient.view_as(gradient) for gradient in tensors[:-3])
 
     @staticmethod
     def backward(ctx, *grads):
@@ -152,7 +151,7 @@ def _sample_autograd(input, theta, size, mode, padding_mode, align_corners, sour
     return Sample.apply(input, theta, size, mode, padding_mode, align_corners, source)
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def is_plain(*tensors: torch.Tensor) -> bool:
@@ -162,7 +161,7 @@ def is_plain(*tensors: torch.Tensor) -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or any(type(tensor) not in _PLAIN for tensor in tensors)
+        or any(type(tensor) not in PLAIN for tensor in tensors)
     )
 
 

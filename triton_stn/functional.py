@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from triton_stn import autograd, backends, checks, transforms
+from triton_stn import autograd, backends, calls, checks, transforms
 from triton_stn.backends import pytorch
 
 
@@ -68,6 +68,13 @@ def spatial_transform(
 
     Source: Jaderberg et al., "Spatial Transformer Networks", 2015, arXiv 1506.02025, section 3.
     """
+    key = None
+    if fill_value is None and antialias is False:
+        options = (output_size, transform, mode, padding_mode, align_corners)
+        key = calls.key_of(input, theta, options)
+        call = calls.find(key)
+        if call is not None:
+            return call(input, theta)
     checks.check_input(input, volumes=True)
     transform = transforms.resolve(transform, input.ndim - 2)
     checks.check_dimensions(transform, input)
@@ -76,6 +83,8 @@ def spatial_transform(
     checks.check_fill_value(fill_value, input, padding_mode)
     checks.check_antialias(antialias, mode, input)
     size = checks.check_output_size(output_size, input)
+    if key is not None and backends.uses_triton(input) and type(transform) is transforms.Affine:
+        calls.keep(key, input, theta, size, (mode, padding_mode, align_corners), "affine")
     source, theta, has_k = _operand(transform, theta, input, size, align_corners, antialias)
     rules = ("area" if antialias else mode, padding_mode, align_corners, source)
     output = _sample(input, theta, size, rules, fill_value)

@@ -44,6 +44,11 @@ def use_backend(name: str) -> Iterator[None]:
         _choice = previous
 
 
+def choice() -> str:
+    """What `use_backend` has chosen."""
+    return _choice
+
+
 def uses_triton(input: torch.Tensor) -> bool:
     """Whether ``input`` is sampled by the Triton kernels.
 

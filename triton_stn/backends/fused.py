@@ -11,13 +11,16 @@ from triton_stn.backends.launch import launch
 from triton_stn.backends.layout import empty_gradients, empty_output, layout
 from triton_stn.backends.plans import (
     FIELDS,
+    Backward,
     Sampling,
     Wanted,
+    grad_input_layout,
     leaves_rest,
     plan_backward,
     plan_forward,
     sum_dtype,
 )
+from triton_stn.kernels.spline import spline_gradient
 
 
 def sample(
@@ -63,33 +66,53 @@ def sample_backward(
 
     sampling = Sampling(mode, padding_mode, align_corners, source)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    if needs_input:
-        if not sampling.gathers:
-            check_deterministic(sampling)
-        grad_input = _gradient_buffer(input, sampling, deterministic)
     theta = _as_rows(theta, source)
     found = plan_backward(
-        layout(grad_output), layout(input), layout(theta), layout(grad_input), sampling,
+        layout(grad_output),
+        layout(input),
+        layout(theta),
+        grad_input_layout(layout(input), sampling, deterministic),
+        sampling,
         Wanted(needs_input, needs_theta, deterministic),
-    )  # fmt: skip
-    dtype = sum_dtype(input.dtype)
-    partial = input.new_empty(found.partial, dtype=dtype) if found.partial else grad_theta
-    tensors = dict(X=input, THETA=theta, dY=grad_output, dX=grad_input, P=partial)
-    tensors.update(dTHETA=grad_theta)
-    for plan in found.plans:
-        if "dG" in plan.arguments:  # of a spline: from the gradient of each pixel's coordinates
-            tensors.update(dG=partial, P=input.new_empty(found.coefficients, dtype=dtype))
-        launch(plan, input.device, **{name: tensors[name] for name in plan.tensors})
-    return grad_input.to(input.dtype), grad_theta
+    )
+    buffer = gradient_buffer(input, sampling, deterministic) if needs_input else None
+    of_input, _ = launch_backward(found, grad_output, input, theta, buffer, grad_theta)
+    return grad_input if of_input is None else of_input, grad_theta
 
 
-def _gradient_buffer(input: torch.Tensor, sampling: Sampling, deterministic: bool) -> torch.Tensor:
+def gradient_buffer(input: torch.Tensor, sampling: Sampling, deterministic: bool) -> torch.Tensor:
     """Where a backward writes grad_input: as it is returned, or where a scatter takes part the
     dtype of sums; zeros where nothing is gathered."""
     if not sampling.gathers:
+        check_deterministic(sampling)
         return torch.zeros_like(input, dtype=sum_dtype(input.dtype))
-    rest = leaves_rest(input.ndim - 2, sampling, deterministic)
-    return torch.empty_like(input, dtype=sum_dtype(input.dtype) if rest else input.dtype)
+    if leaves_rest(input.ndim - 2, sampling, deterministic):
+        return torch.empty_like(input, dtype=sum_dtype(input.dtype))
+    return torch.empty_like(input)
+
+
+def launch_backward(
+    found: Backward,
+    grad_output: torch.Tensor,
+    input: torch.Tensor,
+    theta: torch.Tensor,
+    grad_input: torch.Tensor | None,
+    grad_theta: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Launch what was planned: grad_input in the dtype of ``input``, and grad_theta."""
+    partial = grad_theta
+    if found.partial:
+        partial = input.new_empty(found.partial, dtype=found.dtype)
+    tensors = dict(X=input, THETA=theta, dY=grad_output, dX=grad_input, P=partial)
+    tensors["dTHETA"] = grad_theta
+    for plan in found.plans:
+        if plan.kernel is spline_gradient:  # of the gradient of each pixel's coordinates
+            tensors["dG"] = partial
+            tensors["P"] = input.new_empty(found.coefficients, dtype=found.dtype)
+        launch(plan, input.device, **tensors)
+    if grad_input is not None and grad_input.dtype != input.dtype:
+        grad_input = grad_input.to(input.dtype)
+    return grad_input, grad_theta
 
 
 def check_deterministic(sampling: Sampling) -> None:

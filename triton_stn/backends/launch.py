@@ -1,9 +1,9 @@
 """A plan -> a compiled kernel, which is kept and called directly.
 
 Triton's own call specialises, looks up and binds some sixty numbers at every launch. Here all that
-depends on the layouts is decided once a plan, and so is what a kernel is specialised on: data types,
-strides of one, the alignment of channels-last pixels, and nothing else, so that no size of an image
-or a batch makes a kernel of its own.
+depends on the layouts is decided once a plan, and so is what a kernel is specialised on: data
+types, strides of one, the alignment of channels-last pixels, and nothing else, so that no size of
+an image or a batch makes a kernel of its own.
 """
 
 from __future__ import annotations
@@ -126,23 +126,28 @@ class Ready:
     """A compiled kernel on a device, with all of its arguments but the tensors."""
 
     def __init__(self, plan: Plan, device: torch.device, aligned: bool):
-        driver = triton.runtime.driver.active
         self.index = device.index
-        self.driver = driver
         self.grid = plan.grid
-        with torch.get_device_module(device).device(device):
-            self.compiled = compile_plan(plan, driver.get_current_target(), device, aligned)
-            self.run = self.compiled.run  # loads it on the device
-        self.arguments = []
-        for name in plan.kernel.arg_names:
+        self.driver, self.compiled, self.run = self._load(plan, device, aligned)
+        self.arguments: list[Any] = []
+        self.tensors = []  # (name, place among the arguments, what follows the pointer)
+        for place, name in enumerate(plan.kernel.arg_names):
             value = plan.constants[name] if name in plan.constants else plan.arguments[name]
-            of_tensor = hasattr(value, "ptr")
-            self.arguments.append((name if of_tensor else None, value[1:] if of_tensor else value))
+            if hasattr(value, "ptr"):
+                self.tensors.append((name, place, tuple(value[1:])))
+            self.arguments.append(value)
+
+    def _load(self, plan: Plan, device: torch.device, aligned: bool) -> tuple[Any, Any, Any]:
+        """(Triton's driver, the compiled kernel, its launcher), loaded on the device."""
+        driver = triton.runtime.driver.active
+        with torch.get_device_module(device).device(device):
+            compiled = compile_plan(plan, driver.get_current_target(), device, aligned)
+            return driver, compiled, compiled.run
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> None:
-        arguments = [
-            value if name is None else (tensors[name], *value) for name, value in self.arguments
-        ]
+        arguments = self.arguments.copy()
+        for name, place, rest in self.tensors:
+            arguments[place] = (tensors[name], *rest)
         runtime = triton.knobs.runtime
         if getattr(runtime.launch_enter_hook, "calls", runtime.launch_enter_hook):
             self.compiled[self.grid](*arguments)  # a profiler listens
@@ -155,11 +160,12 @@ class Ready:
 
 
 def launch(plan: Plan, device: torch.device, **tensors: torch.Tensor) -> None:
-    """Run a plan on ``device``, whichever device is current."""
+    """Run a plan on ``device``, whichever device is current. Tensors that are none of the kernel's
+    arguments are left alone."""
     if INTERPRETED and device.type == "cpu":
         plan.kernel[plan.grid](**plan.filled(tensors), **plan.constants)
         return
-    aligned = plan.align == 1 or all(t.data_ptr() % 16 == 0 for t in tensors.values())
+    aligned = plan.align == 1 or all(tensors[n].data_ptr() % 16 == 0 for n in plan.tensors)
     ready = plan.kept.get((device, aligned))
     if ready is None:
         ready = plan.kept[device, aligned] = Ready(plan, device, aligned)

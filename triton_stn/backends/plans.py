@@ -75,6 +75,7 @@ class Backward:
     """The launches of a backward, in order, and what they write to."""
 
     plans: tuple[Plan, ...]
+    dtype: torch.dtype  # of sums
     partial: tuple[
         int, ...
     ] = ()  # shape of the buffer of partial sums; none where it is grad_theta
@@ -92,6 +93,17 @@ def leaves_rest(ndim: int, sampling: Sampling, deterministic: bool) -> bool:
     return sampling.gathers and unbounded and not deterministic
 
 
+@lru_cache(maxsize=4096)
+def grad_input_layout(input: Layout, sampling: Sampling, deterministic: bool) -> Layout:
+    """Of what a backward writes grad_input to: as `torch.empty_like` has it, in the dtype of sums
+    where a scatter takes part."""
+    ndim = len(input.shape) - 2
+    scatters = not sampling.gathers or leaves_rest(ndim, sampling, deterministic)
+    dtype = sum_dtype(input.dtype) if scatters else input.dtype
+    like = torch.empty_like(torch.empty_strided(input.shape, input.strides, device="meta"))
+    return Layout(like.shape, like.stride(), dtype)
+
+
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of coordinates, weights and sums for an image of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -105,15 +117,14 @@ def _tl_dtype(dtype: torch.dtype) -> tl.dtype:
 def plan_forward(input: Layout, theta: Layout, output: Layout, sampling: Sampling) -> Plan:
     """X (N, C, *), THETA (N, K, *) -> Y (N, K, C, *)."""
     n, k, c, *size = output.shape
+    ndim = len(size)
     problem = _problem(n * k, c, size, input, output)
     config = configs.forward(problem)
     rules = _rules(input, sampling, input, output, theta)
     return _plan(
         forward,
         config,
-        dict(
-            X=_image(input, len(size)), THETA=_theta(theta, sampling), Y=_image(output, len(size))
-        ),
+        dict(X=_image(input, ndim), THETA=_theta(theta, sampling), Y=_image(output, ndim)),
         _numbers(input, output, sampling, config),
         replace(rules, several=k > 1),
     )
@@ -149,20 +160,16 @@ def plan_backward(
         launches.append((scatter, config, dict(rest=rest, needs_input=True)))
     if apart:
         launches.append((grad_theta, call.over_output(scatters=False, rest=False), {}))
-    of_theta = [joint or kernel is grad_theta for kernel, _, _ in launches]
-    slots = sum(
-        c.slots for (_, c, _), sums_here in zip(launches, of_theta, strict=True) if sums_here
-    )
     plans, first = [], 0
-    for (kernel, config, differing), sums_here in zip(launches, of_theta, strict=True):
-        here = dict(differing, needs_theta=sums_here, sums=sums if sums_here else 0)
-        plans.append(call.plan(kernel, config, here, slots, first))
-        first += config.slots if sums_here else 0
+    slots = sum(config.slots for kernel, config, _ in launches if joint or kernel is grad_theta)
+    for kernel, config, differing in launches:
+        if joint or kernel is grad_theta:
+            differing = dict(differing, needs_theta=True, sums=sums)
+            splits = config.splits
+        plans.append(call.plan(kernel, config, differing, slots, first))
+        first += config.slots if "sums" in differing else 0
     if not wanted.grad_theta:
-        return Backward(tuple(plans))
-    splits = next(
-        c.splits for (_, c, _), sums_here in zip(launches, of_theta, strict=True) if sums_here
-    )
+        return Backward(tuple(plans), sum_dtype(input.dtype))
     return call.reduced(tuple(plans), slots, splits)
 
 
@@ -177,19 +184,15 @@ class _BackwardCall:
     sampling: Sampling
     sums: int
 
-    @property
-    def written(self) -> Layout:
-        return self.grad_input if len(self.grad_input.shape) > 1 else self.input
-
     def over_input(self) -> configs.Config:
         n, c, *size = self.input.shape
-        problem = _problem(n, c, size, self.input, self.grad_output, self.written)
+        problem = _problem(n, c, size, self.input, self.grad_output, self.grad_input)
         one_theta = self.grad_output.shape[1] == 1
         return configs.gather(problem, one_theta, self.input.dtype.itemsize)
 
     def over_output(self, scatters: bool, rest: bool) -> configs.Config:
         n, k, c, *size = self.grad_output.shape
-        others = (self.grad_output, self.written) if scatters else (self.grad_output,)
+        others = (self.grad_output, self.grad_input) if scatters else (self.grad_output,)
         problem = _problem(n * k, c, size, self.input, *others)
         return configs.output_side(problem, scatters, rest)
 
@@ -199,8 +202,8 @@ class _BackwardCall:
         tensors |= dict(dY=_image(self.grad_output, ndim))
         images = [self.input, self.grad_output]
         if kernel is not grad_theta:
-            tensors |= dict(dX=_image(self.written, ndim))
-            images.append(self.written)
+            tensors |= dict(dX=_image(self.grad_input, ndim))
+            images.append(self.grad_input)
         if kernel is not gather_maps:
             tensors |= dict(P=Buffer(sum_dtype(self.input.dtype)))
         several = self.grad_output.shape[1] > 1 and kernel is not gather_maps
@@ -217,7 +220,7 @@ class _BackwardCall:
             wide = 6 * configs.cdiv(self.sums, 6)
             affine = ndim if source == "affine" else 0
             plan = self.plan_reduce(slots, wide, self.sums, affine)
-            return Backward((*plans, plan), (n, k, slots, wide))
+            return Backward((*plans, plan), dtype, (n, k, slots, wide))
         field = (n, k, splits, *size, FIELDS.get(source, 2))
         numbers = FIELDS.get(source, 2) * size[0] * size[1]
         if source == "spline":
@@ -225,10 +228,11 @@ class _BackwardCall:
             of_spline = self.plan_spline(splits)
             chunks = of_spline.grid[1]
             plan = self.plan_reduce(chunks, 4 * t, 4 * t, 0)
-            return Backward((*plans, of_spline, plan), field, (n, k, chunks, t, 4))
+            return Backward((*plans, of_spline, plan), dtype, field, (n, k, chunks, t, 4))
         if splits == 1 and self.theta.dtype == dtype:
-            return Backward(plans)  # P is grad_theta itself
-        return Backward((*plans, self.plan_reduce(splits, numbers, numbers, 0)), field)
+            return Backward(plans, dtype)  # P is grad_theta itself
+        plan = self.plan_reduce(splits, numbers, numbers, 0)
+        return Backward((*plans, plan), dtype, field)
 
     def plan_reduce(self, slots: int, wide: int, columns: int, affine: int) -> Plan:
         n, k = self.grad_output.shape[:2]

@@ -31,6 +31,7 @@ FORWARD_PASS = 4
 # Channels a pass share the window's weights. With the sums of one theta 8 at once spill registers;
 # of several, whose windows every pass makes anew, they fit.
 GATHER_PASS, GATHER_PASS_OF_MANY = 4, 8
+WIDE_GATHER_PASS = 2  # in float64, whose numbers take two registers
 VOLUME_FORWARD_PASS = 3  # eight loads a channel
 # Enough programs for every multiprocessor of the largest GPUs (132 to 160) to hold about 16 warps.
 ENOUGH_PROGRAMS = 1024
@@ -96,6 +97,8 @@ def gather(problem: Problem, one_theta: bool, itemsize: int) -> Config:
     """Of the input."""
     few = problem.channels <= FEW_CHANNELS
     a_pass = GATHER_PASS if one_theta or problem.size[0] > 1 else GATHER_PASS_OF_MANY
+    if itemsize == 8 and not few:
+        a_pass = WIDE_GATHER_PASS
     maxnreg = GATHER_REGISTERS
     if problem.run > 1 or itemsize == 8:
         maxnreg = GATHER_RUN_REGISTERS
@@ -111,7 +114,7 @@ def output_side(problem: Problem, scatters: bool, rest: bool) -> Config:
 
 
 def spline_gradient(images: int, pixels: int, coefficients: int) -> tuple[tuple, int, int]:
-    """(launch grid, pixels and coefficients of a block); ``images`` is N·K, ``coefficients`` T + 3."""
+    """(launch grid, pixels and coefficients of a block), of N·K images and T + 3 coefficients."""
     block_t = min(16, next_power_of_2(coefficients))  # 16 accumulators a thread and coordinate
     blocks = cdiv(coefficients, block_t)
     # A chunk of at least 1,024 pixels repays its reduction.

@@ -19,8 +19,8 @@ def grad_theta(
     X,  # (N, C, [D,] H, W)
     THETA,  # (N, K, *), see `coordinates.source`
     dY,  # (N, K, C, [D_out,] H_out, W_out)
-    # Partial sums, (N, K, slots, sums filled up to a multiple of six); or, where there are none, the
-    P,  # gradient of each pixel's coordinates or patch, (N, K, splits, H_out, W_out, 2 or 6)
+    # Partial sums, (N, K, slots, sums filled up to a multiple of six); or where there are none
+    P,  # the gradient of each pixel's coordinates or patch, (N, K, splits, H_out, W_out, 2 or 6)
     WORK,
     CANVAS,
     FRAME,

@@ -1,4 +1,4 @@
-"""The window of a theta without rotation, or turned by 90°, that does not magnify: 2 x 2 candidates.
+"""The window of a theta upright or turned by 90° that does not magnify: 2 x 2 candidates.
 
 Index p drives x and index q drives y: (p, q) is (j, i) upright, (i, j) on its side, so weights and
 conditions are products of one along x and one along y either way. The moments are along p and q:

@@ -27,8 +27,8 @@ class Pixels(NamedTuple):
 class Plane(NamedTuple):
     """Numbers of a tile, or one candidate of each of its pixels, at ptr + offs.
 
-    The pointer is the same for all threads and the offset an integer, which a pass of channels moves
-    on: the compiler keeps neither a pointer a thread nor one a candidate and channel.
+    The pointer is the same for all threads and the offset an integer, which a pass of channels
+    moves on: the compiler keeps neither a pointer a thread nor one a candidate and channel.
     """
 
     ptr: object

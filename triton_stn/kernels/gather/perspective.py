@@ -148,16 +148,16 @@ def perspective_window(pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr):
         unbounded = (inverse.gathered == 0) & (has_nan(pixel_map) == 0)
         seen = pixels.mask & (seen | unbounded)
         whole |= unbounded
-    right = 2 * CANVAS.centre_w
-    below = 2 * CANVAS.centre_h
+    last_j = 2 * CANVAS.centre_w
+    last_i = 2 * CANVAS.centre_h
     j_first = tl.maximum(tl.ceil(j_low - inverse.margin_j + CANVAS.centre_w), 0.0)
     i_first = tl.maximum(tl.ceil(i_low - inverse.margin_i + CANVAS.centre_h), 0.0)
-    j_last = tl.minimum(tl.floor(j_high + inverse.margin_j + CANVAS.centre_w), right)
-    i_last = tl.minimum(tl.floor(i_high + inverse.margin_i + CANVAS.centre_h), below)
+    j_last = tl.minimum(tl.floor(j_high + inverse.margin_j + CANVAS.centre_w), last_j)
+    i_last = tl.minimum(tl.floor(i_high + inverse.margin_i + CANVAS.centre_h), last_i)
     j_first = tl.where(whole, 0.0, j_first)
     i_first = tl.where(whole, 0.0, i_first)
-    j_last = tl.where(whole, right, j_last)
-    i_last = tl.where(whole, below, i_last)
+    j_last = tl.where(whole, last_j, j_last)
+    i_last = tl.where(whole, last_i, i_last)
     seen &= (j_last >= j_first) & (i_last >= i_first)
     return PerspectiveWindow(
         tl.where(seen, i_first, 0.0),

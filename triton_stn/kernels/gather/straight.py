@@ -34,15 +34,15 @@ def gather_straight(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl
     """One pass of channels through the window."""
     pixel_map, inverse, CANVAS = JOB.pixel_map, JOB.inverse, JOB.canvas
     values = load_pass(X, pixels.mask, pixels, RULES, TILING)
-    j_first = first_inside(
-        pixel_map.x_j, inverse.j_x, pixel_map.x_1, pixels.u, CANVAS.centre_w, RULES
-    )
-    i = first_inside(pixel_map.y_i, inverse.i_y, pixel_map.y_1, pixels.v, CANVAS.centre_h, RULES)
+    a, x_1 = pixel_map.x_j, pixel_map.x_1
+    b, y_1 = pixel_map.y_i, pixel_map.y_1
+    j_first = first_inside(a, inverse.j_x, x_1, pixels.u, CANVAS.centre_w, RULES)
+    i = first_inside(b, inverse.i_y, y_1, pixels.v, CANVAS.centre_h, RULES)
     row = G.offs + output_offsets(JOB.dy, j_first, i, CANVAS, RULES)
     acc, moments = gathered.acc, gathered.moments
     zero = tl.zeros(pixels.u.shape, RULES.dtype)
-    for _ in range(candidates_along(pixel_map.y_i, RULES)):
-        wy, distance_y, in_y = hat(tl.fma(pixel_map.y_i, i, pixel_map.y_1), pixels.v, RULES)
+    for _ in range(candidates_along(b, RULES)):
+        wy, distance_y, in_y = hat(tl.fma(b, i, y_1), pixels.v, RULES)
         in_y &= pixels.mask & (tl.abs(i) <= CANVAS.centre_h)
         # Over the row, of x's derivatives and of x's weights times t: sums along j and 1.
         s_j = zero
@@ -51,8 +51,8 @@ def gather_straight(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl
         w_1 = zero
         offs = row
         j = j_first
-        for _ in range(candidates_along(pixel_map.x_j, RULES)):
-            wx, distance_x, in_x = hat(tl.fma(pixel_map.x_j, j, pixel_map.x_1), pixels.u, RULES)
+        for _ in range(candidates_along(a, RULES)):
+            wx, distance_x, in_x = hat(tl.fma(a, j, x_1), pixels.u, RULES)
             inside = in_y & in_x & (tl.abs(j) <= CANVAS.centre_w)
             acc, t = accumulate(
                 acc, zero, values, at_offset(G, offs), 0, wx * wy, inside, pixels, RULES, TILING

@@ -1,0 +1,139 @@
+"""A plain call, kept: one look-up from its arguments to all that does not depend on values.
+
+`spatial_transform` of plain tensors through an affine map is checked, planned and laid out once;
+the same call again allocates and launches. Everything else, from a compiler that traces to a
+spline, takes the way of the operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from triton_stn import autograd, backends
+from triton_stn.backends.layout import Layout, empty_output, layout
+
+_kept: dict[tuple, Call] = {}
+MOST = 4096  # calls; more are as many layouts, and begin anew
+
+
+def key_of(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...]) -> tuple | None:
+    """What a call is kept by; None where something watches, or the arguments are none of a call."""
+    if (
+        type(input) not in autograd.PLAIN
+        or type(theta) not in autograd.PLAIN
+        or not autograd.is_plain()
+        or forward_ad._current_level >= 0
+    ):
+        return None
+    return (
+        input.shape, input.stride(), input.dtype, input.device,
+        theta.shape, theta.stride(), theta.dtype, theta.device,
+        backends.choice(), options,
+    )  # fmt: skip
+
+
+def find(key: tuple | None) -> Call | None:
+    try:
+        return _kept.get(key)
+    except TypeError:  # an argument of a wrong type, which the checks will name
+        return None
+
+
+def keep(key: tuple | None, *call: Any) -> None:
+    """Keep a call that has been checked, if it is one of those that can be."""
+    if key is None or not Call.serves(*call):
+        return
+    if len(_kept) >= MOST:
+        _kept.clear()
+    _kept[key] = Call(*call)
+
+
+def forget() -> None:
+    _kept.clear()
+
+
+class Call:
+    """An affine map an image, or K: theta (N, 2, 3), (N, K, 2, 3), or of volumes."""
+
+    @staticmethod
+    def serves(input, theta, size, rules, source) -> bool:
+        rows = theta.stride()[-2:] == (theta.shape[-1], 1)
+        some = input.numel() > 0 and theta.numel() > 0
+        return source == "affine" and rules[0] == "bilinear" and rows and some and theta.ndim > 2
+
+    def __init__(self, input, theta, size, rules, source):
+        from triton_stn.backends import plans  # after `backends.uses_triton` has said yes
+
+        self.plans = plans
+        self.sampling = plans.Sampling(*rules, source)
+        self.has_k = theta.ndim == 4
+        self.theta = layout(theta if self.has_k else theta[:, None])
+        self.input = layout(input)
+        output = empty_output(input.detach().to("meta"), self.theta.shape[1], *size)
+        self.output = layout(output)
+        shown = layout(output if self.has_k else output.squeeze(1))
+        self.shape, self.strides = shown.shape, shown.strides
+        like = torch.empty_like(input, device="meta")
+        self.as_input = (like.shape, like.stride()) == (shown.shape, shown.strides)
+        self.forward_plan = plans.plan_forward(self.input, self.theta, self.output, self.sampling)
+        self.backward_plans: dict[tuple, Any] = {}
+
+    def __call__(self, input: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        if (input.requires_grad or theta.requires_grad) and torch.is_grad_enabled():
+            return Sample.apply(input, theta, self)
+        return self.forward(input, theta)
+
+    def forward(self, input: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        if self.as_input:
+            output = torch.empty_like(input)
+        else:
+            output = input.new_empty_strided(self.shape, self.strides)
+        autograd.fused.launch(self.forward_plan, input.device, X=input, THETA=theta, Y=output)
+        return output
+
+    def backward(self, grad_output, input, theta, needs_input: bool, needs_theta: bool):
+        """The gradients, without elements where they are not needed."""
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        key = grad_output.stride(), needs_input, needs_theta, deterministic
+        found = self.backward_plans.get(key)
+        if found is None:
+            found = self.backward_plans[key] = self._plan_backward(*key)
+        fused = autograd.fused
+        grad_input = grad_theta = None
+        if needs_theta:
+            grad_theta = torch.empty_like(theta)
+        if needs_input:
+            grad_input = fused.gradient_buffer(input, self.sampling, deterministic)
+        return fused.launch_backward(found, grad_output, input, theta, grad_input, grad_theta)
+
+    def _plan_backward(self, strides, needs_input, needs_theta, deterministic):
+        strides = strides if self.has_k else (strides[0], 0, *strides[1:])
+        plans = self.plans
+        written = plans.grad_input_layout(self.input, self.sampling, deterministic)
+        return plans.plan_backward(
+            Layout(self.output.shape, strides, self.output.dtype), self.input, self.theta,
+            written, self.sampling, plans.Wanted(needs_input, needs_theta, deterministic),
+        )  # fmt: skip
+
+
+class Sample(torch.autograd.Function):
+    """As `autograd.Sample`, of a kept call."""
+
+    @staticmethod
+    def forward(ctx, input, theta, call):
+        ctx.save_for_backward(input, theta)
+        ctx.call = call
+        return call.forward(input, theta)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        input, theta = ctx.saved_tensors
+        needs_input, needs_theta, _ = ctx.needs_input_grad
+        grads = ctx.call.backward(grad_output, input, theta, needs_input, needs_theta)
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = autograd.once(*grads, grad_output, input, theta)
+        return (*grads, None)
