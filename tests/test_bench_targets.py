@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import pytest
 import torch
@@ -13,7 +15,8 @@ from bench.output import report, table, targets
 from bench.providers.registry import PROVIDERS
 from bench.suite.cases import CASES, EXTREME, THETA_KINDS, Task, suite
 from bench.suite.passes import RESULTS
-from triton_stn.backends import fused, volume
+from triton_stn.backends import plans
+from triton_stn.backends.layout import layout as layout_of
 
 MACHINE = Machine("cuda", "made-up GPU", 1000.0, "2.x", "3.x", "abc1234")
 BY_NAME = {case.name: case for case in CASES}
@@ -208,13 +211,10 @@ def test_the_kernels_partial_sums_are_within_what_is_allowed(case, dtype, layout
     grad = of(case.n * case.k, case.size).unflatten(0, (case.n, case.k))
     image = of(case.n, case.extent)
     theta = torch.empty(case.n, case.k, case.ndim, case.ndim + 1, device="meta")
-    layouts = [fused.layout(x) for x in (grad, image, theta, image)]
-    options = ("bilinear", "zeros", False, True, True)
-    sums = 6 if case.ndim == 2 else 12
-    backend = fused if case.ndim == 2 else volume
-    extra = () if case.ndim == 2 else (False,)
-    plans = backend.plan_backward(*layouts, *options, *extra)
-    need = 4 * case.n * case.k * plans[0].slots * sums
+    given = [layout_of(x) for x in (grad, image, theta, image)]
+    sampling = plans.Sampling("bilinear", "zeros", False)
+    found = plans.plan_backward(*given, sampling, plans.Wanted(True, True))
+    need = 4 * math.prod(found.partial)
     task = row(case.name, "backward_theta", case.theta_kinds[0], dtype=dtype)
     (allowed,) = targets.allowed_bytes(frame_of(task))
     assert need <= allowed

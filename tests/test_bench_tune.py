@@ -27,7 +27,8 @@ from bench.suite.cases import Case, Task, suite
 from bench.tune import predict, report, trials
 from bench.tune.experiments import PLAN, Experiment, product
 from bench.tune.trials import Trial, chosen, name_of
-from triton_stn.backends import fused, volume
+from triton_stn.backends import fused, plans
+from triton_stn.backends.launch import Plan
 from triton_stn.kernels import configs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,12 +40,17 @@ BACKWARD = replace(FORWARD, pass_name="backward")
 MACHINE = Machine("cpu", "cpu", 10.0, "2.x", "3.x", "abc1234")
 
 
-def plan(task: Task) -> list[fused.Launch]:
-    return [spec.launch for spec in launches.of_task(task) if not spec.window]
+def plan(task: Task) -> list[Plan]:
+    return [spec.plan for spec in launches.of_task(task)]
 
 
-def block(launch: fused.Launch) -> tuple[int, int]:
-    return launch.constants["BLOCK_H"], launch.constants["BLOCK_W"]
+def choices(task: Task) -> list[tuple]:
+    return [spec.choice for spec in launches.of_task(task)]
+
+
+def block(plan: Plan) -> tuple[int, int]:
+    tiling = plan.constants["TILING"]
+    return tiling.block_h, tiling.block_w
 
 
 # --- variants ------------------------------------------------------------------------------------
@@ -55,35 +61,41 @@ def test_constants_are_set_and_taken_back_also_after_an_exception():
     with chosen(dict(PATCH_H=4, PATCH_W=32)):
         assert (configs.PATCH_H, configs.PATCH_W) == (4, 32)
     assert trials.tunable() == before
-    with pytest.raises(ZeroDivisionError), chosen(dict(GATHER_TILES=1)):
+    with pytest.raises(ZeroDivisionError), chosen(dict(BACKWARD_TILES=1)):
         _ = 1 / 0
     assert trials.tunable() == before
 
 
-@pytest.mark.parametrize("case", [TINY, VOLUME], ids=lambda case: case.name)
+@pytest.mark.parametrize(("case", "constant"), [(TINY, "PATCH_W"), (VOLUME, "WARPS")])
 @pytest.mark.parametrize("pass_name", ["forward", "backward"])
-def test_a_cached_plan_does_not_outlive_the_constants_that_it_was_made_from(case, pass_name):
+def test_a_cached_plan_does_not_outlive_the_constants_that_it_was_made_from(
+    case, constant, pass_name
+):
     task = Task(case, pass_name, "rotation_30")
-    present = plan(task)
-    with chosen(dict(PATCH_H=4)):
-        varied = plan(task)
-        assert block(varied[0]) != block(present[0])
-    assert plan(task) == present
-    assert any(f.cache_info().currsize for f in (fused.plan_forward, volume.plan_forward))
+    present = choices(task)
+    with chosen({constant: 16}):
+        assert choices(task)[0] != present[0]
+    assert choices(task) == present
+    assert plans.plan_forward.cache_info().currsize
 
 
-def test_the_register_cap_and_the_warps_reach_the_launch():
-    with chosen(dict(GATHER_REGISTERS=96, WARPS=8)):
+def test_the_register_caps_and_the_warps_reach_the_launch():
+    with chosen(dict(FEW_REGISTERS=96, GATHER_REGISTERS=136, WARPS=8)):
         assert plan(BACKWARD)[0].maxnreg == 96
-        assert {launch.num_warps for launch in plan(BACKWARD)} == {8}
+        assert plan(Task(MANY, "backward", "rotation_30"))[0].maxnreg == 136
+        assert plan(BACKWARD)[0].num_warps == 8
     assert plan(BACKWARD)[0].num_warps == configs.WARPS
 
 
 def test_the_passes_of_volumes_reach_their_launches():
     forward, backward = (Task(VOLUME, name, "rotation_30") for name in ("forward", "backward"))
-    with chosen(dict(VOLUME_FORWARD_PASS=1, VOLUME_GATHER_PASS=1)):
-        assert plan(forward)[0].constants["PASS"] == plan(backward)[0].constants["PASS"] == 1
-    assert plan(forward)[0].constants["PASS"] == plan(backward)[0].constants["PASS"] == 2
+
+    def a_pass(task):
+        return plan(task)[0].constants["TILING"].channels_a_pass
+
+    with chosen(dict(VOLUME_FORWARD_PASS=1, GATHER_PASS=1)):
+        assert a_pass(forward) == a_pass(backward) == 1
+    assert a_pass(forward) == a_pass(backward) == 2
 
 
 def test_no_constant_is_offered_that_a_launch_would_not_read():
@@ -102,7 +114,7 @@ def test_the_present_choice_is_first_and_last_and_no_launch_is_tried_twice():
 
 
 def test_a_task_that_no_variant_changes_is_left_out():
-    experiment = Experiment("e", "", product(GATHER_REGISTERS=(96,)), ("",))
+    experiment = Experiment("e", "", product(FEW_REGISTERS=(96,)), ("",))
     found = trials.of(experiment, [FORWARD, BACKWARD])
     assert {trial.task for trial in found} == {BACKWARD}
 
@@ -135,7 +147,7 @@ def untimed(rows, *_):
     [
         (TINY, "contiguous", dict(PATCH_H=4, PATCH_W=32)),
         (TINY, "contiguous", dict(GATHER_PASS=2, FORWARD_PASS=2)),
-        (TINY, "contiguous", dict(ENOUGH_PROGRAMS=1, GATHER_TILES=4, FORWARD_TILES_TO_4=4)),
+        (TINY, "contiguous", dict(ENOUGH_PROGRAMS=1, BACKWARD_TILES=4, FORWARD_TILES_TO_4=4)),
         (MANY, "contiguous", dict(MIN_CHANNELS_A_SPLIT=16, GATHER_PASS=8)),
         (MANY, "channels_last", dict(RUN_PATCH_H=2)),
     ],
@@ -147,13 +159,13 @@ def test_results_are_right_under_a_variant(kernels, monkeypatch, case, layout, s
     launch = fused.launch
 
     def spy(plan, *arguments, **tensors):
-        launched.append(plan.constants)
+        launched.append((plan.grid, plan.constants))
         launch(plan, *arguments, **tensors)
 
     monkeypatch.setattr(fused, "launch", spy)
     monkeypatch.setattr(runner, "time_calls", untimed)
     task = Task(case, pass_name, "rotation_30", layout=layout)
-    present = plan(task)[0].constants
+    present = plan(task)[0].grid, plan(task)[0].constants
     machine = replace(MACHINE, type=kernels.device)
     with triton_stn.use_backend(kernels.backend):
         provider = tune.provider_of(Trial(task, settings, {}))
@@ -191,9 +203,9 @@ def test_without_a_gpu_the_compiler_is_asked_and_nothing_is_measured():
     rows = [dict(zip(header, line, strict=True)) for line in lines]
     assert [row["variant"] for row in rows] == ["PATCH_W=8", "PATCH_W=24"]
     assert not {"ms", "ratio", "change"} & set(header)
-    assert (rows[0]["kernel"], rows[0]["window"], rows[0]["programs"]) == ("gather", "three", "512")
-    assert 0 < int(rows[0]["registers"]) <= 168 and int(rows[0]["warps an SM"]) >= 12
-    assert float(rows[0]["per_pixel"]) > 0 and float(rows[0]["predicted ms"]) > 0
+    assert (rows[0]["kernel"], rows[0]["window"], rows[0]["programs"]) == ("gather", "THREE", "512")
+    assert 0 < int(rows[0]["registers"]) <= 128 and int(rows[0]["warps an SM"]) >= 16
+    assert float(rows[0]["per_tile"]) > 0 and float(rows[0]["predicted ms"]) > 0
     assert rows[0]["predicted ratio"] == "1"
     assert "CompilationError" in rows[1]["cause"]  # 16 x 24 pixels are no power of two
 
@@ -218,18 +230,18 @@ def made_up(found: list[Trial], times: dict[str, tuple[float, float, float] | st
 
 @pytest.fixture
 def found() -> list[Trial]:
-    settings = [dict(GATHER_TILES=tiles) for tiles in (32, 16, 8, 4, 2)]
+    settings = [dict(BACKWARD_TILES=tiles) for tiles in (32, 16, 8, 4, 2)]
     all = [Trial(BACKWARD, s, settings[0]) for s in settings]
     return [*all, Trial(BACKWARD, settings[0], settings[0], again=True)]
 
 
 TIMES = {
-    "GATHER_TILES=32": (2.0, 1.9, 2.1),
-    "GATHER_TILES=16": (1.5, 1.4, 1.6),
-    "GATHER_TILES=8": (3.0, 2.9, 3.1),
-    "GATHER_TILES=4": (1.4, 1.3, 2.2),  # faster in the median, within the spread
-    "GATHER_TILES=2": "wrong",
-    "GATHER_TILES=32 again": (1.99, 1.98, 2.0),
+    "BACKWARD_TILES=32": (2.0, 1.9, 2.1),
+    "BACKWARD_TILES=16": (1.5, 1.4, 1.6),
+    "BACKWARD_TILES=8": (3.0, 2.9, 3.1),
+    "BACKWARD_TILES=4": (1.4, 1.3, 2.2),  # faster in the median, within the spread
+    "BACKWARD_TILES=2": "wrong",
+    "BACKWARD_TILES=32 again": (1.99, 1.98, 2.0),
 }
 
 
@@ -240,16 +252,16 @@ def test_a_variant_is_faster_or_slower_beyond_the_spread_alone(found):
     assert measured.ratio[:3].tolist() == [1.0, 0.75, 1.5]
     assert measured.status.tolist() == ["ok"] * 4 + ["wrong", "ok"] and measured.note[4] == "why"
     (best,) = report.by_task(measured).itertuples()
-    assert (best.best, best.ratio) == ("GATHER_TILES=16", 0.75)
+    assert (best.best, best.ratio) == ("BACKWARD_TILES=16", 0.75)
     over = report.by_variant(measured).set_index("variant")
     assert over.faster.tolist() == [0, 1, 0, 0, 0, 0] and over.slower.sum() == 1
-    assert over.loc["GATHER_TILES=2", "not ok"] == 1
+    assert over.loc["BACKWARD_TILES=2", "not ok"] == 1
 
 
 def test_the_present_choice_stays_the_best_where_none_is_faster_beyond_the_spread(found):
-    times = dict.fromkeys(TIMES, (1.99, 1.9, 2.1)) | {"GATHER_TILES=32": (2.0, 1.9, 2.1)}
+    times = dict.fromkeys(TIMES, (1.99, 1.9, 2.1)) | {"BACKWARD_TILES=32": (2.0, 1.9, 2.1)}
     (best,) = report.by_task(report.verdicts(made_up(found, times), found)).itertuples()
-    assert best.best == "GATHER_TILES=32"
+    assert best.best == "BACKWARD_TILES=32"
 
 
 def test_what_was_not_measured_has_no_verdict(found):
@@ -257,7 +269,7 @@ def test_what_was_not_measured_has_no_verdict(found):
     assert len(report.verdicts(rows.iloc[1:], found)) == 0  # nothing to set the others against
     assert len(report.verdicts(rows.iloc[:2], found)) == 2
     text = report.report(Experiment("e", "why?", (), ()), found, None, report.verdicts(rows, []))
-    assert "why?" in text and "GATHER_TILES=16" in text
+    assert "why?" in text and "BACKWARD_TILES=16" in text
 
 
 def test_the_report_sets_what_was_measured_beside_what_was_predicted(found):
@@ -324,7 +336,7 @@ def test_the_command_says_what_it_knows(capsys, arguments, said):
 
 
 def test_nothing_to_try_is_exit_status_2(capsys):
-    assert command.main(["tune", "GATHER_TILES=4", "--filter", "digits_60/forward/"]) == 2
+    assert command.main(["tune", "BACKWARD_TILES=4", "--filter", "digits_60/forward/"]) == 2
     assert "No variant changes" in capsys.readouterr().err
 
 

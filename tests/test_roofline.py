@@ -88,18 +88,18 @@ def test_the_gather_reads_an_output_pixel_exactly_where_the_forward_tapped(theta
     kind = addresses.window(map)
     gathered = addresses._candidates(inputs, map, image, kind, target)
     assert pairs(outputs, tapped, False) == pairs(inputs, gathered, True)
-    assert len(gathered) <= addresses.visited(map) or kind in ("axis", "straight")
+    assert kind != "WALK" or len(gathered) <= np.prod(addresses.walked(map))
 
 
 @pytest.mark.parametrize(
     ("theta_kind", "window"),
     [
-        ("identity", "axis"),
-        ("rotation_90", "axis"),
-        ("zoom_out_2", "axis"),
-        ("rotation_45", "three"),
-        ("zoom_in_2", "straight"),
-        ("zoom_in_16", "wide"),
+        ("identity", "UPRIGHT"),
+        ("rotation_90", "ON_SIDE"),
+        ("zoom_out_2", "UPRIGHT"),
+        ("rotation_45", "THREE"),
+        ("zoom_in_2", "STRAIGHT"),
+        ("zoom_in_16", "WIDE"),
     ],
 )
 def test_the_window_of_a_map(theta_kind, window):
@@ -112,8 +112,8 @@ def test_no_tile_that_an_output_reads_counts_as_out_of_view(theta_kind, k):
     case = Case("crops", 1, k, 1, 128, 96, 24, 20, 1)
     maps = addresses.pixel_maps(case, theta_kind)
     i, j = np.mgrid[: case.h_out, : case.w_out].reshape(2, 1, -1)
-    config = configs.gather(1, 1, case.h, case.w, 1, k == 1)
-    rows, columns = config.constants["BLOCK_H"], config.constants["BLOCK_W"]
+    config = configs.gather(configs.Problem(1, 1, (1, case.h, case.w)), k == 1, itemsize=4)
+    rows, columns = config.tiling.block_h, config.tiling.block_w
     corner = np.mgrid[: case.h : rows, : case.w : columns].reshape(2, -1, 1)
     thread = np.arange(rows * columns)
     tiles = programs(corner[0] + thread // columns, corner[1] + thread % columns)

@@ -2,7 +2,10 @@
 
 launches.py     what the library would launch: the one place that knows its launcher
 compiler.py     those launches compiled, on every core
-sass.py         reading machine code; counts.py: instructions a pixel
+spread.py       the calls whose kernels the static report compiles
+sass.py         reading machine code: registers, spills, widths
+inlined.py      its instructions, and the calls that they were inlined through
+paths.py        instructions along one path of a kernel; counts.py: a kernel's row
 addresses.py    what warps touch
 roofline.py     ``python -m bench roofline``: predicted times
 """

@@ -11,19 +11,20 @@ and atomics go to L2 warp by warp. Zeros padding, bilinear, align_corners=False.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from bench.suite.cases import Case, theta_of
 from triton_stn.kernels import configs
+from triton_stn.kernels.gather.inverse import MOST_CANDIDATES
 
 LINE, SECTOR, WARP = 128, 32, 32  # bytes, bytes, threads
 SAMPLE = 256  # programs; two samples differ by a few percent
 EAGER_THREADS = 256  # a block of PyTorch's aten/src/ATen/native/cuda/GridSampler.cu
-# How far the general windows are widened: `inverse_map` in triton_stn/kernels/candidates.py.
+# How far the general windows are widened: `inverse_map` in kernels/gather/inverse.py.
 SLACK = 1 / 64
+EXACT = ("UPRIGHT", "ON_SIDE")  # windows of maps that are not widened
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def ours(case: Case, theta_kind: str, pass_name: str, tags: int, itemsize: int =
     source, target = (case.c, case.h, case.w), (case.c, case.h_out, case.w_out)
     count = _Counter(itemsize, tags)
     if pass_name == "forward":
-        at = _tiles(configs.forward(case.n * case.k, *target, 1), case.n * case.k, *target)
+        at = _tiles(configs.forward(output_problem(case)), case.n * case.k, *target)
         reads = _taps(at, maps[at.image % case.k], at.image // case.k, source, target, True)
         write = at.address(at.image, at.i, at.j, target, at.inside)
         return (count.loads(reads) + count.writes([write])) * at.weight
@@ -82,10 +83,15 @@ def ours(case: Case, theta_kind: str, pass_name: str, tags: int, itemsize: int =
         here = np.where(_met(at, maps[k], case), here, -1)
         return (touched + count.loads([here])) * at.weight
     # grad_theta of several maps comes from the output's side.
-    out = _tiles(configs.scatter(case.n * case.k, *target, 1), case.n * case.k, *target)
+    cut = configs.output_side(output_problem(case), scatters=False, rest=False)
+    out = _tiles(cut, case.n * case.k, *target)
     taps = _taps(out, maps[out.image % case.k], out.image // case.k, source, target, False)
     grad = out.address(out.image, out.i, out.j, target, out.inside)
     return touched * at.weight + (count.loads(taps) + count.loads([grad])) * out.weight
+
+
+def output_problem(case: Case) -> configs.Problem:
+    return configs.Problem(case.n * case.k, case.c, (1, case.h_out, case.w_out))
 
 
 def met(case: Case, theta_kind: str) -> float:
@@ -139,27 +145,24 @@ def reach(map: np.ndarray) -> tuple[float, float]:
 
 
 def window(map: np.ndarray) -> str:
-    """The gathering window that a map takes: the conditions of `gather_theta` in kernels/gather."""
+    """The gathering window that a map takes: `window_kind` in kernels/gather/inverse.py."""
     a00, a01, _, a10, a11, _ = (abs(float(x)) for x in map)
-    if (a01 == a10 == 0 and min(a00, a11) >= 1) or (a00 == a11 == 0 and min(a01, a10) >= 1):
-        return "axis"
+    if a01 == a10 == 0 and min(a00, a11) >= 1:
+        return "UPRIGHT"
+    if a00 == a11 == 0 and min(a01, a10) >= 1:
+        return "ON_SIDE"
     j, i = (r * (1 + SLACK) + SLACK for r in reach(map))
     if max(j, i) <= 1.5:
-        return "three"
-    if (2 * j + 1) * (2 * i + 1) > 400:
-        return "wide"
-    return "straight" if a01 == a10 == 0 else "walk"
+        return "THREE"
+    if (2 * j + 1) * (2 * i + 1) > MOST_CANDIDATES.value:
+        return "WIDE"
+    return "STRAIGHT" if a01 == a10 == 0 else "WALK"
 
 
-def visited(map: np.ndarray) -> int:
-    """Candidates that a thread of the map's window looks at, inside the cell or not."""
-    kind = window(map)
-    if kind == "walk":
-        j, i = (int(2 * (r * (1 + SLACK) + SLACK) + 1) for r in reach(map))
-        return j * i
-    if kind == "straight":
-        return math.prod(math.ceil(2 / abs(float(a))) for a in (map[0], map[4]))
-    return {"axis": 4, "three": 9}[kind]
+def walked(map: np.ndarray) -> tuple[int, int]:
+    """Rows, and candidates in each, that a thread looks at in the window of kind WALK."""
+    j, i = (int(2 * (r * (1 + SLACK) + SLACK) + 1) for r in reach(map))
+    return i, j
 
 
 class _Counter:
@@ -199,8 +202,8 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
 def _tiles(config: configs.Config, images: int, c: int, height: int, width: int) -> Programs:
     """Tiles of our kernels, wherever the launch grid has one."""
     random = np.random.default_rng(0)
-    block_h, block_w = config.constants["BLOCK_H"], config.constants["BLOCK_W"]
-    columns, rows = config.grid[1], config.grid[2] * config.constants["TILES"]
+    block_h, block_w = config.tiling.block_h, config.tiling.block_w
+    columns, rows = config.grid[1], config.grid[2] * config.tiles
     image, channel, column, row = (
         random.integers(n, size=(SAMPLE, 1)) for n in (images, c, columns, rows)
     )
@@ -213,17 +216,18 @@ def _tiles(config: configs.Config, images: int, c: int, height: int, width: int)
 def _gather_tiles(case: Case) -> tuple[Programs, np.ndarray]:
     """Tiles of the gather, and one of the K maps for each."""
     source = case.c, case.h, case.w
-    at = _tiles(configs.gather(case.n, *source, 1, case.k == 1), case.n, *source)
+    problem = configs.Problem(case.n, case.c, (1, case.h, case.w))
+    at = _tiles(configs.gather(problem, case.k == 1, itemsize=4), case.n, *source)
     return at, np.random.default_rng(1).integers(case.k, size=at.image.shape)
 
 
 def _met(at: Programs, map: np.ndarray, case: Case) -> np.ndarray:
-    """Which tiles a map's image of the output meets, by the tests in kernels/candidates.py.
+    """Which tiles a map's image of the output meets, by the tests in kernels/gather/inverse.py.
 
     All of them where the gather does not ask: for one map without rotation.
     """
     kind = window(map.reshape(-1, 6)[0])  # the K maps differ by translation alone
-    if case.k == 1 and kind == "axis":
+    if case.k == 1 and kind in EXACT:
         return np.ones(at.image.shape, bool)
     a00, a01, b0, a10, a11, b1 = np.moveaxis(map, -1, 0)
     j, i = (case.w_out - 1) / 2, (case.h_out - 1) / 2
@@ -232,7 +236,7 @@ def _met(at: Programs, map: np.ndarray, case: Case) -> np.ndarray:
     slack = 1 + SLACK
     found = np.abs(du) <= half_w + slack * (1 + np.abs(a00) * j + np.abs(a01) * i)
     found &= np.abs(dv) <= half_h + slack * (1 + np.abs(a10) * j + np.abs(a11) * i)
-    if kind != "axis":
+    if kind not in EXACT:
         x, y, det = half_w + slack, half_h + slack, slack * np.abs(a00 * a11 - a01 * a10)
         found &= np.abs(a00 * dv - a10 * du) <= y * np.abs(a00) + x * np.abs(a10) + det * i
         found &= np.abs(a01 * dv - a11 * du) <= y * np.abs(a01) + x * np.abs(a11) + det * j
@@ -285,14 +289,14 @@ def _candidates(
     at: Programs, map: np.ndarray, image: np.ndarray, kind: str, target: tuple
 ) -> list[np.ndarray]:
     """The output pixels in the cell of each input pixel, a list entry a place in the window."""
-    if kind == "wide":
+    if kind == "WIDE":
         raise ValueError("the wide window is shared by the threads of a program: not modelled")
     _, h_out, w_out = target
     a00, a01, b0, a10, a11, b1 = np.moveaxis(map, -1, 0)
     det = a00 * a11 - a01 * a10
     dx, dy = at.j - b0, at.i - b1
     reach_j, reach_i = reach(map.reshape(-1, 6)[0])  # the K maps differ by translation alone
-    if kind not in ("axis", "straight"):
+    if kind not in (*EXACT, "STRAIGHT"):
         reach_j, reach_i = (r * (1 + SLACK) + SLACK for r in (reach_j, reach_i))
     first_j = np.ceil((a11 * dx - a01 * dy) / det + (w_out - 1) / 2 - reach_j)
     first_i = np.ceil((a00 * dy - a10 * dx) / det + (h_out - 1) / 2 - reach_i)

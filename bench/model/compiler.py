@@ -49,4 +49,4 @@ def compile_ahead(tasks: Sequence[Task]) -> None:
 def _compile(task: Task) -> None:
     from bench.model import launches
 
-    launches.warm_up([spec for spec in launches.of_task(task) if not spec.window])
+    launches.warm_up(launches.of_task(task))

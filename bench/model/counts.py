@@ -1,89 +1,122 @@
-"""A kernel's row: what the compiler made of it, and the instructions that a pixel takes."""
+"""A kernel's row: what the compiler made of it, and the instructions that a thread takes.
+
+Counted in the kernels that are launched. The gather branches on the kind of its θ's window, and
+each branch is counted by itself:
+
+    UPRIGHT  no rotation and no magnification      ON_SIDE   likewise at exact quarter turns
+    THREE    any other θ that magnifies by little  STRAIGHT  no rotation, magnifying
+    WALK     any other θ that magnifies            WIDE      by very much: not counted
+"""
 
 from __future__ import annotations
 
-from bench.model import launches, sass
+from collections.abc import Sequence
+
+from triton.compiler import CompiledKernel
+
+from bench.model import launches, paths, sass
 from bench.model.addresses import WARP
+from bench.model.inlined import Sites, call_sites
 from bench.model.launches import Specialisation
-from bench.model.sass import Listing, longest
+from bench.model.paths import Path
+from bench.model.sass import Listing
+from triton_stn.kernels.gather import one, several
 
-WALKED = ("straight", "walk")  # gathering windows that each thread walks, a candidate at a time
-NUMBERS_A_SCATTER = 5  # loaded for a pixel·channel: dY and four taps of X
+NUMBERS_AN_OUTPUT = 5  # that grad_theta loads for a pixel·channel: dY and four taps of X
+NARROW = ("UPRIGHT", "ON_SIDE", "THREE")  # windows whose candidates no loop walks
+MISSED = "MISSED"  # where a tile is out of a map's view
 
 
-def row(spec: Specialisation, target: str) -> dict[str, object]:
-    """Registers, spills, widths, warp footprint and counted instructions on one target."""
+def row(spec: Specialisation, target: str, windows: Sequence[str] = ()) -> dict[str, object]:
+    """Registers, spills, widths and warp footprint on one target; instructions where counted.
+
+    They are "per_tile", and where channels are a loop "per_channel" of it; of the gather, of each
+    of ``windows``, "THREE per_tile" and so on. ``windows`` of a kernel without any are ("",).
+    """
     compiled = launches.compiled(spec, target)
-    found = {"kernel": spec.kernel, "case": spec.label, "window": spec.window, "target": target}
-    found |= {"warp": sass.footprint(compiled.asm["ttgir"], spec.constants)}
-    found |= {"shared": compiled.metadata.shared}
+    found = {"kernel": spec.kernel, "case": spec.label, "target": target}
+    found |= {"warp": _footprint(spec, compiled), "shared": compiled.metadata.shared}
     if target.startswith("gfx"):
         return found | sass.amd_resources(compiled.asm["amdgcn"])
     code = Listing(compiled.asm["cubin"])
     found |= {"registers": code.registers, "spilled": code.spilled}
     found |= {"load": code.widest("LDG"), "store": code.widest("STG")}
-    return found | (instructions(code, spec) if _counted(spec) else {})
-
-
-def _counted(spec: Specialisation) -> bool:
-    """Kernels without a branch between paths: forward, gather with one window compiled, and
-    scatter where it sums the dtheta of an affine map alone.
-    """
-    constants = spec.constants
-    if "BLOCK_C" not in constants:
-        return False
-    if spec.kernel == "scatter":
-        plain = constants["SOURCE"] == "affine" and constants["MODE"] == "bilinear"
-        return plain and not constants["NEEDS_INPUT"]
-    return spec.kernel == "forward" or (spec.kernel == "gather" and spec.window != "")
-
-
-def instructions(code: Listing, spec: Specialisation) -> dict[str, float]:
-    """Instructions a thread executes, a pixel of its tile or a pixel·channel of the main loop.
-
-    Of the gather of several maps a pixel *and map*, and ``per_miss``, where a map misses the tile.
-    Of a window that is walked a candidate, all channels of a pass; its set-up is not counted.
-    """
-    constants = spec.constants
-    pixels = constants["BLOCK_H"] * constants["BLOCK_W"] / (WARP * spec.num_warps)
-    if spec.window in WALKED:
-        return {"per_candidate": _a_candidate(code, spec, pixels)}
-    if constants.get("ONE_PASS") or constants.get("FEW"):
-        return _whole(code, spec, pixels)
-    start, stop = longest(code.inner_loops)
-    if spec.kernel == "gather":
-        numbers = pixels * constants["PASS"] * constants["BLOCK_C"]
-    elif spec.kernel == "forward":  # the compiler may have unrolled: count what is stored
-        numbers = code.moved("STG", start, stop) / spec.itemsize
-    else:  # or loaded
-        numbers = code.moved("LDG", start, stop) / spec.itemsize / NUMBERS_A_SCATTER
-    return {"per_pixel_channel": round((stop - start + 1) / numbers, 1)}
-
-
-def _a_candidate(code: Listing, spec: Specialisation, pixels: float) -> float:
-    """Of the longest loop that loads; the compiler may have unrolled: count what is loaded."""
-    loading = [loop for loop in code.inner_loops if code.moved("LDG", *loop)]
-    start, stop = longest(loading)
-    numbers = code.moved("LDG", start, stop) / spec.itemsize
-    a_candidate = pixels * spec.constants["PASS"] * spec.constants["BLOCK_C"]
-    return round((stop - start + 1) / (numbers / a_candidate) / pixels, 1)
-
-
-def _whole(code: Listing, spec: Specialisation, pixels: float) -> dict[str, float]:
-    """Of kernels that unroll the channels: tiles are a loop in gather and scatter, and unrolled in
-    forward; so are a gather's maps.
-    """
-    constants = spec.constants
-    first, last = longest(code.loops) if code.loops else (0, -1)
-    body = sum(not text.startswith("NOP") for text in code.texts[: code.end])
-    maps = spec.maps if spec.kernel == "gather" else 1
-    loop = last - first + 1
-    count = loop + (body - loop) / (constants["TILES"] * maps)
-    if constants["BLOCK_C"] > 1:
-        return {"per_pixel_channel": round(count / (pixels * constants["BLOCK_C"]), 1)}
-    found = {"per_pixel": round(count / pixels, 1)}
-    if maps > 1:
-        skips = [(i, to) for i, to in code.jumps.items() if first <= i < to <= last and i < last]
-        branch, target = longest(skips)
-        found["per_miss"] = round((count - (target - branch - 1)) / pixels, 1)
+    for window in windows:
+        counted = instructions(spec, path(spec, compiled, window))
+        found |= {f"{window} {unit}".strip(): number for unit, number in counted.items()}
     return found
+
+
+def _footprint(spec: Specialisation, compiled: CompiledKernel) -> str:
+    tiling = spec.tiling
+    if tiling is None:
+        return ""
+    rows = tiling.block_h if spec.rules.ndim == 3 else 0
+    return sass.footprint(compiled.asm["ttgir"], tiling.block_w, rows)
+
+
+def _sites(kernel: str) -> Sites | None:
+    """Where a gather calls its windows."""
+    if kernel == "gather":
+        return call_sites(one.gather, "gather_tiles")
+    if kernel == "gather_maps":
+        found = call_sites(several.gather_map, "through")
+        return {name.split(", ")[-1]: frames for name, frames in found.items()}
+    return None
+
+
+def path(spec: Specialisation, compiled: CompiledKernel, window: str = "") -> Path:
+    """The path through the code of a kernel; of a gather, that of a window."""
+    if window == MISSED:
+        # A tile is then stored as zeros, as that of a θ that is not finite is; of several maps the
+        # longest way past all windows is counted.
+        window = "NOTHING" if spec.kernel == "gather" else ""
+    return paths.count(compiled, _sites(spec.kernel), window)
+
+
+def pixels(spec: Specialisation) -> float:
+    """Of a tile that a thread has, each with block_c / (threads side by side) channels."""
+    return spec.tiling.pixels * spec.tiling.block_c / (WARP * spec.num_warps)
+
+
+def channels_a_turn(spec: Specialisation, found: Path) -> float:
+    """Channels that a thread takes in a turn of the loop over them, which may be unrolled."""
+    part = found.loops[1]
+    if spec.kernel == "grad_theta":
+        numbers = part.loaded / spec.itemsize / NUMBERS_AN_OUTPUT
+    elif spec.kernel == "gather_maps":  # stores after its loop over the maps
+        return spec.tiling.step
+    else:
+        numbers = part.stored / spec.itemsize
+    return numbers / pixels(spec) * spec.tiling.block_c
+
+
+def instructions(spec: Specialisation, found: Path) -> dict[str, float]:
+    """A thread's, a tile of it or a channel of the loop over them.
+
+    Of the gather of several maps "per_map", of a tile or of a pass of channels.
+    """
+    if spec.kernel == "gather_maps":
+        return {"per_map": len(found.loops[1 if spec.tiling.one_pass else 2])}
+    counted = {"per_tile": found.per_tile}
+    if not spec.tiling.one_pass:
+        counted["per_channel"] = round(found.per_pass / channels_a_turn(spec, found), 1)
+    return counted
+
+
+def turns(spec: Specialisation, found: Path, candidates: Sequence[int] = ()) -> list[float]:
+    """How often a thread goes round each loop of a path, for each time around the one outside it.
+
+    ``candidates``: rows, and how many in each, of a window that is walked.
+    """
+    work, tiling = spec.work, spec.tiling
+    each = [float(work.tiles)]
+    if not tiling.one_pass:
+        each.append(work.channels / work.splits / channels_a_turn(spec, found))
+    if spec.kernel == "gather_maps":
+        each.append(work.maps)
+    if candidates:
+        rows, columns = candidates
+        a_candidate = spec.itemsize * tiling.channels_a_pass * pixels(spec)
+        each += [rows, columns * a_candidate / found.loops[-1].loaded]  # may be unrolled
+    return each

@@ -5,7 +5,8 @@ A prediction is the largest of four floors under the time of a pass:
     memory   device-memory bytes / bandwidth of a copy
     L2       32-byte sectors that the warps' addresses touch / L2 bandwidth
     L1       cycles in which an L1 looks up the 128-byte lines of those addresses / (SMs x clock)
-    issue    instructions of the warps (static report) / (4 schedulers x SMs x clock)
+    issue    instructions of the warps, on the branch that θ takes in the kernel as it is launched
+             (bench.model.counts) / (4 schedulers x SMs x clock)
 
 A floor is not a time: latency, launches and a kernel's tail come on top. Float32, contiguous, zeros
 padding. Of volumes only the bytes are modelled.
@@ -29,10 +30,8 @@ from tqdm import tqdm
 from bench import cli
 from bench.model import addresses, counts, launches
 from bench.model.addresses import WARP
-from bench.model.counts import WALKED
 from bench.output import table
 from bench.suite.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
-from triton_stn.kernels import configs
 
 PASSES = ("forward", "backward")
 SCHEDULERS = 4  # an SM issues four warps' instructions a cycle (CUDA programming guide)
@@ -93,7 +92,7 @@ def ours(task: Task, gpu: GPU) -> Work:
     bytes = min_bytes(task)
     if task.pass_name == "backward" and case.k > 1:  # grad_input and grad_theta each read dY
         bytes += SIZE * case.n * case.c * in_view(case, task.theta_kind)[1]
-    if case.ndim == 3 or window(task) == "wide":
+    if case.ndim == 3 or window(task) == "WIDE":
         return Work(bytes, None, None)
     touched = addresses.ours(case, task.theta_kind, task.pass_name, gpu.tags)
     threads = instructions(task, gpu.target)
@@ -137,54 +136,46 @@ def eager(task: Task, gpu: GPU) -> Work:
     return Work(bytes, sampler + addresses.streamed(SIZE * streamed), None)
 
 
-def _pixels(config: configs.Config) -> int:
-    """Pixels that a launch has threads for, a pixel every channel."""
-    of_tile = config.constants["BLOCK_H"] * config.constants["BLOCK_W"] * config.constants["TILES"]
-    images = config.grid[0] // config.constants["SPLITS"]
-    return images * config.grid[1] * config.grid[2] * of_tile
-
-
 def instructions(task: Task, target: str) -> float | None:
-    """Instructions of all threads of a pass, as compiled for ``target``.
+    """Instructions of all threads of a pass, as it is launched, compiled for ``target``.
 
-    Where channels are a loop its set-up is not counted. None where Triton interprets its kernels
-    and can not compile them.
+    None of a window of kind STRAIGHT, whose loops the compiler unrolls in ways that are not
+    followed, and where Triton interprets its kernels and can not compile them.
     """
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    kind = window(task)
+    if os.environ.get("TRITON_INTERPRET") == "1" or kind == "STRAIGHT":
         return None
-    case, kind = task.case, window(task)
-    out = case.n * case.k, case.c, case.h_out, case.w_out
+    case = task.case
     if not kind:
-        return _pixels(configs.forward(*out, 1)) * a_pixel(case, "forward", "", target)["met"]
-    counts = a_pixel(case, "gather", kind, target)
-    gathered = counts["met"]
-    if kind in WALKED:
-        gathered *= addresses.visited(addresses.pixel_maps(case, task.theta_kind)[0])
+        return of_kernel(case, "forward", "", target)
+    candidates = ()
+    if kind == "WALK":
+        candidates = addresses.walked(addresses.pixel_maps(case, task.theta_kind)[0])
+    gather = "gather" if case.k == 1 else "gather_maps"
     share = addresses.met(case, task.theta_kind)
-    each = share * gathered + (1 - share) * counts["missed"]
-    total = each * case.k * _pixels(configs.gather(case.n, case.c, case.h, case.w, 1, case.k == 1))
+    total = share * of_kernel(case, gather, kind, target, candidates)
+    if share < 1:
+        total += (1 - share) * of_kernel(case, gather, counts.MISSED, target)
     if case.k > 1:
-        total += _pixels(configs.scatter(*out, 1)) * a_pixel(case, "scatter", "", target)["met"]
+        total += of_kernel(case, "grad_theta", "", target)
     return total
 
 
 @lru_cache(maxsize=256)
-def a_pixel(case: Case, kernel: str, window: str, target: str) -> dict[str, float]:
-    """Instructions a thread executes for a pixel (of the gather, and a map), all its channels.
+def of_kernel(
+    case: Case, kernel: str, window: str, target: str, candidates: tuple[int, ...] = ()
+) -> float:
+    """Instructions that the threads of a launch execute, were every tile's window this one.
 
-    "met" (of a window that is walked a candidate), and "missed" where a map's tile is passed over;
-    0 where the count is not known.
+    ``candidates``: rows, and how many in each, of a window that is walked.
     """
-    shape, size = (case.n, case.c, case.h, case.w), (case.h_out, case.w_out)
-    both, nchw = [(True, True)], torch.contiguous_format
-    specs = launches.passes(shape, torch.float32, nchw, both, k=case.k, windows=True, size=size)
-    (spec,) = (s for s in specs if (s.kernel, s.window) == (kernel, window))
-    row = counts.row(spec, target)
-    if window in WALKED:
-        met = row["per_candidate"] * math.ceil(case.c / spec.constants["PASS"])
-    else:
-        met = row["per_pixel"] if "per_pixel" in row else row["per_pixel_channel"] * case.c
-    return {"met": met, "missed": row.get("per_miss", 0.0)}
+    shape, nchw = (case.n, case.c, case.h, case.w), torch.contiguous_format
+    size = (case.h_out, case.w_out)
+    specs = launches.passes(shape, torch.float32, nchw, launches.BOTH, k=case.k, size=size)
+    (spec,) = (s for s in specs if s.kernel == kernel)
+    found = counts.path(spec, launches.compiled(spec, target), window)
+    threads = spec.programs * spec.num_warps * WARP
+    return threads * found.total(counts.turns(spec, found, candidates))
 
 
 def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:
@@ -293,9 +284,8 @@ def _print(frame: pd.DataFrame, gpu: GPU, csv: Path | None) -> None:
         "its own, which is in no floor.",
     ]
     notes = {
-        "straight": "of the instructions only those of its candidates are counted.",
-        "walk": "likewise.",
-        "wide": "only the bytes are known; its threads share pixels, which is not modelled.",
+        "STRAIGHT": "its instructions are not counted.",
+        "WIDE": "only the bytes are known; its threads share pixels, which is not modelled.",
     }
     lines += [f"{name}: {note}" for name, note in notes.items() if (frame.window == name).any()]
     if frame.case.isin([case.name for case in CASES if case.ndim == 3]).any():

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from functools import cached_property
-from pathlib import Path
 
-import triton
-
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+from bench.model.inlined import tool, width
 
 
 class Listing:
     """What the disassembler says of a cubin; instructions are known by their place."""
 
     def __init__(self, cubin: bytes) -> None:
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(cubin)
-            file.flush()
-            usage, code = (_cuobjdump(flag, file.name) for flag in ("-res-usage", "-sass"))
+        usage, code = (tool("cuobjdump", flag, cubin) for flag in ("-res-usage", "-sass"))
         found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.M)
         place = {address: i for i, (address, _) in enumerate(found)}
         self.texts = [text for _, text in found]
@@ -46,22 +38,9 @@ class Listing:
         """First and last instruction of each."""
         return [(to, i) for i, to in self.jumps.items() if to < i < self.end]
 
-    @cached_property
-    def inner_loops(self) -> list[tuple[int, int]]:
-        """Those that hold no other."""
-        return [
-            (start, stop)
-            for start, stop in self.loops
-            if not any(start <= a and b <= stop and (a, b) != (start, stop) for a, b in self.loops)
-        ]
-
-    def moved(self, operation: str, first: int, last: int) -> int:
-        """Bytes a thread that the memory ``operation`` moves between two places."""
-        return sum(_bytes(text, operation) for text in self.texts[first : last + 1])
-
     def widest(self, operation: str) -> int:
         """The most bytes of a thread that one such instruction moves."""
-        return max(_bytes(text, operation) for text in self.texts)
+        return max(width(text, operation) for text in self.texts)
 
 
 def longest(loops: list[tuple[int, int]]) -> tuple[int, int]:
@@ -69,37 +48,23 @@ def longest(loops: list[tuple[int, int]]) -> tuple[int, int]:
     return max(loops, key=lambda loop: loop[1] - loop[0])
 
 
-def _cuobjdump(flag: str, path: str) -> str:
-    command = [CUOBJDUMP, flag, path]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _bytes(text: str, operation: str) -> int:
-    """Bytes a thread that an instruction moves if it is the memory ``operation``, else 0."""
-    match = re.search(rf"\b{operation}\.E(\S*)", text)
-    if not match:
-        return 0
-    bits = (b for b in ("128", "64", "16", "8") if re.search(rf"[.US]{b}\b", match.group(1)))
-    return int(next(bits, "32")) // 8
-
-
-def footprint(ttgir: str, constants: dict) -> str:
+def footprint(ttgir: str, block_w: int, block_h: int = 0) -> str:
     """What a warp covers: "rows x columns" of pixels, and lanes x channels in channels-last.
 
-    Of voxels, "slices x rows x columns".
+    Of voxels, where a slice of a tile has ``block_h`` rows, "slices x rows x columns".
     From the threadsPerWarp of the sampling layout, whose first axis counts a tile's pixels.
     """
     layouts = re.findall(
         r"#ttg.blocked<{sizePerThread = \[(\d+), (\d+)\], threadsPerWarp = \[(\d+), (\d+)\]", ttgir
     )
-    if not layouts or "BLOCK_W" not in constants:
+    if not layouts:
         return ""
     _, channels, pixels, lanes = map(int, layouts[0])
-    columns = min(pixels, constants["BLOCK_W"])
+    columns = min(pixels, block_w)
     runs = f", {lanes}x{channels} channels" if lanes * channels > 1 else ""
     rows = pixels // columns
-    if "BLOCK_D" in constants:
-        slices = max(rows // constants["BLOCK_H"], 1)
+    if block_h:
+        slices = max(rows // block_h, 1)
         return f"{slices}x{rows // slices}x{columns}{runs}"
     return f"{rows}x{columns}{runs}"
 

@@ -58,7 +58,7 @@ def _row(kernel: str, places: tuple[int, ...], sharing: Sequence[Case]) -> dict[
 def _footprints(ttgir: str, labels: Sequence[dict[str, object]]) -> list[str]:
     """Of the patterns that are patches, as the compiler laid the 32 offsets over a warp."""
     columns = (re.match(r"\d+x(\d+)", str(label["pattern"])) for label in labels)
-    found = (sass.footprint(ttgir, {"BLOCK_W": int(match[1])}) for match in columns if match)
+    found = (sass.footprint(ttgir, int(match[1])) for match in columns if match)
     return list(dict.fromkeys(found))
 
 

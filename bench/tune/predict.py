@@ -13,6 +13,7 @@ from bench.measure.timing import Row
 from bench.model import counts, launches, roofline
 from bench.model.addresses import WARP
 from bench.model.compiler import workers
+from bench.model.launches import Specialisation
 from bench.suite.cases import Task
 from bench.tune.trials import Trial, chosen, name_of
 
@@ -22,7 +23,7 @@ GPU = roofline.GPUS["H200"]  # what is compiled for, and whose time is predicted
 REGISTERS, PIECE, MOST_WARPS = 65536, 256, 64
 COLUMNS = (
     *("task", "variant", "kernel", "warp", "window", "programs", "waves", "registers", "spilled"),
-    *("per_pixel", "per_pixel_channel", "warps an SM", "binds", "predicted ms", "cause"),
+    *("per_tile", "per_channel", "per_map", "warps an SM", "binds", "predicted ms", "cause"),
 )
 
 
@@ -50,21 +51,17 @@ def of(found: Sequence[Trial], jobs: int | None = None) -> pd.DataFrame:
 def compiled(trial: Trial) -> list[Row]:
     """The rows of a trial; for a worker process."""
     task = trial.task
-    affine = task.case.transform == "affine"
+    affine = task.case.transform == "affine" and task.case.ndim == 2
     window = roofline.window(replace(task, pass_name="backward")) if affine else ""
     with chosen(trial.settings):
         rows = []
         specs = launches.of_task(task)
-        # Instructions are counted where a gather is compiled for one window alone.
-        counted = {s.kernel: s for s in specs if s.window == window != ""}
         for spec in specs:
-            if spec.window or "BLOCK_W" not in spec.constants:  # the latter: no sampling kernel
+            if spec.tiling is None:  # no sampling kernel
                 continue
             row = counts.row(spec, GPU.target)
-            if spec.kernel in counted:
-                of_window = counts.row(counted[spec.kernel], GPU.target)
-                row |= {n: v for n, v in of_window.items() if n.startswith("per_pixel")}
-                row["window"] = window
+            if affine and task.case.mode == "bilinear" and task.padding_mode == "zeros":
+                row |= _counted(spec, window if spec.kernel.startswith("gather") else "")
             resident = warps_an_sm(row["registers"], spec.num_warps)
             row |= {"programs": spec.programs, "warps an SM": resident}
             rows.append(row | {"waves": spec.programs * spec.num_warps / (GPU.sms * resident)})
@@ -73,8 +70,16 @@ def compiled(trial: Trial) -> list[Row]:
             binds = max(floors, key=floors.get)
             rows = [r | {"binds": binds, "predicted ms": floors[binds] / 1e3} for r in rows]
         if torch.cuda.is_available():
-            launches.warm_up([spec for spec in specs if not spec.window])
+            launches.warm_up(specs)
     return rows
+
+
+def _counted(spec: Specialisation, window: str) -> Row:
+    """Instructions of a kernel's path, where they are counted."""
+    if window and window not in counts.NARROW:
+        return {"window": window}
+    path = counts.path(spec, launches.compiled(spec, GPU.target), window)
+    return {"window": window, **counts.instructions(spec, path)}
 
 
 def warps_an_sm(registers: int, warps: int) -> int:

@@ -40,7 +40,7 @@ def chosen(settings: Mapping[str, int]) -> Iterator[None]:
 def forget() -> None:
     """Empty the caches of what was made from the constants: plans, and counted instructions."""
     launches.forget()
-    roofline.a_pixel.cache_clear()
+    roofline.of_kernel.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def of(experiment: Experiment, tasks: Sequence[Task]) -> list[Trial]:
         of_task, launched = [], []
         for settings in (present, *(present | variant for variant in experiment.variants)):
             with chosen(settings):
-                plans = [spec.launch for spec in launches.of_task(task)]
+                plans = [spec.choice for spec in launches.of_task(task)]
             if plans not in launched:
                 launched.append(plans)
                 of_task.append(Trial(task, settings, present))
