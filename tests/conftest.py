@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from dataclasses import dataclass
+from itertools import combinations
 
 import pytest
 import torch
@@ -46,12 +48,40 @@ INTERPRETED = pytest.param(
 ON_GPU = pytest.param(Place("triton", GPU or "cuda"), id="gpu", marks=pytest.mark.gpu)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
 def pytest_collection_modifyitems(items):
+    products = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("thinned"):
+            place = item.callspec.params.get("place", item.callspec.params.get("kernels"))
+            products[item.path, item.originalname, place].append(item)
+    for product in products.values():
+        for item in beyond_a_slice(product):
+            item.add_marker("landing")
     if GPU is None:
         skip = pytest.mark.skip(reason="needs a GPU that Triton supports")
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+def beyond_a_slice(product: list) -> list:
+    """Those that a slice of a test's product does not need.
+
+    In the slice every value of every parameter appears, or of ``thinned(2)`` every pair of values.
+    """
+
+    def covers(item):
+        values = [(name, id(value)) for name, value in item.callspec.params.items()]
+        (strength,) = item.get_closest_marker("thinned").args or (1,)
+        return set(combinations(values, min(strength, len(values))))
+
+    left = {item: covers(item) for item in product}
+    missing = set().union(*left.values())
+    while missing:
+        best = max(left, key=lambda item: len(left[item] & missing))  # the first of equals
+        missing -= left.pop(best)
+    return list(left)
 
 
 @pytest.fixture(params=[PYTORCH, INTERPRETED, ON_GPU])

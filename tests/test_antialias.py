@@ -221,6 +221,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("name", TRANSFORMS)

@@ -46,6 +46,7 @@ def backward(place, x, theta, needs_input, needs_theta, **options):
     return y, dict(zip([id(t) for t in wanted], grads, strict=True)), (id(x), id(theta))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("needs_theta", [False, True])
@@ -60,13 +61,13 @@ def test_what_needs_no_gradient_is_not_computed(
     forward, *rest = launches
     assert forward.kernel.__name__ == "forward"
     sums_theta = needs_theta and mode == "bilinear"
-    first = "gather" if needs_input and padding_mode == "zeros" else "scatter"
+    first = "gather" if padding_mode == "zeros" else "scatter"
+    first = first if needs_input else "grad_theta"
     launched = [first] * (needs_input or sums_theta) + ["reduce"] * sums_theta
     assert [plan.kernel.__name__ for plan in rest] == launched
     if rest:
-        flags = rest[0].constants
-        assert flags["NEEDS_THETA"] == sums_theta
-        assert flags.get("NEEDS_INPUT", needs_input) == needs_input
+        rules = rest[0].constants["RULES"]
+        assert (rules.needs_input, rules.needs_theta) == (needs_input, sums_theta)
     # What is computed is what the joint backward computes.
     _, joint, (joint_x, joint_theta) = backward(kernels, x, theta, True, True, **options)
     for name, all_name in zip(names, (joint_x, joint_theta), strict=True):
@@ -87,10 +88,10 @@ def test_the_gradient_of_several_maps_an_image_is_summed_from_the_output_s_side(
     x = noise(2, 3, 5, 6, device=kernels.device)
     maps = torch.stack([theta_of(2, kernels.device)] * 3, 1)
     backward(kernels, x, maps, True, True)
-    _, gather, scatter, reduce = launches
-    names = [plan.kernel.__name__ for plan in (gather, scatter, reduce)]
-    assert names == ["gather", "scatter", "reduce"]
-    assert not gather.constants["NEEDS_THETA"] and not scatter.constants["NEEDS_INPUT"]
+    _, gather, of_theta, reduce = launches
+    names = [plan.kernel.__name__ for plan in (gather, of_theta, reduce)]
+    assert names == ["gather_maps", "grad_theta", "reduce"]
+    assert not gather.constants["RULES"].needs_theta and "dX" not in of_theta.arguments
 
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)])
@@ -147,7 +148,7 @@ def test_maps_go_on_the_grid_axis_without_a_limit(kernels: Place, monkeypatch):
     plans = []
     monkeypatch.setattr(fused, "launch", lambda plan, *_, **__: plans.append(plan))
     x, theta = noise(70_000, 1, 1, 1), noise(70_000, 1, 2, 3)
-    fused.sample(x, theta, 1, 1, *OPTIONS)
+    fused.sample(x, theta, (1, 1), *OPTIONS)
     for padding in PADDINGS:
         rules = ("bilinear", padding, False)
         fused.sample_backward(x[:, None], x, theta, *rules, True, True)
@@ -164,15 +165,16 @@ def test_tiles_cover_a_tall_or_wide_canvas_within_the_grids_limit(monkeypatch, p
     theta = torch.zeros(1, 1, 2, 3)
     x = torch.zeros(1, 1, 1, 1).expand(1, 1, *size)
     rules = ("bilinear", padding_mode, False)
-    fused.sample(x[..., :1, :1], theta, *size, *rules)
+    fused.sample(x[..., :1, :1], theta, size, *rules)
     fused.sample_backward(x[:, None], x, theta, *rules, True, True)
     plans = [plan for plan in plans if plan.kernel.__name__ != "reduce"]
     assert len(plans) == 2
     for plan in plans:
         _, columns, rows = plan.grid
         assert max(columns, rows) <= 65_535
-        assert columns * plan.constants["BLOCK_W"] >= size[1]
-        assert rows * plan.constants["BLOCK_H"] * plan.constants.get("TILES", 1) >= size[0]
+        tiling, tiles = plan.constants["TILING"], plan.arguments["WORK"].tiles
+        assert columns * tiling.block_w >= size[1]
+        assert rows * tiling.block_h * tiles >= size[0]
 
 
 @pytest.mark.parametrize("theta_dtype", [torch.float16, torch.float64])

@@ -36,6 +36,7 @@ def with_holes(image):
     return image
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("turn", TURNS)
@@ -52,6 +53,7 @@ def test_flips_and_quarter_turns_permute_the_pixels(kernels: Place, turn, dtype,
     assert same(permute(got.grad_input), grad)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
@@ -73,6 +75,7 @@ def test_identity_returns_the_input_at_any_size(kernels: Place, size):
     assert same(kernels.sample(image, theta), image)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("dx, dy", [(3, 0), (0, -2), (-1, 5), (8, 0)])
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -136,6 +139,7 @@ LATTICE = {
 }
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
     "lattice, padding_mode",

@@ -65,15 +65,15 @@ def test_a_matrix_is_gathered_and_anything_else_scattered(
     real = fused.launch
 
     def launch(plan, *args, **kwargs):
-        launched.append((plan.kernel.__name__, plan.constants.get("SOURCE")))
+        launched.append(plan)
         return real(plan, *args, **kwargs)
 
     monkeypatch.setattr(fused, "launch", launch)
     image = torch.rand(1, 1, 4, 4, device=kernels.device, requires_grad=True)
     theta = torch.full((1, 2), 0.1, device=kernels.device, requires_grad=True)
     kernels.sample(image, theta, transform=page[name]()).sum().backward()
-    assert [kernel for kernel, _ in launched] == ["forward", *backward]
-    assert launched[0][1] == ("affine" if name == "Shear" else "grid")
+    assert [plan.kernel.__name__ for plan in launched] == ["forward", *backward]
+    assert launched[0].constants["RULES"].source == ("affine" if name == "Shear" else "grid")
 
 
 @pytest.mark.parametrize("name", ["Radial", "Shear"])

@@ -116,6 +116,7 @@ def agree(f, *tensors, place: Place) -> bool:
     return torch.autograd.gradcheck(f, tensors, fast_mode=place.interpreted, nondet_tol=nondet_tol)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: getattr(s, "name", s))
@@ -126,6 +127,7 @@ def test_every_source_in_every_mode(place: Place, device, source, mode, padding_
     assert agree(f, input, theta.to(device).requires_grad_(), place=place)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: getattr(s, "name", s))
 def test_the_image_of_a_nearest_sample(place: Place, device, source, padding_mode):

@@ -178,7 +178,7 @@ def allocations(place: Place, k: int, padding_mode: str) -> list[int]:
     rules = ("bilinear", padding_mode, False)
     with pytest.MonkeyPatch.context() as patch, Allocations() as seen:
         patch.setattr(fused, "launch", lambda *_, **__: None)
-        fused.sample(x, theta, *SIZE, *rules)
+        fused.sample(x, theta, SIZE, *rules)
         fused.sample_backward(grad, x, theta, *rules, True, True)
     return seen.sizes
 
@@ -209,6 +209,7 @@ def test_input_and_theta_are_all_that_is_kept(place: Place, padding_mode):
     assert len(kept) == 2
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("k", [1, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
@@ -237,7 +238,7 @@ def test_a_call_allocates_its_results_and_the_partial_sums_and_nothing_else(
     grad = torch.ones((), dtype=dtype, device=kernels.device).expand_as(y)
     with Allocations() as seen:
         torch.autograd.grad(y, (x, theta), grad)
-    partial = n * k * max(plan.slots for plan in plans) * 6
+    partial = n * k * plans[-1].arguments["slots"] * 6
     # Atomics add up in float32, which for a half image is a buffer of its own.
     apart = padding_mode != "zeros" and dtype != torch.float32
     results = [image] * (1 + apart) + [theta.numel(), partial]
@@ -245,6 +246,7 @@ def test_a_call_allocates_its_results_and_the_partial_sums_and_nothing_else(
     assert 0 < partial <= output / 16
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.usefixtures("guarded")
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("padding_mode", PADDINGS)

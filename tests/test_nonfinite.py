@@ -69,6 +69,7 @@ def assert_output(y, image, theta, padding_mode, align_corners):
         assert ((y[:, known] >= lowest) & (y[:, known] <= highest)).all()
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("slot", SLOTS, ids=lambda slot: "theta{}{}".format(*slot))
@@ -153,3 +154,32 @@ def test_float64_takes_what_float32_would_not(place: Place, value, padding_mode)
     assert got.y[0].isnan().any() == math.isnan(value)
     assert not got.y[1].isnan().any()
     assert got.grad_input.isfinite().all()
+
+
+@pytest.mark.parametrize("slot", [(0, 0), (1, 2), (2, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("case", ["deterministic", "antialias", "antialias affine"])
+def test_a_nan_of_a_homography_or_an_antialiased_map_stays_in_its_sample(place: Place, case, slot):
+    images, grads = batch(3)
+    rows = 2 if case == "antialias affine" else 3
+    if slot[0] >= rows:
+        pytest.skip("an affine θ has two rows")
+    good_theta = torch.tensor([GOOD[0], GOOD[1], GOOD[1]])
+    theta = torch.cat((good_theta, torch.tensor([0.0, 0, 1]).expand(3, 1, 3)), 1)[:, :rows].clone()
+    theta[1][slot] = math.nan
+    options = dict(
+        transform="projective" if rows == 3 else "affine", antialias=case.startswith("antialias")
+    )
+    good = [0, 2]
+    torch.use_deterministic_algorithms(case == "deterministic")
+    try:
+        got = transform(place, images, theta, grads, **options)
+        alone = transform(place, images[good], theta[good], grads[good], **options)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    # A last row is in every coordinate, any other in x or in y alone; a pixel needs both.
+    assert got.y[1].isnan().all()
+    assert (got.grad_input[1] == 0).all()
+    assert torch.equal(got.y[good], alone.y)
+    torch.testing.assert_close(got.grad_input[good], alone.grad_input)
+    torch.testing.assert_close(got.grad_theta[good], alone.grad_theta)
+    assert not got.grad_theta[good].isnan().any() and not got.grad_input.isnan().any()

@@ -63,7 +63,7 @@ def test_the_forward_operator_passes_opcheck(kernels: Place, layout, padding_mod
     x, theta, _ = arguments(kernels, layout)
     x.requires_grad_(requires_grad[0]), theta.requires_grad_(requires_grad[1])
     operator = torch.ops.triton_stn.sample.default
-    torch.library.opcheck(operator, (x, theta, 3, 4, "bilinear", padding_mode, False))
+    torch.library.opcheck(operator, (x, theta, (3, 4), "bilinear", padding_mode, False))
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_the_backward_operator_passes_opcheck(kernels: Place, layout, padding_mo
 
 def test_the_operator_differentiates_itself(kernels: Place):
     x, theta, grad = arguments(kernels, torch.contiguous_format)
-    direct = run(lambda x, t, size: operator(x, t, *size), x, theta, (3, 4), grad)
+    direct = run(operator, x, theta, (3, 4), grad)
     public = run(kernels.sample, x, theta, (3, 4), grad)
     for name in ("y", "grad_input", "grad_theta"):
         assert torch.equal(getattr(direct, name), getattr(public, name))
 
 
-def operator(x, theta, h_out, w_out):
-    return torch.ops.triton_stn.sample(x, theta, h_out, w_out, *OPTIONS)
+def operator(x, theta, size):
+    return torch.ops.triton_stn.sample(x, theta, size, *OPTIONS)
 
 
 def test_fake_outputs_have_the_strides_of_real_ones(kernels: Place):
@@ -99,8 +99,8 @@ def test_fake_outputs_have_the_strides_of_real_ones(kernels: Place):
         for k in (1, 3):
             x = noise(2, 9, 4, 3, device=kernels.device).contiguous(memory_format=layout)
             theta = theta_of(2 * k, kernels.device).view(2, k, 2, 3)
-            real = torch.ops.triton_stn.sample(x, theta, 3, 4, *OPTIONS)
-            fake = torch.ops.triton_stn.sample(x.to("meta"), theta.to("meta"), 3, 4, *OPTIONS)
+            real = torch.ops.triton_stn.sample(x, theta, (3, 4), *OPTIONS)
+            fake = torch.ops.triton_stn.sample(x.to("meta"), theta.to("meta"), (3, 4), *OPTIONS)
             assert real.shape == fake.shape and real.stride() == fake.stride()
 
 
@@ -164,6 +164,6 @@ def test_the_operators_of_every_source_pass_opcheck(kernels: Place, source):
     theta = noise(1, 2, *last, seed=4, device=kernels.device)
     operators = torch.ops.triton_stn
     rules = ("area" if source == "patch" else "bilinear", "zeros", False)
-    torch.library.opcheck(operators.sample.default, (x, theta, 3, 4, *rules, source))
+    torch.library.opcheck(operators.sample.default, (x, theta, (3, 4), *rules, source))
     backward = (grad, x, theta, *rules, True, True, source)
     torch.library.opcheck(operators.sample_backward.default, backward)

@@ -161,6 +161,7 @@ def test_one_shared_theta_is_that_theta_for_every_image(place: Place):
     torch.testing.assert_close(shared.grad_theta, each.grad_theta.sum(0), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("theta_dtype", [torch.float16, torch.float64])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -13,7 +13,7 @@ from conftest import INTERPRETED, Place
 
 import triton_stn
 from triton_stn import checks
-from triton_stn.backends import fused, volume
+from triton_stn.backends import fused
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 SUPPORTED = README.read_text(encoding="utf-8").split("## What is supported")[1]
@@ -75,7 +75,6 @@ def launched(monkeypatch):
         return real(plan, *args, **kwargs)
 
     monkeypatch.setattr(fused, "launch", launch)
-    monkeypatch.setattr(volume, "launch", launch)
     return plans
 
 
@@ -110,6 +109,7 @@ def test_the_table_has_the_shapes_of_theta_and_every_dtype():
     assert [getattr(torch, name) for name in dtypes.split(", ")] == list(checks.DTYPES)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("place", [INTERPRETED])
 @pytest.mark.parametrize("dtype", checks.DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize(("combination", "_", "made"), ROWS)
@@ -117,10 +117,10 @@ def test_the_table_says_how_grad_input_is_made(place: Place, launched, combinati
     with triton_stn.use_backend(place.backend):
         image, y = sample(combination, dtype)
         y.sum().backward()
-    kernels = [plan.kernel.__name__.removeprefix("volume_") for plan in launched]
+    kernels = [plan.kernel.__name__ for plan in launched]
     if made == "gathered" and (combination.of == "volumes" or combination.source == "projective"):
         # What it leaves to a scatter depends on θ, which the device alone knows.
-        assert kernels.pop() == "scatter" and launched[-1].constants["REST"]
+        assert kernels.pop() == "scatter" and launched[-1].constants["RULES"].rest
     assert kernels == ["forward", {"gathered": "gather", "atomics": "scatter"}[made]]
     assert y.dtype == image.grad.dtype == dtype and image.grad.isfinite().all()
 

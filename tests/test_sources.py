@@ -55,6 +55,7 @@ def check(sample, exact_sample, input, theta, size, dtype, device, **options):
     assert_right(run(sample, *tensors, size, grad.to(device), **options), exact, rival)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -113,6 +114,7 @@ def test_splines_of_few_and_many_points_are_right(kernels: Place, side, align_co
     check(sample, exact, noise(2, 3, 7, 6), theta, (5, 9), torch.float32, kernels.device, **options)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("size", [(6, 5), (1, 37)], ids=["dense", "sparse"])
@@ -129,6 +131,7 @@ def test_grids_are_right(place: Place, size, padding_mode, align_corners):
     check(sample, exact, noise(2, 3, 7, 6), grid, size, dtype, place.device, **options)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("name", ["affine", "projective", "grid"])
@@ -248,3 +251,24 @@ def test_a_bad_number_stays_in_its_sample(place: Place, name):
     assert y[1].isnan().any() and torch.equal(y[[0, 2]], good)
     (grad,) = torch.autograd.grad(y, input, torch.ones_like(y))
     assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("along", ["W", "H"])
+@pytest.mark.parametrize("n", [10, 9])
+def test_nearest_picks_pytorchs_pixel_at_and_beside_every_tie(
+    device, n, along, align_corners, dtype
+):
+    """PyTorch's own test of it: test_grid_sample_nearest_neighbor_rounding_mode_consistency."""
+    line = torch.arange(n, dtype=dtype).view(1, 1, 1, n)
+    unnormalised = torch.arange(0, 91).to(dtype) / 10  # 0 to 9 by 0.1
+    x = 2 * unnormalised / (n - 1) - 1 if align_corners else (2 * unnormalised + 1) / n - 1
+    grid = torch.stack((x, torch.zeros_like(x)), -1).view(1, 1, -1, 2)
+    if along == "H":
+        line, grid = line.mT, grid.flip(-1).transpose(1, 2)
+    for padding_mode in ("zeros", "border", "reflection"):
+        options = dict(mode="nearest", padding_mode=padding_mode, align_corners=align_corners)
+        expected = F.grid_sample(line, grid, **options)
+        got = triton_stn.grid_sample(line.to(device), grid.to(device), **options)
+        assert torch.equal(got.cpu(), expected)

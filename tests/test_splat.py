@@ -35,6 +35,7 @@ def theta_of(transform, *leading):
     return transform.identity(leading) + 0.13 * noise(*shape, seed=3).clamp(-1.5, 1.5)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("name", TRANSFORMS)

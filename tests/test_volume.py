@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from conftest import Place
 from oracle import MARGIN, assert_right, run, same
 
-from triton_stn.backends import volume
-from triton_stn.backends.fused import Layout, launch
-from triton_stn.kernels.volume_scatter import volume_scatter
+from triton_stn.backends import fused
+from triton_stn.backends.launch import launch
+from triton_stn.backends.layout import Layout
+from triton_stn.backends.plans import Sampling, Wanted, plan_backward, plan_forward
+from triton_stn.kernels.scatter import scatter
 
 PADDINGS = ["zeros", "border", "reflection"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float16]
@@ -89,6 +91,7 @@ def cases():
         yield shape, padding_mode, bool(i // 2 % 2), DTYPES[(i + i // 4) % 4], LAYOUTS[i // 3 % 2]
 
 
+@pytest.mark.thinned
 @guarded
 @pytest.mark.parametrize("shape, padding_mode, align_corners, dtype, layout", list(cases()))
 def test_value_and_gradients_are_right(
@@ -247,7 +250,7 @@ def test_every_window_is_right(kernels: Place, name):
 @guarded
 @pytest.mark.parametrize("name", ["rotated", "magnified_a_lot", "a_plane", "a_point"])
 def test_under_deterministic_algorithms_every_theta_is_gathered(kernels: Place, monkeypatch, name):
-    monkeypatch.setattr(volume, "launch", without_scatter)
+    monkeypatch.setattr(fused, "launch", without_scatter)
     theta, input = WINDOWS[name][0].double()[None], noise(1, 2, 3, 4, 3)
     torch.use_deterministic_algorithms(True)
     try:
@@ -257,7 +260,7 @@ def test_under_deterministic_algorithms_every_theta_is_gathered(kernels: Place, 
 
 
 def without_scatter(plan, device, **tensors):
-    if plan.kernel is not volume_scatter:
+    if plan.kernel is not scatter:
         launch(plan, device, **tensors)
 
 
@@ -268,7 +271,7 @@ def test_the_gather_takes_all_of_a_theta_or_nothing(kernels: Place, monkeypatch,
     input = noise(1, 2, 3, 4, 3).to(kernels.device).requires_grad_()
     y = kernels.sample(input, theta, (4, 3, 4))
     (exact,) = torch.autograd.grad(y, input, torch.ones_like(y), retain_graph=True)
-    monkeypatch.setattr(volume, "launch", without_scatter)
+    monkeypatch.setattr(fused, "launch", without_scatter)
     (grad,) = torch.autograd.grad(y, input, torch.ones_like(y))
     assert torch.equal(grad, exact if gathered else torch.zeros_like(exact))
 
@@ -373,11 +376,11 @@ def test_the_operators_pass_opcheck(kernels: Place, layout, padding_mode):
     theta = near_identity(1, 1).float().to(kernels.device)
     options = ("bilinear", padding_mode, False)
     operators = torch.ops.triton_stn
-    arguments = (x.requires_grad_(), theta.requires_grad_(), 2, 1, 2, *options)
-    torch.library.opcheck(operators.sample_3d.default, arguments)
+    arguments = (x.requires_grad_(), theta.requires_grad_(), (2, 1, 2), *options)
+    torch.library.opcheck(operators.sample.default, arguments)
     grad = noise(1, 1, 8, 2, 1, 2).float().to(kernels.device)
     arguments = (grad, x.detach(), theta.detach(), *options, True, True)
-    torch.library.opcheck(operators.sample_3d_backward.default, arguments)
+    torch.library.opcheck(operators.sample_backward.default, arguments)
 
 
 def test_an_image_beyond_2_31_elements_has_int64_offsets():
@@ -386,12 +389,14 @@ def test_an_image_beyond_2_31_elements_has_int64_offsets():
         volume_of = Layout((1, 1, side, side, side), strides, torch.float32)
         output = Layout((1, *volume_of.shape), (side**3, *strides), torch.float32)
         theta = Layout((1, 1, 3, 4), (12, 12, 4, 1), torch.float32)
-        options = ("bilinear", "zeros", False)
-        yield volume.plan_forward(volume_of, theta, output, *options)
-        yield from volume.plan_backward(output, volume_of, theta, volume_of, *options, True, True)
+        sampling = Sampling("bilinear", "zeros", False)
+        yield plan_forward(volume_of, theta, output, sampling)
+        wanted = Wanted(True, True)
+        *sampled, _ = plan_backward(output, volume_of, theta, volume_of, sampling, wanted).plans
+        yield from sampled  # and not the reduction, which sees no image
 
-    assert {str(plan.constants["INDEX"]) for plan in plans(1290)} == {"int32"}
-    assert {str(plan.constants["INDEX"]) for plan in plans(1291)} == {"int64"}
+    assert {str(plan.constants["RULES"].index) for plan in plans(1290)} == {"int32"}
+    assert {str(plan.constants["RULES"].index) for plan in plans(1291)} == {"int64"}
     for plan in plans(1291):
         assert plan.grid[1:] == (1, 1) and plan.grid[0] < 2**31
 

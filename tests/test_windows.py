@@ -61,6 +61,7 @@ def check(place: Place, theta, channels, layout, dtype, mode="bilinear", size=SI
     assert_right(got, *expected(image, theta, OUTPUT_SIZE, grad, mode=mode))
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 @pytest.mark.parametrize("k", [1, 3])
@@ -94,6 +95,7 @@ def test_crops_that_miss_most_tiles_of_an_image_lose_nothing(kernels: Place, k, 
     check(kernels, torch.stack(maps)[None], 3, torch.contiguous_format, torch.float32, size=size)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("padding_mode", ["zeros", "border"])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_an_inf_that_no_output_reads_changes_no_number(kernels: Place, window, padding_mode):
