@@ -1,4 +1,7 @@
-"""Where the tests run: pure PyTorch and interpreted kernels on a CPU, compiled kernels on a GPU."""
+"""Where the tests run: pure PyTorch and interpreted kernels on a CPU, compiled kernels on a GPU.
+
+Without a GPU, ``TRITON_INTERPRET=0 python -m pytest`` compiles the kernels and runs them by ptxrun.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,14 @@ if GPU is None:
     # Triton reads it when a kernel is decorated, so before triton_stn is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import compiled  # noqa: E402
+
 import triton_stn  # noqa: E402
+
+if GPU is None and compiled.HERE:
+    from ptxrun import launches
+
+    launches.substitute()
 
 PAD = 64  # elements of guard on either side of a buffer; keeps 16-byte alignment
 SENTINEL = 77.0
@@ -30,6 +40,7 @@ class Place:
 
     @property
     def interpreted(self) -> bool:
+        """Whether it is slow."""
         return self.backend == "triton" and self.device == "cpu"
 
     def sample(self, *args, **kwargs) -> torch.Tensor:
@@ -52,6 +63,14 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if "compiled" in pyfuncitem.keywords:
+        compiled.call(pyfuncitem)
+        return True
+    return None
 
 
 @pytest.fixture(params=[PYTORCH, INTERPRETED, ON_GPU])
