@@ -29,6 +29,7 @@ def call(item: pytest.Function) -> None:
         pytest.skip("ptxrun needs a C++ compiler: g++ or c++")
     arguments = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
     if HERE:
+        torch.manual_seed(0)
         item.obj(**arguments)
         return
     if _pool is None:
@@ -58,6 +59,7 @@ def _start() -> ProcessPoolExecutor:
 def _call(module: str, name: str, arguments: dict) -> str | None:
     """The traceback of a test that fails."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     importlib.import_module("conftest")  # as in pytest's own process, first
     try:
         getattr(importlib.import_module(module), name)(**arguments)
