@@ -147,9 +147,7 @@ def run(place: Place, case: Case, image, theta, grad) -> Results:
             )
     wanted = [t for t in (image, theta) if t.requires_grad]
     grads = iter(torch.autograd.grad(y, wanted, grad.to(y.dtype)))
-    return Results(
-        y.detach(), *(next(grads) if t.requires_grad else t * 0 for t in (image, theta))
-    )
+    return Results(y.detach(), *(next(grads) if t.requires_grad else t * 0 for t in (image, theta)))
 
 
 def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
