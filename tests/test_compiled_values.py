@@ -86,6 +86,7 @@ CASES = {
     "flow_reflection": Case("flow", options=REFLECTION),
     "spline": Case("spline"),
     "spline_maps": Case("spline", maps=3),
+    "spline_double": Case("spline", dtype=DOUBLE),
     "homography": Case("projective"),
     "homography_rest": Case("horizon"),
     "homography_maps": Case("projective", maps=3),

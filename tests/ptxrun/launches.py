@@ -45,7 +45,7 @@ def leaves(value: Any, kind: Any) -> Iterator[Any]:
 
 def launch(plan: Plan, device: torch.device, **tensors: torch.Tensor) -> None:
     """`triton_stn.backends.launch.launch` on CPU tensors, as on an H100."""
-    aligned = plan.align == 1 or all(t.data_ptr() % 16 == 0 for t in tensors.values())
+    aligned = plan.align == 1 or all(tensors[n].data_ptr() % 16 == 0 for n in plan.tensors)
     compiled = compile_plan(plan, SM_90, aligned=aligned)
     arguments = plan.filled(tensors) | plan.constants
     signature = compiled.src.signature.items()

@@ -48,6 +48,11 @@ float full_division(float x, float y) {  // x * (1 / y), as the hardware's div.f
     if (!(size > 1.2e-38f) || std::isinf(y) || !std::isfinite(x)) return x / y;
     return size > 8.5e37f ? (x * 0.25f) * (1 / (y * 0.25f)) : x * (1 / y);
 }
+uint64_t gross_reciprocal(uint64_t x) {  // sign, exponent and 20 bits in, the same out
+    const uint64_t upper = ~0ull << 32;
+    const double y = 1.0 / as<double>(x & upper);
+    return y != y || std::fabs(y) >= 2.2250738585072014e-308 ? raw(y) & upper : raw(copysign(0.0, y));
+}
 template <class T> T saturate(double x, bool nan_is_zero) {
     using limits = std::numeric_limits<T>;
     if (x != x) return nan_is_zero ? 0 : T(uint64_t(1) << (8 * sizeof(T) - 1));

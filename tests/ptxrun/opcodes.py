@@ -81,6 +81,8 @@ def _semantics() -> dict[str, Meaning]:
             define(name, single, formula)
     define("sqrt", "f64", "sqrt(x)")
     define("rcp", "f64", "1.0 / x")
+    # Of the upper half of the operand, to 20 bits; Newton's steps follow. NVIDIA's own is "gross".
+    table["rcp.approx.ftz.f64"] = Meaning("b64", "b64", "gross_reciprocal(x)")
 
     # Bits and moves. LLVM writes true as -1, so a predicate keeps its lowest bit alone.
     for name, sign in (("and", "&"), ("or", "|"), ("xor", "^")):
