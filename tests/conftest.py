@@ -1,4 +1,7 @@
-"""Where the tests run: pure PyTorch and interpreted kernels on a CPU, compiled kernels on a GPU."""
+"""Where the tests run: pure PyTorch and interpreted kernels on a CPU, compiled kernels on a GPU.
+
+Without a GPU, ``TRITON_INTERPRET=0 python -m pytest`` compiles the kernels and runs them by ptxrun.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,14 @@ if GPU is None:
     # Triton reads it when a kernel is decorated, so before triton_stn is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import compiled  # noqa: E402
+
 import triton_stn  # noqa: E402
+
+if GPU is None and compiled.HERE:
+    from ptxrun import launches
+
+    launches.substitute()
 
 PAD = 64  # elements of guard on either side of a buffer; keeps 16-byte alignment
 SENTINEL = 77.0
@@ -32,6 +42,7 @@ class Place:
 
     @property
     def interpreted(self) -> bool:
+        """Whether it is slow."""
         return self.backend == "triton" and self.device == "cpu"
 
     def sample(self, *args, **kwargs) -> torch.Tensor:
@@ -82,6 +93,14 @@ def beyond_a_slice(product: list) -> list:
         best = max(left, key=lambda item: len(left[item] & missing))  # the first of equals
         missing -= left.pop(best)
     return list(left)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    if "compiled" in pyfuncitem.keywords:
+        compiled.call(pyfuncitem)
+        return True
+    return None
 
 
 @pytest.fixture(params=[PYTORCH, INTERPRETED, ON_GPU])
