@@ -5,6 +5,7 @@ Without a GPU, ``TRITON_INTERPRET=0 python -m pytest`` compiles the kernels and 
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections import defaultdict
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ def kernels(request) -> Place:
 @pytest.fixture
 def guarded(monkeypatch):
     """Every uninitialised buffer is full of NaN and stands between guards that must survive."""
+    # It looks functions up by identity, and must not meet those below when it is first imported.
+    importlib.import_module("torch._dynamo.trace_rules").get_torch_obj_rule_map()
     buffers = []
 
     def fence(meta, device, fill):
