@@ -92,11 +92,14 @@ def lasts(FRAME, RULES: tl.constexpr):
 @triton.jit
 def taps(place, FRAME, RULES: tl.constexpr):
     """`Taps` along each axis, x first."""
-    NDIM: tl.constexpr = RULES.ndim
+    # Written out, for in Triton 3.6 a sum of tuples loses the names of those inside.
     last = lasts(FRAME, RULES)
-    along = ()
-    for axis in tl.static_range(NDIM):
-        along = along + (axis_taps(place[axis], last[axis], FRAME.edge, RULES),)
+    along_x = axis_taps(place[0], last[0], FRAME.edge, RULES)
+    along_y = axis_taps(place[1], last[1], FRAME.edge, RULES)
+    if RULES.ndim == 2:
+        along = (along_x, along_y)
+    else:
+        along = (along_x, along_y, axis_taps(place[2], last[2], FRAME.edge, RULES))
     return along
 
 

@@ -60,7 +60,9 @@ def gather(
     X = of_share(X, part)
     dY = of_share(dY, part)
     dX = of_share(dX, part)
-    moments = zero_moments(RULES.sums, TILING, RULES)
+    # At least one, for a branch that hands on nothing does not compile.
+    SUMS: tl.constexpr = RULES.sums if RULES.sums > 0 else 1
+    moments = zero_moments(SUMS, TILING, RULES)
     swap = False
     if RULES.ndim == 3:
         job = Job(pixel_map, (), part.count, WORK, CANVAS, FRAME, X, dY, dX)

@@ -17,22 +17,16 @@ from triton_stn.kernels.gather.candidates import (
 from triton_stn.kernels.gather.inverse import window_corner
 
 
-class Candidate(NamedTuple):
-    """Where an output pixel falls in the cell of an input pixel."""
-
-    wx: object
-    wy: object
-    distance_x: object
-    distance_y: object
-    inside: object
-
-
 class ThreeWindow(NamedTuple):
     """What is known of every pixel whatever the channel."""
 
     rows: object  # three centred indices each
     columns: object
-    candidates: object  # nine, row by row
+    wx: object  # of nine candidates, row by row
+    wy: object
+    distance_x: object
+    distance_y: object
+    inside: object
     offs: object  # of the first in dY
     stride_q: object  # a row further
     stride_p: object  # a column further
@@ -46,7 +40,10 @@ def elsewhere(index, centre, mask):
 
 @triton.jit
 def locate(pixel_map, j, i, pixels, RULES: tl.constexpr):
-    """The `Candidate` of an output pixel; all coordinates are finite here."""
+    """Where an output pixel falls in the cells of input pixels: (wx, wy, distances, inside).
+
+    All coordinates are finite here.
+    """
     x, y = affine_2d(pixel_map, j, i)
     wx, distance_x, in_x = hat(x, pixels.u, RULES)
     wy, distance_y, in_y = hat(y, pixels.v, RULES)
@@ -57,7 +54,7 @@ def locate(pixel_map, j, i, pixels, RULES: tl.constexpr):
         # compiler, 80 instructions for nine candidates; a chain of two is not.
         inside = tl.minimum(distance_x, distance_y) >= -1
         inside &= tl.maximum(distance_x, distance_y) < 1
-    return Candidate(wx, wy, distance_x, distance_y, inside)
+    return wx, wy, distance_x, distance_y, inside
 
 
 @triton.jit
@@ -70,10 +67,21 @@ def three_window(pixel_map, inverse, pixels, G, CANVAS, RULES: tl.constexpr):
     for n in tl.static_range(3):
         rows = rows + (elsewhere(i + n if n > 0 else i, CANVAS.centre_h, pixels.mask),)
         columns = columns + (elsewhere(j + n if n > 0 else j, CANVAS.centre_w, True),)
-    candidates = ()
+    wx = ()
+    wy = ()
+    distance_x = ()
+    distance_y = ()
+    inside = ()
     for n in tl.static_range(9):
-        candidates = candidates + (locate(pixel_map, columns[n % 3], rows[n // 3], pixels, RULES),)
-    return ThreeWindow(rows, columns, candidates, offs, G.stride_h, G.stride_w)
+        x, y, d_x, d_y, here = locate(pixel_map, columns[n % 3], rows[n // 3], pixels, RULES)
+        wx = wx + (x,)
+        wy = wy + (y,)
+        distance_x = distance_x + (d_x,)
+        distance_y = distance_y + (d_y,)
+        inside = inside + (here,)
+    return ThreeWindow(
+        rows, columns, wx, wy, distance_x, distance_y, inside, offs, G.stride_h, G.stride_w
+    )
 
 
 @triton.jit
@@ -84,9 +92,9 @@ def gather_three(acc, ts, X, G, window, pixels, RULES: tl.constexpr, TILING: tl.
     out = ()
     for r in tl.static_range(3):
         for c in tl.static_range(3):
-            here = window.candidates[3 * r + c]
+            weight = window.wx[3 * r + c] * window.wy[3 * r + c]
             acc, t = accumulate(
-                acc, ts[3 * r + c], values, at_row(G, row), c, here.wx * here.wy, here.inside,
+                acc, ts[3 * r + c], values, at_row(G, row), c, weight, window.inside[3 * r + c],
                 pixels, RULES, TILING,
             )  # fmt: skip
             out = out + (t,)
@@ -103,11 +111,10 @@ def three_moments(moments, ts, window):
         x_row = nothing
         y_row = nothing
         for c in tl.static_range(3):
-            here = window.candidates[3 * r + c]
             # X may be an inf that no candidate reads: no product of it with 0 is wanted.
-            t = tl.where(here.inside, ts[3 * r + c], 0.0)
-            x = with_sign(t * here.wy, here.distance_x)
-            y = with_sign(t * here.wx, here.distance_y)
+            t = tl.where(window.inside[3 * r + c], ts[3 * r + c], 0.0)
+            x = with_sign(t * window.wy[3 * r + c], window.distance_x[3 * r + c])
+            y = with_sign(t * window.wx[3 * r + c], window.distance_y[3 * r + c])
             m0 = tl.fma(-window.columns[c], x, m0)
             m3 = tl.fma(-window.columns[c], y, m3)
             x_row += x
