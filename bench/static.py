@@ -49,6 +49,9 @@ BUDGETS = {
     ("gather", "1", "512x512 → input+θ"): _gather(118, 325, "per_tile", registers=128),
     ("gather", "3", "512x512 → input+θ"): _gather(170, 436, "per_tile", registers=128),
     ("gather", "64", "56x56 → input+θ"): _gather(33, 60, "per_channel"),
+    ("gather", "1", "512x512 → input"): _gather(74, 215, "per_tile"),
+    ("gather", "3", "512x512 → input"): _gather(113, 282, "per_tile"),
+    ("gather", "64", "56x56 → input"): _gather(24, 42, "per_channel"),
     ("grad_theta", "1", "512x512 → θ"): {"per_tile": 80},
     ("grad_theta", "3", "512x512 → θ"): {"per_tile": 125},
     ("grad_theta", "64", "56x56 → θ"): {"per_channel": 20},
@@ -123,7 +126,9 @@ def digest(frame: pd.DataFrame) -> str:
         for column, most in columns.items():
             for number in found.get(column, ()):
                 window, _, unit = column.rpartition(" ")
-                name = f"{kernel} {window}".strip() + ", " + unit.replace("per_", "a ")
+                alone = kernel == "gather" and not rest.endswith("θ")
+                name = f"{kernel} {window}".strip() + " of input alone" * alone
+                name += ", " + unit.replace("per_", "a ")
                 counted.setdefault(name, []).append(f"{number:g} of {most:g} at C={channels}")
     lines += [f"{COUNTED} {name}: {', '.join(of)}" for name, of in counted.items()]
     for row in failed(frame).itertuples():
