@@ -279,10 +279,12 @@ def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
     ones = torch.ones((), dtype=wide.dtype, device=input.device).expand_as(input[:, :1])
     inside = sample(ones, theta, size, *rules)
     if isinstance(fill_value, torch.Tensor):
-        fill_value = fill_value.to(wide.dtype).view(-1, *(1 for _ in size))
+        fill = fill_value.to(wide.dtype).view(-1, *(1 for _ in size))
+    else:
+        fill = torch.full((), fill_value, dtype=wide.dtype, device=input.device)
     # Rounding leaves up to 1e-6 outside where nothing is: there even an inf is not read.
     some = (inside - 1).abs() > 1e-6  # bicubic weights outside may be negative
-    outside = torch.where(some, fill_value, 0.0) * (1 - inside)
+    outside = torch.where(some, fill, 0.0) * (1 - inside)
     return (output + outside).to(input.dtype, memory_format=torch.preserve_format)
 
 
