@@ -63,6 +63,7 @@ CASES = {
     "run_of_9": Case(channels=9, channels_last=True),
     "run_of_24": Case(channels=24, channels_last=True),
     "run_of_40": Case(channels=40, channels_last=True),
+    "run_of_24_input_alone": Case(channels=24, channels_last=True, options=BORDER, wanted="input"),
     "run_of_40_halves": Case(channels=40, channels_last=True, dtype=HALF),
     "run_of_3_maps": Case(channels=24, channels_last=True, maps=3),
     "border": Case(options=BORDER),
@@ -163,7 +164,10 @@ def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if case.of == "affine" and len(case.size) == 2:  # of many pixels some lie on a kink
         corners = case.options.get("align_corners", False)
         grad *= smooth(maps, *case.size, case.output_size, corners).unsqueeze(-3)
-    return image, maps, grad.to(case.dtype)
+    grad = grad.to(case.dtype)
+    if case.channels_last and case.maps == 1:
+        grad = grad.contiguous(memory_format=memory)
+    return image, maps, grad
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -173,8 +177,9 @@ def test_value_and_gradients_are_right(name: str):
     exact, rival = (
         run(PYTORCH, case, *(t.to(dtype) for t in given)) for dtype in (DOUBLE, torch.float32)
     )
-    got = run(COMPILED, case, *given)
-    assert_right(got, exact, rival)
+    for _ in range(2):  # the second call finds what the first one kept
+        got = run(COMPILED, case, *given)
+        assert_right(got, exact, rival)
     if "nearest" in name:
         assert torch.equal(got.y.double(), exact.y)
 
