@@ -137,14 +137,11 @@ def guarded(monkeypatch):
         real = getattr(owner, name)
 
         def allocate(*args, **kwargs):
-            device = kwargs.pop("device", None)
-            if (
-                torch.device(device or "cpu").type == "meta"
-            ):  # asked for by `fence`, through functions that are patched too
-                return real(*args, **kwargs, device=device)
             like = args[0] if args and isinstance(args[0], torch.Tensor) else None
-            if device is None and like is not None:
-                device = like.device
+            device = kwargs.pop("device", None) or (None if like is None else like.device)
+            if torch.device(device or "cpu").type == "meta":
+                # asked for by `fence`, through functions that are patched too, or as a layout alone
+                return real(*args, **kwargs, device=device)
             fenced = fence(real(*args, **kwargs, device="meta"), device, fill)
             return real(*args, **kwargs, device=device) if fenced is None else fenced
 
@@ -155,6 +152,7 @@ def guarded(monkeypatch):
     patch(torch, "zeros", 0.0)
     patch(torch, "zeros_like", 0.0)
     patch(torch.Tensor, "new_empty", torch.nan)
+    patch(torch.Tensor, "new_empty_strided", torch.nan)
     yield buffers
     for flat, span in buffers:
         assert (flat[:PAD] == SENTINEL).all() and (flat[PAD + span :] == SENTINEL).all()
