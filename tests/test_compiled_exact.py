@@ -113,9 +113,7 @@ def test_nearest_gives_back_to_each_pixel_as_often_as_it_was_read(size):
         assert torch.equal(grad, read.view(h, w).expand(3, -1, -1))
 
 
-# A coordinate a hair below 0 or 1, whose distance from the next pixel but one rounds to -1, counts
-# in that pixel's cell too: `candidates.hat` compares rounded distances, not coordinates.
-@pytest.mark.xfail(strict=True, reason="gather: a coordinate just below 0 or 1 counts twice in dθ")
+# A coordinate a hair below 0 or 1 has a distance from the next pixel but one that rounds to -1.
 @pytest.mark.parametrize("width", [100, 127])
 def test_the_input_s_side_and_the_output_s_side_pick_the_same_neighbours(width):
     """`gather` decides by membership, `grad_theta` as forward does: alike on every kink."""

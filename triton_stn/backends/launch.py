@@ -165,7 +165,9 @@ def launch(plan: Plan, device: torch.device, **tensors: torch.Tensor) -> None:
     if INTERPRETED and device.type == "cpu":
         plan.kernel[plan.grid](**plan.filled(tensors), **plan.constants)
         return
-    aligned = plan.align == 1 or all(tensors[n].data_ptr() % 16 == 0 for n in plan.tensors)
+    aligned = plan.align == 1 or all(
+        tensors[n] is None or tensors[n].data_ptr() % 16 == 0 for n in plan.tensors
+    )
     ready = plan.kept.get((device, aligned))
     if ready is None:
         ready = plan.kept[device, aligned] = Ready(plan, device, aligned)

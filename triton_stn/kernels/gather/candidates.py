@@ -137,7 +137,8 @@ def hat(x, u, RULES: tl.constexpr):
         inside = round_half_even(x) == u
         weight = tl.where(inside, 1.0, 0.0).to(x.dtype)
     else:
-        inside = (distance >= -1) & (distance < 1)
+        # Of u = 1 and 2 a distance just below -1 rounds to it, so the coordinate is compared.
+        inside = (x >= u - 1) & (distance < 1)
         weight = 1 - tl.abs(distance)
     return weight, distance, inside
 

@@ -52,7 +52,7 @@ def locate(pixel_map, j, i, pixels, RULES: tl.constexpr):
     else:
         # The same of finite numbers. A chain of four conditions is packed into bit masks by the
         # compiler, 80 instructions for nine candidates; a chain of two is not.
-        inside = tl.minimum(distance_x, distance_y) >= -1
+        inside = (x >= pixels.u - 1) & (y >= pixels.v - 1)
         inside &= tl.maximum(distance_x, distance_y) < 1
     return wx, wy, distance_x, distance_y, inside
 
