@@ -164,7 +164,7 @@ class Allocations(TorchDispatchMode):
         before = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
                 storage = tensor.untyped_storage()
                 if storage.data_ptr() not in before:
                     self.sizes.append(storage.nbytes() // tensor.element_size())

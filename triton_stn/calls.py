@@ -47,6 +47,10 @@ def keep(key: tuple | None, *call: Any) -> None:
     """Keep a call that has been checked, if it is one of those that can be."""
     if key is None or not Call.serves(*call):
         return
+    try:
+        hash(key)  # a list as output_size has none
+    except TypeError:
+        return
     if len(_kept) >= MOST:
         _kept.clear()
     _kept[key] = Call(*call)

@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 
 from triton_stn import backends
 from triton_stn.backends import fused
-from triton_stn.backends.launch import Plan, compile_plan
+from triton_stn.backends.launch import Plan, compile_plan, is_aligned
 
 from . import Counts, run
 
@@ -45,7 +45,7 @@ def leaves(value: Any, kind: Any) -> Iterator[Any]:
 
 def launch(plan: Plan, device: torch.device, **tensors: torch.Tensor) -> None:
     """`triton_stn.backends.launch.launch` on CPU tensors, as on an H100."""
-    aligned = plan.align == 1 or all(tensors[n].data_ptr() % 16 == 0 for n in plan.tensors)
+    aligned = is_aligned(plan, tensors)
     compiled = compile_plan(plan, SM_90, aligned=aligned)
     arguments = plan.filled(tensors) | plan.constants
     signature = compiled.src.signature.items()

@@ -159,15 +159,20 @@ class Ready:
         )  # fmt: skip
 
 
+def is_aligned(plan: Plan, tensors: dict[str, torch.Tensor | None]) -> bool:
+    """Whether tensors begin at multiples of 16 bytes, where the plan's kernel makes use of it."""
+    return plan.align == 1 or all(
+        tensors[name] is None or tensors[name].data_ptr() % 16 == 0 for name in plan.tensors
+    )
+
+
 def launch(plan: Plan, device: torch.device, **tensors: torch.Tensor) -> None:
     """Run a plan on ``device``, whichever device is current. Tensors that are none of the kernel's
     arguments are left alone."""
     if INTERPRETED and device.type == "cpu":
         plan.kernel[plan.grid](**plan.filled(tensors), **plan.constants)
         return
-    aligned = plan.align == 1 or all(
-        tensors[n] is None or tensors[n].data_ptr() % 16 == 0 for n in plan.tensors
-    )
+    aligned = is_aligned(plan, tensors)
     ready = plan.kept.get((device, aligned))
     if ready is None:
         ready = plan.kept[device, aligned] = Ready(plan, device, aligned)
