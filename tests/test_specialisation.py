@@ -46,7 +46,7 @@ def kernels(calls) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for call in calls:
         for name, plan in call:
-            key = (plan.kernel.__name__, *specialisation(plan, True), plan.options(nvidia=True))
+            key = (plan.kernel.__name__, *specialisation(plan, True), plan.maxnreg)
             found.setdefault(name, set()).add(repr(key))
     return found
 

@@ -78,7 +78,7 @@ class Specialisation:
     @property
     def key(self) -> tuple[str, ...]:
         """Alike where the compiler is given the same."""
-        given = specialisation(self.plan, aligned=True), self.plan.options(nvidia=True)
+        given = specialisation(self.plan, aligned=True), self.plan.maxnreg
         return self.kernel, repr(given)
 
 

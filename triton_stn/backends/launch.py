@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from triton_stn.backends import INTERPRETED
+from triton_stn.kernels import configs
 from triton_stn.kernels.arguments import Buffer, Image
 
 INT32_MAX = 2**31 - 1
@@ -46,10 +47,12 @@ class Plan:
     align: int = 1  # numbers; where it is more than 1, tensors have to be aligned to 16 bytes
     kept: dict[tuple, Any] = field(default_factory=dict)  # (device, aligned) -> `Ready`
 
-    def options(self, nvidia: bool) -> dict[str, int]:
+    def options(self, target: GPUTarget) -> dict[str, int]:
         """The compiler's options."""
-        capped = {"maxnreg": self.maxnreg} if nvidia and self.maxnreg else {}
-        return {"num_warps": self.num_warps, **capped}
+        options = {"num_warps": self.num_warps}
+        if target.backend == "cuda" and self.maxnreg:
+            options["maxnreg"] = configs.register_cap(self.maxnreg, target.arch)
+        return options
 
     @property
     def tensors(self) -> list[str]:
@@ -110,7 +113,7 @@ _compiled: dict[tuple, CompiledKernel] = {}
 def compile_plan(plan: Plan, target: GPUTarget, device: Any = None, aligned: bool = True):
     """The compiled kernel of a plan, kept by what it is specialised on and by device."""
     signature, constants, attributes = specialisation(plan, aligned)
-    options = plan.options(nvidia=target.backend == "cuda")
+    options = plan.options(target)
     key = (
         plan.kernel.__name__, str(signature), str(constants), str(attributes), str(options),
         target, device,

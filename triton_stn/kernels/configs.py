@@ -43,6 +43,8 @@ MIN_CHANNELS_A_SPLIT = 8
 # 128 leave 4 programs a multiprocessor, 16 warps; with a pass of many channels they spill, and 168
 # leaves 3 (static report).
 FEW_REGISTERS, GATHER_REGISTERS = 128, 168
+# Before sm_90 some kernel of many channels spills four to six words under 168, and none under 184.
+OLDER_GATHER_REGISTERS = 184
 # A run's thread holds four or eight channels of each candidate; under 255 some case spills.
 GATHER_RUN_REGISTERS = 255
 MAX_GRID = 65535  # of the launch grid's axes y and z
@@ -87,6 +89,11 @@ def cdiv(a: int, b: int) -> int:
 
 def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
+
+
+def register_cap(maxnreg: int, arch: int) -> int:
+    """Of a plan, on NVIDIA's sm_``arch``."""
+    return OLDER_GATHER_REGISTERS if maxnreg == GATHER_REGISTERS and arch < 90 else maxnreg
 
 
 def forward(problem: Problem) -> Config:
