@@ -64,16 +64,16 @@ class Call:
     """An affine map an image, or K: theta (N, 2, 3), (N, K, 2, 3), or of volumes."""
 
     @staticmethod
-    def serves(input, theta, size, rules, source) -> bool:
+    def serves(input, theta, size, rules) -> bool:
         rows = theta.stride()[-2:] == (theta.shape[-1], 1)
         some = input.numel() > 0 and theta.numel() > 0
-        return source == "affine" and rules[0] == "bilinear" and rows and some and theta.ndim > 2
+        return rules[0] == "bilinear" and rows and some and theta.ndim > 2
 
-    def __init__(self, input, theta, size, rules, source):
+    def __init__(self, input, theta, size, rules):
         from triton_stn.backends import plans  # after `backends.uses_triton` has said yes
 
         self.plans = plans
-        self.sampling = plans.Sampling(*rules, source)
+        self.sampling = plans.Sampling(*rules)
         self.has_k = theta.ndim == 4
         self.theta = layout(theta if self.has_k else theta[:, None])
         self.input = layout(input)
@@ -100,7 +100,7 @@ class Call:
         return output
 
     def backward(self, grad_output, input, theta, needs_input: bool, needs_theta: bool):
-        """The gradients, without elements where they are not needed."""
+        """The gradients, None where they are not needed."""
         deterministic = torch.are_deterministic_algorithms_enabled()
         key = grad_output.stride(), needs_input, needs_theta, deterministic
         found = self.backward_plans.get(key)

@@ -84,7 +84,7 @@ def spatial_transform(
     checks.check_antialias(antialias, mode, input)
     size = checks.check_output_size(output_size, input)
     if key is not None and backends.uses_triton(input) and type(transform) is transforms.Affine:
-        calls.keep(key, input, theta, size, (mode, padding_mode, align_corners), "affine")
+        calls.keep(key, input, theta, size, (mode, padding_mode, align_corners))
     source, theta, has_k = _operand(transform, theta, input, size, align_corners, antialias)
     rules = ("area" if antialias else mode, padding_mode, align_corners, source)
     output = _sample(input, theta, size, rules, fill_value)

@@ -14,11 +14,10 @@ from triton_stn.backends.plans import (
     Backward,
     Sampling,
     Wanted,
+    grad_input_dtype,
     grad_input_layout,
-    leaves_rest,
     plan_backward,
     plan_forward,
-    sum_dtype,
 )
 from triton_stn.kernels.spline import spline_gradient
 
@@ -81,14 +80,12 @@ def sample_backward(
 
 
 def gradient_buffer(input: torch.Tensor, sampling: Sampling, deterministic: bool) -> torch.Tensor:
-    """Where a backward writes grad_input: as it is returned, or where a scatter takes part the
-    dtype of sums; zeros where nothing is gathered."""
-    if not sampling.gathers:
-        check_deterministic(sampling)
-        return torch.zeros_like(input, dtype=sum_dtype(input.dtype))
-    if leaves_rest(input.ndim - 2, sampling, deterministic):
-        return torch.empty_like(input, dtype=sum_dtype(input.dtype))
-    return torch.empty_like(input)
+    """Where a backward writes grad_input; zeros where nothing is gathered."""
+    dtype = grad_input_dtype(input.dtype, input.ndim - 2, sampling, deterministic)
+    if sampling.gathers:
+        return torch.empty_like(input, dtype=dtype)
+    check_deterministic(sampling)
+    return torch.zeros_like(input, dtype=dtype)
 
 
 def launch_backward(

@@ -9,6 +9,7 @@ an image or a batch makes a kernel of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class Plan:
             options["maxnreg"] = configs.register_cap(self.maxnreg, target.arch)
         return options
 
-    @property
+    @cached_property
     def tensors(self) -> list[str]:
         """The names of the arguments that are tensors."""
         return [name for name, value in self.arguments.items() if hasattr(value, "ptr")]

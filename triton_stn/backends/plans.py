@@ -40,7 +40,6 @@ from triton_stn.kernels.spline import spline_gradient
 # Fewer channels than this in a channels-last image fill no 16-byte run worth a kernel of its own:
 # the NCHW kernel reads them from the same sectors.
 MIN_RUN = 8
-WARPS = configs.WARPS
 
 
 class Sampling(NamedTuple):
@@ -76,9 +75,7 @@ class Backward:
 
     plans: tuple[Plan, ...]
     dtype: torch.dtype  # of sums
-    partial: tuple[
-        int, ...
-    ] = ()  # shape of the buffer of partial sums; none where it is grad_theta
+    partial: tuple[int, ...] = ()  # shape of the partial sums; none where P is grad_theta
     coefficients: tuple[int, ...] = ()  # of a spline, a second one
 
 
@@ -93,13 +90,18 @@ def leaves_rest(ndim: int, sampling: Sampling, deterministic: bool) -> bool:
     return sampling.gathers and unbounded and not deterministic
 
 
+def grad_input_dtype(
+    dtype: torch.dtype, ndim: int, sampling: Sampling, deterministic: bool
+) -> torch.dtype:
+    """Of what a backward writes grad_input to: that of sums where a scatter takes part."""
+    scatters = not sampling.gathers or leaves_rest(ndim, sampling, deterministic)
+    return sum_dtype(dtype) if scatters else dtype
+
+
 @lru_cache(maxsize=4096)
 def grad_input_layout(input: Layout, sampling: Sampling, deterministic: bool) -> Layout:
-    """Of what a backward writes grad_input to: as `torch.empty_like` has it, in the dtype of sums
-    where a scatter takes part."""
-    ndim = len(input.shape) - 2
-    scatters = not sampling.gathers or leaves_rest(ndim, sampling, deterministic)
-    dtype = sum_dtype(input.dtype) if scatters else input.dtype
+    """Of what a backward writes grad_input to, as `torch.empty_like` has it."""
+    dtype = grad_input_dtype(input.dtype, len(input.shape) - 2, sampling, deterministic)
     like = torch.empty_like(torch.empty_strided(input.shape, input.strides, device="meta"))
     return Layout(like.shape, like.stride(), dtype)
 
@@ -251,7 +253,7 @@ class _BackwardCall:
                 SCALE=scale,
             ),
             constants=dict(SUMS=Sums(rows, block, affine, dtype)),
-            num_warps=WARPS,
+            num_warps=configs.WARPS,
         )
 
     def plan_spline(self, splits: int) -> Plan:
@@ -273,7 +275,7 @@ class _BackwardCall:
                 SCALE=_scale(self.input, size, self.sampling.align_corners),
             ),
             constants=dict(BLOCK_P=block_p, BLOCK_T=block_t, RULES=rules),
-            num_warps=WARPS,
+            num_warps=configs.WARPS,
         )
 
 

@@ -9,9 +9,8 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.coordinates import source_map
-from triton_stn.kernels.moments import store_moments, zero_moments
-from triton_stn.kernels.output_side import Job, backward_tile
-from triton_stn.kernels.tiles import of_share, share, slot
+from triton_stn.kernels.output_side import Job, backward_program
+from triton_stn.kernels.tiles import of_share, share
 
 
 @triton.jit
@@ -32,10 +31,4 @@ def grad_theta(
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
     job = Job(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE)
     X = of_share(X, part)
-    dY = of_share(dY, part)
-    moments = zero_moments(RULES.sums, TILING, RULES)
-    for t in range(WORK.tiles):
-        moments = backward_tile(moments, t, X, dY, X, P, job, RULES, TILING)
-    if RULES.sums > 0:
-        nk = part.n.to(tl.int64) * WORK.maps + part.k
-        store_moments(P, nk * WORK.slots + slot(part, WORK), moments, False)
+    backward_program(X, of_share(dY, part), X, P, job, WORK.tiles, RULES, TILING)

@@ -15,6 +15,7 @@ import triton.language as tl
 from triton_stn.kernels.area import backward_area, pixel_sides
 from triton_stn.kernels.bicubic import backward_bicubic
 from triton_stn.kernels.coordinates import source, source_gradient
+from triton_stn.kernels.moments import store_moments, zero_moments
 from triton_stn.kernels.taps import (
     corner,
     corner_masks,
@@ -26,7 +27,7 @@ from triton_stn.kernels.taps import (
     slope_along,
     taps,
 )
-from triton_stn.kernels.tiles import of_tile, output_spot, some, tile
+from triton_stn.kernels.tiles import of_tile, output_spot, slot, some, tile
 
 
 class Job(NamedTuple):
@@ -39,6 +40,17 @@ class Job(NamedTuple):
     canvas: object
     frame: object
     scale: object
+
+
+@triton.jit
+def backward_program(X, dY, dX, P, JOB, tiles, RULES: tl.constexpr, TILING: tl.constexpr):
+    """Every tile of a program, and its partial sums of grad_theta; tensors from its share on."""
+    moments = zero_moments(RULES.sums, TILING, RULES)
+    for t in range(tiles):
+        moments = backward_tile(moments, t, X, dY, dX, P, JOB, RULES, TILING)
+    if RULES.sums > 0:
+        nk = JOB.part.n.to(tl.int64) * JOB.work.maps + JOB.part.k
+        store_moments(P, nk * JOB.work.slots + slot(JOB.part, JOB.work), moments, False)
 
 
 @triton.jit

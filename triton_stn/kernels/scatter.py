@@ -13,9 +13,8 @@ import triton.language as tl
 from triton_stn.kernels.coordinates import source_map
 from triton_stn.kernels.gather.perspective import inverse_homography
 from triton_stn.kernels.gather.volume import inverse_3d
-from triton_stn.kernels.moments import store_moments, zero_moments
-from triton_stn.kernels.output_side import Job, backward_tile
-from triton_stn.kernels.tiles import of_share, share, slot
+from triton_stn.kernels.output_side import Job, backward_program
+from triton_stn.kernels.tiles import of_share, share
 
 
 @triton.jit
@@ -42,12 +41,5 @@ def scatter(
             gathered = inverse_3d(pixel_map, CANVAS, RULES).gathered
         tiles = tl.where(gathered, 0, tiles)
     job = Job(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE)
-    X = of_share(X, part)
-    dY = of_share(dY, part)
     dX = of_share(dX, part)
-    moments = zero_moments(RULES.sums, TILING, RULES)
-    for t in range(tiles):
-        moments = backward_tile(moments, t, X, dY, dX, P, job, RULES, TILING)
-    if RULES.sums > 0:
-        nk = part.n.to(tl.int64) * WORK.maps + part.k
-        store_moments(P, nk * WORK.slots + slot(part, WORK), moments, False)
+    backward_program(of_share(X, part), of_share(dY, part), dX, P, job, tiles, RULES, TILING)

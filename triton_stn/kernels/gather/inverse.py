@@ -79,6 +79,38 @@ def is_finite(pixel_map):
 
 
 @triton.jit
+def largest_of(numbers):
+    """The largest absolute value."""
+    size = tl.abs(numbers[0])
+    for n in tl.static_range(1, len(numbers)):
+        size = tl.maximum(size, tl.abs(numbers[n]))
+    return size
+
+
+@triton.jit
+def difference(a, b, c, d):
+    """a·b - c·d. No product is left for the compiler to contract as it likes."""
+    return tl.fma(a, b, -(c * d))
+
+
+@triton.jit
+def inverse_3x3(n, scale):
+    """(scale · n⁻¹, the determinant of n) of nine numbers row by row, as every kernel rounds it."""
+    n00, n01, n02, n10, n11, n12, n20, n21, n22 = n
+    c00 = difference(n11, n22, n12, n21)
+    c10 = difference(n12, n20, n10, n22)
+    c20 = difference(n10, n21, n11, n20)
+    det = tl.fma(n00, c00, tl.fma(n01, c10, n02 * c20))
+    f = scale / det
+    inverse = (
+        c00 * f, difference(n02, n21, n01, n22) * f, difference(n01, n12, n02, n11) * f,
+        c10 * f, difference(n00, n22, n02, n20) * f, difference(n02, n10, n00, n12) * f,
+        c20 * f, difference(n01, n20, n00, n21) * f, difference(n00, n11, n01, n10) * f,
+    )  # fmt: skip
+    return inverse, det
+
+
+@triton.jit
 def window_kind(pixel_map, inverse):
     """The kind of window of an affine map."""
     straight = (pixel_map.x_i == 0) & (pixel_map.y_j == 0)

@@ -19,7 +19,7 @@ from triton_stn.kernels.gather.candidates import (
     load_pass,
     output_offsets,
 )
-from triton_stn.kernels.gather.inverse import MOST_CANDIDATES
+from triton_stn.kernels.gather.inverse import MOST_CANDIDATES, inverse_3x3, is_finite, largest_of
 
 
 class InverseHomography(NamedTuple):
@@ -42,20 +42,6 @@ class PerspectiveWindow(NamedTuple):
 
 
 @triton.jit
-def difference(a, b, c, d):
-    """a·b - c·d. No product is left for the compiler to contract as it likes."""
-    return tl.fma(a, b, -(c * d))
-
-
-@triton.jit
-def largest_of(numbers):
-    size = tl.abs(numbers[0])
-    for n in tl.static_range(1, len(numbers)):
-        size = tl.maximum(size, tl.abs(numbers[n]))
-    return size
-
-
-@triton.jit
 def inverse_homography(pixel_map, CANVAS, RULES: tl.constexpr):
     """The `InverseHomography` of a theta, as every kernel rounds it.
 
@@ -65,20 +51,10 @@ def inverse_homography(pixel_map, CANVAS, RULES: tl.constexpr):
     n = ()
     for place in tl.static_range(9):
         n = n + (pixel_map.h[place] * scale,)
-    n00, n01, n02, n10, n11, n12, n20, n21, n22 = n
-    c00 = difference(n11, n22, n12, n21)
-    c10 = difference(n12, n20, n10, n22)
-    c20 = difference(n10, n21, n11, n20)
-    det = fma3(n00, n01, n02 * c20, c00, c10)
-    f = 1 / det
-    g = (
-        c00 * f, difference(n02, n21, n01, n22) * f, difference(n01, n12, n02, n11) * f,
-        c10 * f, difference(n00, n22, n02, n20) * f, difference(n02, n10, n00, n12) * f,
-        c20 * f, difference(n01, n20, n00, n21) * f, difference(n00, n11, n01, n10) * f,
-    )  # fmt: skip
+    g, det = inverse_3x3(n, 1.0)
     X = tl.abs(CANVAS.centre_w * pixel_map.unit_w)
     Y = tl.abs(CANVAS.centre_h * pixel_map.unit_h)
-    w_most = fma3(tl.abs(n20), tl.abs(n21), n22, X, Y)
+    w_most = fma3(tl.abs(n[6]), tl.abs(n[7]), n[8], X, Y)
     total = tl.abs(g[0])
     for place in tl.static_range(1, 9):
         total += tl.abs(g[place])
@@ -100,15 +76,6 @@ def inverse_homography(pixel_map, CANVAS, RULES: tl.constexpr):
     candidates = tl.fma(2.0, reach_j, 1.0) * tl.fma(2.0, reach_i, 1.0)
     gathered = (w_most > 0) & (rounding < 0.125) & (candidates <= MOST_CANDIDATES)
     return InverseHomography(g, margin_j, margin_i, 1 / w_most, gathered)
-
-
-@triton.jit
-def has_nan(pixel_map):
-    """Whether a number of a homography is not finite: every output then is NaN."""
-    zero = pixel_map.h[0] * 0
-    for n in tl.static_range(1, 9):
-        zero += pixel_map.h[n] * 0
-    return zero != 0
 
 
 @triton.jit
@@ -145,7 +112,7 @@ def perspective_window(pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr):
     # Where w' changes a lot inside the cell, as in an image of few pixels, no box is drawn.
     whole = w_low < 0.125 * inverse.least
     if RULES.every:
-        unbounded = (inverse.gathered == 0) & (has_nan(pixel_map) == 0)
+        unbounded = (inverse.gathered == 0) & is_finite(pixel_map.h)
         seen = pixels.mask & (seen | unbounded)
         whole |= unbounded
     last_j = 2 * CANVAS.centre_w

@@ -56,8 +56,8 @@ def gather_maps(
     PASS: tl.constexpr = TILING.channels_a_pass
     part = share(WORK, RULES, TILING)
     dX = of_share(dX, part)
-    of_maps = of_share(dY, part)
     for t in range(WORK.tiles):
+        of_maps = of_share(dY, part)
         at = tile(t, FRAME, WORK, RULES, TILING)
         pixels = tile_pixels(at, part.count, RULES)
         of_tile = plane_of(dX, tile_offsets(at, dX, RULES), pixels.channels, RULES)
@@ -74,7 +74,6 @@ def gather_maps(
             for _ in tl.static_range(PASS):
                 of_maps = moved(of_maps, of_maps.ptr + TILING.block_c * of_maps.stride_c)
             pixels = with_left(pixels, pixels.left - TILING.step)
-        of_maps = of_share(dY, part)
 
 
 @triton.jit

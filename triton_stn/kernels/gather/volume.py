@@ -20,7 +20,7 @@ from triton_stn.kernels.gather.candidates import (
     output_offsets,
     with_sign,
 )
-from triton_stn.kernels.gather.inverse import is_finite
+from triton_stn.kernels.gather.inverse import inverse_3x3, is_finite, largest_of
 
 # More candidates a voxel than this are scattered. By reasoning, not measured.
 MOST_VOXELS = tl.constexpr(1000)
@@ -57,31 +57,17 @@ def inverse_3d(pixel_map, CANVAS, RULES: tl.constexpr):
     The reach is widened by 1/64 and by a bound on the rounding of the inverse and of what it is
     applied to; of a singular map it is not finite. No product is left to contract.
     """
-    size = tl.abs(pixel_map.x_j)
-    entries = (
-        pixel_map.x_i,
-        pixel_map.x_k,
-        pixel_map.y_j,
-        pixel_map.y_i,
-        pixel_map.y_k,
-        pixel_map.z_j,
-        pixel_map.z_i,
-        pixel_map.z_k,
-    )
-    for n in tl.static_range(8):
-        size = tl.maximum(size, tl.abs(entries[n]))
+    entries = ()
+    for place in tl.static_range(12):
+        if place % 4 != 3:  # not the shift
+            entries = entries + (pixel_map[place],)
+    size = largest_of(entries)
     scale = 1 / tl.maximum(size, 1e-30)  # so that the determinant neither overflows nor vanishes
-    n00, n01, n02 = pixel_map.x_j * scale, pixel_map.x_i * scale, pixel_map.x_k * scale
-    n10, n11, n12 = pixel_map.y_j * scale, pixel_map.y_i * scale, pixel_map.y_k * scale
-    n20, n21, n22 = pixel_map.z_j * scale, pixel_map.z_i * scale, pixel_map.z_k * scale
-    c00 = cross(n11, n22, n12, n21)
-    c10 = cross(n12, n20, n10, n22)
-    c20 = cross(n10, n21, n11, n20)
-    det = tl.fma(n00, c00, tl.fma(n01, c10, n02 * c20))
-    f = scale / det
-    j_x, j_y, j_z = c00 * f, cross(n02, n21, n01, n22) * f, cross(n01, n12, n02, n11) * f
-    i_x, i_y, i_z = c10 * f, cross(n00, n22, n02, n20) * f, cross(n02, n10, n00, n12) * f
-    k_x, k_y, k_z = c20 * f, cross(n01, n20, n00, n21) * f, cross(n00, n11, n01, n10) * f
+    n = ()
+    for place in tl.static_range(9):
+        n = n + (entries[place] * scale,)
+    inverse, det = inverse_3x3(n, scale)
+    j_x, j_y, j_z, i_x, i_y, i_z, k_x, k_y, k_z = inverse
     sum_j = tl.abs(j_x) + tl.abs(j_y) + tl.abs(j_z)
     sum_i = tl.abs(i_x) + tl.abs(i_y) + tl.abs(i_z)
     sum_k = tl.abs(k_x) + tl.abs(k_y) + tl.abs(k_z)
@@ -100,12 +86,6 @@ def inverse_3d(pixel_map, CANVAS, RULES: tl.constexpr):
         Row3d(k_x, k_y, k_z, reach_k),
         across * tl.fma(2.0, reach_k, 1.0) <= MOST_VOXELS,
     )
-
-
-@triton.jit
-def cross(a, b, c, d):
-    """a·b - c·d, its rounding explicit."""
-    return tl.fma(a, b, -(c * d))
 
 
 @triton.jit
