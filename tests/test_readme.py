@@ -118,25 +118,33 @@ def test_the_table_says_how_grad_input_is_made(place: Place, launched, combinati
         image, y = sample(combination, dtype)
         y.sum().backward()
     kernels = [plan.kernel.__name__ for plan in launched]
-    if made == "gathered" and (combination.of == "volumes" or combination.source == "projective"):
+    half = ["settle"] * (dtype.itemsize == 2)
+    if made == "gathered in part":
         # What it leaves to a scatter depends on θ, which the device alone knows.
-        assert kernels.pop() == "scatter" and launched[-1].constants["RULES"].rest
-    assert kernels == ["forward", {"gathered": "gather", "atomics": "scatter"}[made]]
+        assert kernels == ["forward", "gather", "scatter", *half]
+        assert launched[2].constants["RULES"].rest
+    elif made == "scattered":
+        assert kernels == ["forward", "scatter", *half]
+    else:
+        assert made == "gathered" and kernels == ["forward", "gather"]
     assert y.dtype == image.grad.dtype == dtype and image.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("place", [INTERPRETED])
 @pytest.mark.parametrize(("combination", "_", "made"), ROWS)
-def test_what_is_gathered_is_deterministic_and_atomics_are_refused(
+def test_what_is_scattered_is_fixed_point_when_deterministic_and_float64_is_refused(
     place: Place, deterministic, launched, combination, _, made
 ):
     with triton_stn.use_backend(place.backend):
         _, y = sample(combination)
+        y.sum().backward()
+        into = {plan.constants["RULES"].into for plan in launched[1:]}
+        assert into == {"dX" if made == "gathered" else "fixed"}
+        _, y = sample(combination, torch.float64)
         if made == "gathered":
             y.sum().backward()
-            assert not any("scatter" in plan.kernel.__name__ for plan in launched)
         else:
-            with pytest.raises(RuntimeError, match="deterministic"):
+            with pytest.raises(RuntimeError, match=r"float64 input .* deterministic"):
                 y.sum().backward()
 
 

@@ -106,22 +106,16 @@ class Call:
         found = self.backward_plans.get(key)
         if found is None:
             found = self.backward_plans[key] = self._plan_backward(*key)
-        fused = autograd.fused
-        grad_input = grad_theta = None
-        if needs_theta:
-            grad_theta = torch.empty_like(theta)
-        if needs_input:
-            grad_input = fused.gradient_buffer(input, self.sampling, deterministic)
-        return fused.launch_backward(found, grad_output, input, theta, grad_input, grad_theta)
+        grad_theta = torch.empty_like(theta) if needs_theta else None
+        launch = autograd.fused.launch_backward
+        return launch(found, grad_output, input, theta, needs_input, grad_theta), grad_theta
 
     def _plan_backward(self, strides, needs_input, needs_theta, deterministic):
         strides = strides if self.has_k else (strides[0], 0, *strides[1:])
         plans = self.plans
-        written = plans.grad_input_layout(self.input, self.sampling, deterministic)
-        return plans.plan_backward(
-            Layout(self.output.shape, strides, self.output.dtype), self.input, self.theta,
-            written, self.sampling, plans.Wanted(needs_input, needs_theta, deterministic),
-        )  # fmt: skip
+        grad_output = Layout(self.output.shape, strides, self.output.dtype)
+        wanted = plans.Wanted(needs_input, needs_theta, deterministic)
+        return plans.plan_backward(grad_output, self.input, self.theta, self.sampling, wanted)
 
 
 class Sample(torch.autograd.Function):

@@ -109,13 +109,12 @@ def passes(
     where = f"{name} {'x'.join(map(str, extent))}" + (f" {source}" if source != "affine" else "")
     sampling = plans.Sampling(mode, padding_mode, False, source)
     yield Specialisation(where, plans.plan_forward(x, t, y, sampling))
-    grad_input = plans.grad_input_layout(x, sampling, deterministic)
     for needs_input, needs_theta in wanted:
         needs_theta = needs_theta and mode != "nearest"
         if not needs_input and not needs_theta:
             continue
         every = plans.Wanted(needs_input, needs_theta, deterministic)
-        found = plans.plan_backward(y, x, t, grad_input, sampling, every)
+        found = plans.plan_backward(y, x, t, sampling, every)
         label = f"{where} → " + "+".join(["input"] * needs_input + ["θ"] * needs_theta)
         label += " deterministic" * deterministic
         yield from (Specialisation(label, plan) for plan in found.plans)

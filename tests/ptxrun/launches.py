@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from triton.backends.compiler import GPUTarget
 
@@ -32,6 +34,7 @@ class Launched(NamedTuple):
 
 
 _logs: list[list[Launched]] = []
+_orders: np.random.Generator | None = None
 
 
 def leaves(value: Any, kind: Any) -> Iterator[Any]:
@@ -50,9 +53,21 @@ def launch(plan: Plan, device: torch.device, **tensors: torch.Tensor) -> None:
     arguments = plan.filled(tensors) | plan.constants
     signature = compiled.src.signature.items()
     passed = [leaf for name, kind in signature for leaf in leaves(arguments[name], kind)]
-    counts = run(compiled, passed, plan.grid, max_steps=MAX_STEPS)
+    order = _orders.permutation(math.prod(plan.grid)) if _orders else None
+    counts = run(compiled, passed, plan.grid, max_steps=MAX_STEPS, order=order)
     for log in _logs:
         log.append(Launched(plan, counts))
+
+
+@contextmanager
+def shuffled(seed: int) -> Iterator[None]:
+    """The programs of a launch run in a random order inside the ``with`` block."""
+    global _orders
+    _orders = np.random.default_rng(seed)
+    try:
+        yield
+    finally:
+        _orders = None
 
 
 @contextmanager

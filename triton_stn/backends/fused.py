@@ -14,12 +14,11 @@ from triton_stn.backends.plans import (
     Backward,
     Sampling,
     Wanted,
-    grad_input_dtype,
-    grad_input_layout,
     plan_backward,
     plan_forward,
 )
 from triton_stn.kernels.spline import spline_gradient
+from triton_stn.kernels.sums import ZERO
 
 
 def sample(
@@ -64,28 +63,11 @@ def sample_backward(
         return grad_input, grad_theta
 
     sampling = Sampling(mode, padding_mode, align_corners, source)
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    wanted = Wanted(needs_input, needs_theta, torch.are_deterministic_algorithms_enabled())
     theta = _as_rows(theta, source)
-    found = plan_backward(
-        layout(grad_output),
-        layout(input),
-        layout(theta),
-        grad_input_layout(layout(input), sampling, deterministic),
-        sampling,
-        Wanted(needs_input, needs_theta, deterministic),
-    )
-    buffer = gradient_buffer(input, sampling, deterministic) if needs_input else None
-    of_input, _ = launch_backward(found, grad_output, input, theta, buffer, grad_theta)
-    return grad_input if of_input is None else of_input, grad_theta
-
-
-def gradient_buffer(input: torch.Tensor, sampling: Sampling, deterministic: bool) -> torch.Tensor:
-    """Where a backward writes grad_input; zeros where nothing is gathered."""
-    dtype = grad_input_dtype(input.dtype, input.ndim - 2, sampling, deterministic)
-    if sampling.gathers:
-        return torch.empty_like(input, dtype=dtype)
-    check_deterministic(sampling)
-    return torch.zeros_like(input, dtype=dtype)
+    found = plan_backward(layout(grad_output), layout(input), layout(theta), sampling, wanted)
+    made = launch_backward(found, grad_output, input, theta, needs_input, grad_theta)
+    return grad_input if made is None else made, grad_theta
 
 
 def launch_backward(
@@ -93,37 +75,60 @@ def launch_backward(
     grad_output: torch.Tensor,
     input: torch.Tensor,
     theta: torch.Tensor,
-    grad_input: torch.Tensor | None,
+    needs_input: bool,
     grad_theta: torch.Tensor | None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Launch what was planned: grad_input in the dtype of ``input``, and grad_theta."""
+) -> torch.Tensor | None:
+    """Launch what was planned: writes to ``grad_theta`` and returns grad_input, where wanted."""
+    if found.adds_floats:
+        check_deterministic()
+    grad_input = None
+    tensors = dict(X=input, THETA=theta, dY=grad_output, dTHETA=grad_theta)
+    if needs_input:
+        grad_input = input_gradient(found, input)
+        tensors |= dict(dX=grad_input, SUMS=input_sums(found, grad_input))
     partial = grad_theta
     if found.partial:
         partial = input.new_empty(found.partial, dtype=found.dtype)
-    tensors = dict(X=input, THETA=theta, dY=grad_output, dX=grad_input, P=partial)
-    tensors["dTHETA"] = grad_theta
+    tensors["P"] = partial
     for plan in found.plans:
         if plan.kernel is spline_gradient:  # of the gradient of each pixel's coordinates
             tensors["dG"] = partial
             tensors["P"] = input.new_empty(found.coefficients, dtype=found.dtype)
         launch(plan, input.device, **tensors)
-    if grad_input is not None and grad_input.dtype != input.dtype:
-        grad_input = grad_input.to(input.dtype)
-    return grad_input, grad_theta
+    return grad_input
 
 
-def check_deterministic(sampling: Sampling) -> None:
-    """Atomics add in no fixed order: refuse, or warn, as PyTorch's own operators do."""
+def input_gradient(found: Backward, input: torch.Tensor) -> torch.Tensor:
+    """grad_input: zeros where all that is added to it is scattered."""
+    if found.gathers or found.into != "dX":
+        return torch.empty_like(input)
+    return torch.zeros_like(input)
+
+
+def input_sums(found: Backward, grad_input: torch.Tensor) -> torch.Tensor:
+    """Where grad_input is added up, see `kernels/sums.py`: zeros where nothing is gathered."""
+    if found.into == "dX":
+        return grad_input
+    words = grad_input.numel()
+    if found.into == "float":
+        new = grad_input.new_empty if found.gathers else grad_input.new_zeros
+        return new(words, dtype=torch.float32)
+    images = 2 * grad_input.shape[0]
+    sums = grad_input.new_empty(words + images, dtype=torch.int64)
+    if not found.gathers:
+        sums.fill_(ZERO.value)
+    sums[words:].zero_()
+    return sums
+
+
+def check_deterministic() -> None:
+    """Atomics add floats in no fixed order: refuse, or warn, as PyTorch's own operators do."""
     if not torch.are_deterministic_algorithms_enabled():
         return
-    cause = (
-        f"{sampling.source} coordinates, mode={sampling.mode!r} and "
-        f"padding_mode={sampling.padding_mode!r}"
-    )
     message = (
-        f"the gradient of the input with {cause} does not have a deterministic implementation, but "
-        "you set torch.use_deterministic_algorithms(True); affine and projective transforms with "
-        "padding_mode='zeros' have one unless bicubic or antialiased"
+        "the gradient of a float64 input does not have a deterministic implementation here, but "
+        "you set torch.use_deterministic_algorithms(True); a float32 or half input has one, and "
+        "so has float64 of an affine map of images with padding_mode='zeros', bilinear or nearest"
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)

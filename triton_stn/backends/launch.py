@@ -20,7 +20,7 @@ from triton.compiler import ASTSource, CompiledKernel
 
 from triton_stn.backends import INTERPRETED
 from triton_stn.kernels import configs
-from triton_stn.kernels.arguments import Buffer, Image
+from triton_stn.kernels.arguments import Buffer, Image, InputSums
 
 INT32_MAX = 2**31 - 1
 POINTERS = {
@@ -28,6 +28,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float32: "*fp32",
     torch.float64: "*fp64",
+    torch.int64: "*i64",
 }
 
 
@@ -74,7 +75,7 @@ def _kind(name: str, value: Any, wide: bool) -> tuple[str, Any]:
         return POINTERS[value], None
     if isinstance(value, float):
         return "fp64" if wide else "fp32", None
-    if name in ("stride_n", "stride_k"):  # offsets between images are 64-bit anyway
+    if name in ("stride_n", "stride_k", "elements"):  # offsets between images are 64-bit anyway
         return "i64", None
     if name in ("stride_c", "stride_w") and value == 1:
         return "constexpr", 1
@@ -100,7 +101,9 @@ def specialisation(plan: Plan, aligned: bool) -> tuple[dict, dict, dict]:
             kinds.append(kind)
             if constant is not None:
                 constants[index, place] = constant
-            elif part == "ptr" and (isinstance(value, Buffer) or (aligned and plan.align > 1)):
+            elif part == "ptr" and (
+                isinstance(value, Buffer | InputSums) or (aligned and plan.align > 1)
+            ):
                 attributes[index, place] = [["tt.divisibility", 16]]
             elif part.startswith("stride") and plan.align > 1 and isinstance(value, Image):
                 attributes[index, place] = [["tt.divisibility", plan.align]]

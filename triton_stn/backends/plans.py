@@ -7,21 +7,24 @@ Images are volumes of depth one here.
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
 import triton.language as tl
 
 from triton_stn.backends.launch import INT32_MAX, Plan
-from triton_stn.backends.layout import Layout, channels_lie_last
+from triton_stn.backends.layout import Layout, channels_lie_last, layout
 from triton_stn.kernels import configs
 from triton_stn.kernels.arguments import (
     Buffer,
     Canvas,
     Frame,
     Image,
+    InputSums,
     Rules,
     Scale,
     Sums,
@@ -35,7 +38,9 @@ from triton_stn.kernels.gather.several import gather_maps
 from triton_stn.kernels.grad_theta import grad_theta
 from triton_stn.kernels.reduce import reduce
 from triton_stn.kernels.scatter import scatter
+from triton_stn.kernels.settle import settle
 from triton_stn.kernels.spline import spline_gradient
+from triton_stn.kernels.sums import FIXED_BITS, largest
 
 # Fewer channels than this in a channels-last image fill no 16-byte run worth a kernel of its own:
 # the NCHW kernel reads them from the same sectors.
@@ -56,13 +61,12 @@ class Sampling(NamedTuple):
 
     @property
     def gathers(self) -> bool:
-        """Whether grad_input is gathered; elsewhere it is scattered, by atomics."""
-        plain = self.mode in ("nearest", "bilinear") and self.padding_mode == "zeros"
-        return plain and self.source in ("affine", "projective")
+        """Whether grad_input is gathered, what `leaves_rest` leaves apart; else it is scattered."""
+        return self.mode in ("nearest", "bilinear") and self.source in ("affine", "projective")
 
 
 class Wanted(NamedTuple):
-    """Which gradients, and whether nothing may be left to atomics."""
+    """Which gradients, and whether they have to have the same bits every time."""
 
     grad_input: bool
     grad_theta: bool
@@ -75,8 +79,15 @@ class Backward:
 
     plans: tuple[Plan, ...]
     dtype: torch.dtype  # of sums
+    gathers: bool  # or grad_input is added up from zeros
+    into: str  # where it is added up, see `kernels/sums.py`
     partial: tuple[int, ...] = ()  # shape of the partial sums; none where P is grad_theta
     coefficients: tuple[int, ...] = ()  # of a spline, a second one
+
+    @cached_property
+    def adds_floats(self) -> bool:
+        """By atomics, in any order."""
+        return self.into != "fixed" and any(plan.kernel is scatter for plan in self.plans)
 
 
 def sums_of(ndim: int, source: str) -> int:
@@ -84,26 +95,19 @@ def sums_of(ndim: int, source: str) -> int:
     return VOLUME_SUMS if ndim == 3 else SUMS.get(source, 0)
 
 
-def leaves_rest(ndim: int, sampling: Sampling, deterministic: bool) -> bool:
-    """Whether a scatter follows the gather, for each theta that has no bounded window."""
+def leaves_rest(ndim: int, sampling: Sampling) -> bool:
+    """Whether a scatter follows the gather (`kernels/gather/rest.py`)."""
     unbounded = ndim == 3 or sampling.source == "projective"
-    return sampling.gathers and unbounded and not deterministic
+    return sampling.gathers and (unbounded or sampling.padding_mode != "zeros")
 
 
-def grad_input_dtype(
-    dtype: torch.dtype, ndim: int, sampling: Sampling, deterministic: bool
-) -> torch.dtype:
-    """Of what a backward writes grad_input to: that of sums where a scatter takes part."""
-    scatters = not sampling.gathers or leaves_rest(ndim, sampling, deterministic)
-    return sum_dtype(dtype) if scatters else dtype
-
-
-@lru_cache(maxsize=4096)
-def grad_input_layout(input: Layout, sampling: Sampling, deterministic: bool) -> Layout:
-    """Of what a backward writes grad_input to, as `torch.empty_like` has it."""
-    dtype = grad_input_dtype(input.dtype, len(input.shape) - 2, sampling, deterministic)
-    like = torch.empty_like(torch.empty_strided(input.shape, input.strides, device="meta"))
-    return Layout(like.shape, like.stride(), dtype)
+def added_into(dtype: torch.dtype, ndim: int, sampling: Sampling, wanted: Wanted) -> str:
+    """Where grad_input is added up, see `kernels/sums.py`."""
+    if not wanted.grad_input or (sampling.gathers and not leaves_rest(ndim, sampling)):
+        return "dX"
+    if wanted.deterministic and dtype != torch.float64:
+        return "fixed"
+    return "float" if dtype.itemsize == 2 else "dX"
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -137,13 +141,13 @@ def plan_backward(
     grad_output: Layout,
     input: Layout,
     theta: Layout,
-    grad_input: Layout,
     sampling: Sampling,
     wanted: Wanted,
 ) -> Backward:
     """X, THETA, dY (N, K, C, *) -> dX, where it is wanted, and dTHETA, by way of P."""
     k, ndim = grad_output.shape[1], len(input.shape) - 2
-    rest = leaves_rest(ndim, sampling, wanted.deterministic)
+    rest = leaves_rest(ndim, sampling)
+    into = added_into(input.dtype, ndim, sampling, wanted)
     gathers = wanted.grad_input and sampling.gathers
     scatters = wanted.grad_input and (rest or not sampling.gathers)
     # Of several maps a gather would reduce the sums of each in every tile. From the output's side a
@@ -151,27 +155,30 @@ def plan_backward(
     apart = wanted.grad_theta and (k > 1 if gathers else not scatters)
     joint = wanted.grad_theta and not apart
     sums = sums_of(ndim, sampling.source)
-    call = _BackwardCall(grad_output, input, theta, grad_input, sampling, sums)
+    call = _BackwardCall(grad_output, input, theta, sampling, sums, into)
     launches = []  # (kernel, configuration, the rules that differ)
+    of_input = dict(rest=rest, into=into, needs_input=True)
+    if into == "fixed":
+        launches.append((largest, call.over(grad_output), of_input))
     if gathers:
-        config = call.over_input()
-        every = dict(every=not rest, needs_input=True)
-        launches.append((gather if k == 1 else gather_maps, config, every))
+        launches.append((gather if k == 1 else gather_maps, call.over_input(), of_input))
     if scatters:
-        config = call.over_output(scatters=True, rest=rest)
-        launches.append((scatter, config, dict(rest=rest, needs_input=True)))
+        launches.append((scatter, call.over_output(scatters=True, rest=rest), of_input))
+    if into != "dX":
+        launches.append((settle, call.over(input), of_input))
     if apart:
         launches.append((grad_theta, call.over_output(scatters=False, rest=False), {}))
     plans, first = [], 0
-    slots = sum(config.slots for kernel, config, _ in launches if joint or kernel is grad_theta)
+    summing = (gather, scatter, grad_theta) if joint else (grad_theta,)
+    slots = sum(config.slots for kernel, config, _ in launches if kernel in summing)
     for kernel, config, differing in launches:
-        if joint or kernel is grad_theta:
+        if kernel in summing:
             differing = dict(differing, needs_theta=True, sums=sums)
             splits = config.splits
         plans.append(call.plan(kernel, config, differing, slots, first))
         first += config.slots if "sums" in differing else 0
     if not wanted.grad_theta:
-        return Backward(tuple(plans), sum_dtype(input.dtype))
+        return Backward(tuple(plans), sum_dtype(input.dtype), gathers, into)
     return call.reduced(tuple(plans), slots, splits)
 
 
@@ -182,9 +189,20 @@ class _BackwardCall:
     grad_output: Layout
     input: Layout
     theta: Layout
-    grad_input: Layout
     sampling: Sampling
     sums: int
+    into: str
+
+    @cached_property
+    def grad_input(self) -> Layout:
+        return layout(torch.empty_like(_meta(self.input)))
+
+    def over(self, image: Layout) -> configs.Config:
+        """Of what moves every number of an image once."""
+        c, *size = image.shape[-len(self.input.shape) + 1 :]
+        images = math.prod(image.shape[: -len(size) - 1])
+        others = (image,) if image is self.grad_output else (self.grad_input,)
+        return configs.forward(_problem(images, c, size, self.input, *others))
 
     def over_input(self) -> configs.Config:
         n, c, *size = self.input.shape
@@ -200,15 +218,17 @@ class _BackwardCall:
 
     def plan(self, kernel, config: configs.Config, rules: dict, slots: int, first: int) -> Plan:
         ndim = len(self.input.shape) - 2
-        tensors = dict(X=_image(self.input, ndim), THETA=_theta(self.theta, self.sampling))
-        tensors |= dict(dY=_image(self.grad_output, ndim))
         images = [self.input, self.grad_output]
+        tensors = dict(
+            X=_image(self.input, ndim),
+            THETA=_theta(self.theta, self.sampling),
+            dY=_image(self.grad_output, ndim),
+            P=Buffer(sum_dtype(self.input.dtype)),
+        )
         if kernel is not grad_theta:
-            tensors |= dict(dX=_image(self.grad_input, ndim))
+            tensors |= dict(dX=_image(self.grad_input, ndim), SUMS=self.input_sums())
             images.append(self.grad_input)
-        if kernel is not gather_maps:
-            tensors |= dict(P=Buffer(sum_dtype(self.input.dtype)))
-        several = self.grad_output.shape[1] > 1 and kernel is not gather_maps
+        several = self.grad_output.shape[1] > 1 and kernel not in (gather_maps, settle)
         of_call = _rules(self.input, self.sampling, *images, self.theta)
         numbers = _numbers(self.input, self.grad_output, self.sampling, config, slots, first)
         return _plan(kernel, config, tensors, numbers, replace(of_call, several=several, **rules))
@@ -217,12 +237,14 @@ class _BackwardCall:
         """The launches, and those that make grad_theta of the partial sums."""
         n, k, _, *size = self.grad_output.shape
         dtype = sum_dtype(self.input.dtype)
+        gathers = self.sampling.gathers
+        made = functools.partial(Backward, dtype=dtype, gathers=gathers, into=self.into)
         source, ndim = self.sampling.source, len(size)
         if self.sums:
             wide = 6 * configs.cdiv(self.sums, 6)
             affine = ndim if source == "affine" else 0
             plan = self.plan_reduce(slots, wide, self.sums, affine)
-            return Backward((*plans, plan), dtype, (n, k, slots, wide))
+            return made((*plans, plan), partial=(n, k, slots, wide))
         field = (n, k, splits, *size, FIELDS.get(source, 2))
         numbers = FIELDS.get(source, 2) * size[0] * size[1]
         if source == "spline":
@@ -230,11 +252,19 @@ class _BackwardCall:
             of_spline = self.plan_spline(splits)
             chunks = of_spline.grid[1]
             plan = self.plan_reduce(chunks, 4 * t, 4 * t, 0)
-            return Backward((*plans, of_spline, plan), dtype, field, (n, k, chunks, t, 4))
+            return made((*plans, of_spline, plan), partial=field, coefficients=(n, k, chunks, t, 4))
         if splits == 1 and self.theta.dtype == dtype:
-            return Backward(plans, dtype)  # P is grad_theta itself
+            return made(plans)  # P is grad_theta itself
         plan = self.plan_reduce(splits, numbers, numbers, 0)
-        return Backward((*plans, plan), dtype, field)
+        return made((*plans, plan), partial=field)
+
+    def input_sums(self) -> InputSums:
+        k = self.grad_output.shape[1]
+        pixels = math.prod(self.grad_output.shape[3:])
+        dtype = torch.int64 if self.into == "fixed" else sum_dtype(self.input.dtype)
+        # An output pixel's weights, of bicubic too, add up to less than 2.
+        room = FIXED_BITS - (2 * k * pixels).bit_length()
+        return InputSums(dtype, math.prod(self.input.shape), room)
 
     def plan_reduce(self, slots: int, wide: int, columns: int, affine: int) -> Plan:
         n, k = self.grad_output.shape[:2]
@@ -280,10 +310,11 @@ class _BackwardCall:
 
 
 def _plan(kernel, config: configs.Config, tensors: dict, numbers: dict, rules: Rules) -> Plan:
+    arguments = {**tensors, **numbers}
     return Plan(
         kernel=kernel,
         grid=config.grid,
-        arguments=tensors | numbers,
+        arguments={name: arguments[name] for name in kernel.arg_names if name in arguments},
         constants=dict(RULES=rules, TILING=config.tiling),
         num_warps=config.num_warps,
         maxnreg=config.maxnreg,
@@ -351,6 +382,10 @@ def _numbers(
         FRAME=_frame(input, sampling.align_corners),
         SCALE=_scale(input, size, sampling.align_corners),
     )
+
+
+def _meta(image: Layout) -> torch.Tensor:
+    return torch.empty_strided(image.shape, image.strides, dtype=image.dtype, device="meta")
 
 
 def _deep(size) -> tuple[int, int, int]:

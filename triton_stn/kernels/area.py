@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.coordinates import field_ptrs, fma3
+from triton_stn.kernels.sums import add
 from triton_stn.kernels.taps import (
     corner,
     corner_masks,
@@ -126,9 +127,10 @@ def forward_area(X, Y, place, sides, at, count, FRAME, RULES: tl.constexpr, TILI
 
 @triton.jit
 def backward_area(
-    X, dX, G, place, sides, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
+    X, INTO, G, place, sides, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
 ):
-    """The tile of a backward from the output's side: adds to dX, returns `AreaSlopes`."""
+    """The tile of a backward from the output's side: adds to INTO, returns `AreaSlopes`."""
+    dX = INTO.image
     samples = sides.along_j * sides.along_i
     most = tl.max(samples).to(tl.int32)
     share = 1 / samples
@@ -151,9 +153,7 @@ def backward_area(
                 written = corner_masks(along, read, True)
                 ptrs = dX_ptr + offsets(index, dX, RULES)
                 for n in tl.static_range(4):
-                    tl.atomic_add(
-                        corner(ptrs, dX, n), g * weights[n], mask=written[n], sem="relaxed"
-                    )
+                    add(INTO, corner(ptrs, dX, n), g * weights[n], written[n], RULES)
             if RULES.needs_theta:
                 masks = corner_masks(along, read, False)
                 ptrs = X_ptr + offsets(index, X, RULES)

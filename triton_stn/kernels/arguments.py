@@ -38,6 +38,17 @@ class Buffer(NamedTuple):
     ptr: object
 
 
+class InputSums(NamedTuple):
+    """Where grad_input is added up, strided as dX, or dX itself; see `sums.py`.
+
+    Fixed-point words are followed by two an image, on the terms.
+    """
+
+    ptr: object
+    elements: object  # of dX
+    room: object  # log2 of the units that the largest |dY| has at most
+
+
 class Canvas(NamedTuple):
     """The output: its size, and half of it less one, where centred coordinates are zero."""
 
@@ -110,8 +121,8 @@ class Rules:
     needs_input: bool = False
     needs_theta: bool = False
     sums: int = 0  # that make up grad_theta where it is wanted; 0 of a field and of a spline
-    rest: bool = False  # scatter: leave alone every theta that is gathered
-    every: bool = False  # gather: leave no theta to the scatter
+    rest: bool = False  # a scatter follows the gather, for what that leaves
+    into: str = "dX"  # where grad_input is added up, see `sums.py`
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from triton_stn.kernels.sums import add
 from triton_stn.kernels.taps import lasts, pad
 from triton_stn.kernels.tiles import some
 
@@ -87,10 +88,11 @@ def forward_bicubic(X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: 
 
 @triton.jit
 def backward_bicubic(
-    X, dX, G, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
+    X, INTO, G, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
 ):
-    """The tile of a backward from the output's side: adds to dX, returns (dY/dx, dY/dy) summed
+    """The tile of a backward from the output's side: adds to INTO, returns (dY/dx, dY/dy) summed
     over the channels."""
+    dX = INTO.image
     along_x, along_y = cubic_place(place, FRAME, RULES)
     X_ptr = X.ptr + at.channels * X.stride_c
     dX_ptr = dX.ptr + at.channels * dX.stride_c
@@ -109,7 +111,7 @@ def backward_bicubic(
                     weight = along_y.weights[a] * along_x.weights[b]
                     written = read & (weight != 0)
                     ptrs = dX_ptr + (row * dX.stride_h + column * dX.stride_w)
-                    tl.atomic_add(ptrs, g * weight, mask=written, sem="relaxed")
+                    add(INTO, ptrs, g * weight, written, RULES)
                 if RULES.needs_theta:
                     ptrs = X_ptr + (row * X.stride_h + column * X.stride_w)
                     value = g * tl.load(ptrs, mask=read, other=0.0).to(RULES.dtype)

@@ -38,8 +38,9 @@ UNALIGNED_RUN = 32  # channels of a pixel at a time where none lie aligned: 64 s
 VOLUME_FORWARD_PASS = 3  # eight loads a channel
 # Enough programs for every multiprocessor of the largest GPUs (132 to 160) to hold about 16 warps.
 ENOUGH_PROGRAMS = 1024
-# A split repeats the set-up, which costs as much as about 4 channels.
-MIN_CHANNELS_A_SPLIT = 8
+# A split repeats the set-up and the window, which cost as much as 4 to 8 channels: few where they
+# are needed to fill half of the multiprocessors, more each beyond that.
+MIN_CHANNELS_A_SPLIT, CHANNELS_A_SPLIT = 8, 16
 # 128 leave 4 programs a multiprocessor, 16 warps; with a pass of many channels they spill, and 168
 # leaves 3 (static report).
 FEW_REGISTERS, GATHER_REGISTERS = 128, 168
@@ -176,9 +177,13 @@ def _cut(
     # Tiles are shared by fewer programs as long as enough of them remain.
     tiles = max(1, min(most_tiles, images * columns * bands // ENOUGH_PROGRAMS))
     walkers = min(cdiv(bands, tiles), MAX_GRID)
-    least = max(step, MIN_CHANNELS_A_SPLIT)
+    programs = images * columns * walkers
     splits = 1
-    while 2 * splits * least <= channels and images * columns * walkers * splits < ENOUGH_PROGRAMS:
+    while programs * splits < ENOUGH_PROGRAMS:
+        filled = programs * splits >= ENOUGH_PROGRAMS // 2
+        least = max(step, CHANNELS_A_SPLIT if filled else MIN_CHANNELS_A_SPLIT)
+        if 2 * splits * least > channels:
+            break
         splits *= 2
     a_split = cdiv(cdiv(channels, splits), step) * step
     splits = cdiv(channels, a_split)

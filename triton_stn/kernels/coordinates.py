@@ -167,6 +167,19 @@ def affine_3d(pixel_map, j, i, k):
 
 
 @triton.jit
+def matrix_place(pixel_map, j, i, k, RULES: tl.constexpr):
+    """Where a matrix takes centred output pixels, in pixels of the input."""
+    if RULES.source == "projective":
+        x, y, _ = homography(pixel_map, j * pixel_map.unit_w, i * pixel_map.unit_h)
+        place = to_pixels(pixel_map, x, y)
+    elif RULES.ndim == 2:
+        place = affine_2d(pixel_map, j, i)
+    else:
+        place = affine_3d(pixel_map, j, i, k)
+    return place
+
+
+@triton.jit
 def source(pixel_map, THETA, n, k, spot, CANVAS, FRAME, RULES: tl.constexpr):
     """The source coordinates of a tile's pixels, (x, y) or (x, y, z), in pixels of the input.
 
@@ -176,14 +189,8 @@ def source(pixel_map, THETA, n, k, spot, CANVAS, FRAME, RULES: tl.constexpr):
     (H_out, W_out, 2); "patch" (H_out, W_out, 6), a grid and its change across the pixel, dx/dj,
     dy/dj, dx/di and dy/di.
     """
-    if RULES.source == "affine":
-        if RULES.ndim == 2:
-            place = affine_2d(pixel_map, spot.j, spot.i)
-        else:
-            place = affine_3d(pixel_map, spot.j, spot.i, spot.k)
-    elif RULES.source == "projective":
-        x, y, _ = homography(pixel_map, spot.j * pixel_map.unit_w, spot.i * pixel_map.unit_h)
-        place = to_pixels(pixel_map, x, y)
+    if RULES.source == "affine" or RULES.source == "projective":
+        place = matrix_place(pixel_map, spot.j, spot.i, spot.k, RULES)
     elif RULES.source == "spline":
         ptr = THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
         x, y = spline(ptr, THETA.points, spot.j * pixel_map.unit_w, spot.i * pixel_map.unit_h)

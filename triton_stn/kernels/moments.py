@@ -15,10 +15,10 @@ def zero_moments(SUMS: tl.constexpr, TILING: tl.constexpr, RULES: tl.constexpr):
 
 
 @triton.jit
-def store_moments(P, row, moments, swap):
+def store_moments(P, row, moments):
     """Add the tiles of moments in a fixed order, six at a time; store them as a row of P.
 
-    The last six are filled up with zeros. ``swap`` exchanges the moments along j and i.
+    The last six are filled up with zeros.
     """
     zero = tl.zeros(moments[0].shape, moments[0].dtype)
     GROUPS: tl.constexpr = (len(moments) + 5) // 6
@@ -26,30 +26,26 @@ def store_moments(P, row, moments, swap):
         six = ()
         for n in tl.static_range(6 * group, 6 * group + 6):
             six = six + (moments[n] if n < len(moments) else zero,)
-        store_six(P.ptr + (row * GROUPS + group) * 6, six, swap)
+        store_six(P.ptr + (row * GROUPS + group) * 6, six)
 
 
 @triton.jit
-def store_six(ptr, six, swap):
-    """Eight pixels inside a warp first; then stacked, so that one exchange between warps serves
-    all."""
-    m0 = sum_of_eights(six[0])
-    m1 = sum_of_eights(six[1])
-    m2 = sum_of_eights(six[2])
-    m3 = sum_of_eights(six[3])
-    m4 = sum_of_eights(six[4])
-    m5 = sum_of_eights(six[5])
-    zero = tl.zeros(m0.shape, m0.dtype)
-    even = tl.join(tl.join(m0, m4), tl.join(m2, zero))
-    odd = tl.join(tl.join(m1, m5), tl.join(m3, zero))
-    stacked = tl.reshape(tl.join(even, odd), (m0.shape[0], 8))
-    column = tl.arange(0, 8)
-    swapped = tl.where(column % 3 < 2, column // 3 * 3 + 1 - column % 3, column)
-    place = tl.where(swap, swapped, column)
-    tl.store(ptr + place, tl.sum(stacked, 0), mask=column < 6)
+def store_six(ptr, six):
+    """The sums of six tiles of moments.
 
-
-@triton.jit
-def sum_of_eights(x):
-    """[pixels, 1] -> [pixels / 8]"""
-    return tl.sum(tl.reshape(x, (x.shape[0] // 8, 8)), 1)
+    Through shared memory: a thread takes its pixels' six numbers there and brings one number of
+    eight pixels back, so that it adds most of a sum by itself, and shuffles serve one sum, not six.
+    """
+    PIXELS: tl.constexpr = six[0].shape[0]
+    EIGHTH: tl.constexpr = PIXELS // 8
+    zero = tl.zeros(six[0].shape, six[0].dtype)
+    even = tl.join(tl.join(six[0], six[4]), tl.join(six[2], zero))
+    odd = tl.join(tl.join(six[1], six[5]), tl.join(six[3], zero))
+    table = tl.reshape(tl.join(even, odd), (PIXELS * 8,))  # eight columns, row by row
+    at = tl.arange(0, PIXELS * 8)
+    column = at % PIXELS // EIGHTH
+    pixel = at // PIXELS * EIGHTH + at % EIGHTH
+    turned = tl.reshape(tl.gather(table, pixel * 8 + column, 0), (8, PIXELS))
+    total = tl.sum(tl.reshape(tl.sum(turned, 0), (8, EIGHTH)), 1)
+    place = tl.arange(0, 8)
+    tl.store(ptr + place, total, mask=place < 6)

@@ -15,11 +15,14 @@ import triton.language as tl
 from triton_stn.kernels.area import backward_area, pixel_sides
 from triton_stn.kernels.bicubic import backward_bicubic
 from triton_stn.kernels.coordinates import source, source_gradient
+from triton_stn.kernels.gather.rest import box_in_view
 from triton_stn.kernels.moments import store_moments, zero_moments
+from triton_stn.kernels.sums import add
 from triton_stn.kernels.taps import (
     corner,
     corner_masks,
     corner_weights,
+    in_view,
     left_index,
     nearest,
     nonfinite,
@@ -40,41 +43,64 @@ class Job(NamedTuple):
     canvas: object
     frame: object
     scale: object
+    everything: object  # of a theta that no gather takes: pixels in view, too
 
 
 @triton.jit
-def backward_program(X, dY, dX, P, JOB, tiles, RULES: tl.constexpr, TILING: tl.constexpr):
+def backward_program(X, dY, INTO, P, JOB, tiles, RULES: tl.constexpr, TILING: tl.constexpr):
     """Every tile of a program, and its partial sums of grad_theta; tensors from its share on."""
-    moments = zero_moments(RULES.sums, TILING, RULES)
+    # At least one, for a branch that hands on nothing does not compile.
+    MOMENTS: tl.constexpr = RULES.sums if RULES.sums > 0 else 1
+    moments = zero_moments(MOMENTS, TILING, RULES)
     for t in range(tiles):
-        moments = backward_tile(moments, t, X, dY, dX, P, JOB, RULES, TILING)
+        at = tile(t, JOB.canvas, JOB.work, RULES, TILING)
+        if RULES.rest and RULES.padding != "zeros":
+            if JOB.everything | (tile_in_view(at, JOB, RULES, TILING) == 0):
+                moments = backward_tile(moments, at, X, dY, INTO, P, JOB, RULES, TILING)
+        else:
+            moments = backward_tile(moments, at, X, dY, INTO, P, JOB, RULES, TILING)
     if RULES.sums > 0:
         nk = JOB.part.n.to(tl.int64) * JOB.work.maps + JOB.part.k
-        store_moments(P, nk * JOB.work.slots + slot(JOB.part, JOB.work), moments, False)
+        store_moments(P, nk * JOB.work.slots + slot(JOB.part, JOB.work), moments)
 
 
 @triton.jit
-def backward_tile(moments, t, X, dY, dX, P, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
-    """Adds to dX; returns the moments with this tile's, or stores each pixel's gradient in P."""
-    at = tile(t, JOB.canvas, JOB.work, RULES, TILING)
+def tile_in_view(at, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
+    """Whether all pixels of a tile read strictly inside the image."""
+    canvas = JOB.canvas
+    j = at.first_column.to(RULES.dtype) - canvas.centre_w
+    i = at.first_row.to(RULES.dtype) - canvas.centre_h
+    k = at.first_slice - canvas.centre_d
+    # A last tile reaches beyond the canvas, whose last pixel is where centred indices end.
+    last_j = tl.minimum(j + (TILING.block_w - 1), canvas.centre_w)
+    last_i = tl.minimum(i + (TILING.block_h - 1), canvas.centre_h)
+    last_k = tl.minimum(k + (TILING.block_d - 1), canvas.centre_d)
+    return box_in_view(JOB.pixel_map, (j, i, k), (last_j, last_i, last_k), JOB.frame, RULES)
+
+
+@triton.jit
+def backward_tile(moments, at, X, dY, INTO, P, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
+    """Adds to INTO; returns the moments with this tile's, or stores each pixel's gradient in P."""
     spot = output_spot(at, JOB.canvas, RULES)
     part, frame = JOB.part, JOB.frame
     place = source(JOB.pixel_map, JOB.theta, part.n, part.k, spot, JOB.canvas, frame, RULES)
     # An output that is not finite gives nothing to any gradient.
     mask = at.mask & (nonfinite(place) == 0)
+    if RULES.rest and RULES.padding != "zeros":
+        mask &= JOB.everything | (in_view(place, frame, RULES) == 0)
     G = of_tile(dY, at, RULES)
     slopes = ()
     if RULES.mode == "nearest":
-        scatter_nearest(dX, G, place, at, mask, part.count, frame, RULES, TILING)
+        scatter_nearest(INTO, G, place, at, mask, part.count, frame, RULES, TILING)
     elif RULES.mode == "bilinear":
-        slopes = backward_linear(X, dX, G, place, at, mask, part.count, frame, RULES, TILING)
+        slopes = backward_linear(X, INTO, G, place, at, mask, part.count, frame, RULES, TILING)
     elif RULES.mode == "bicubic":
-        slopes = backward_bicubic(X, dX, G, place, at, mask, part.count, frame, RULES, TILING)
+        slopes = backward_bicubic(X, INTO, G, place, at, mask, part.count, frame, RULES, TILING)
     else:
         sides = pixel_sides(JOB.pixel_map, JOB.theta, part, spot, RULES)
-        slopes = backward_area(X, dX, G, place, sides, at, mask, part.count, frame, RULES, TILING)
+        slopes = backward_area(X, INTO, G, place, sides, at, mask, part.count, frame, RULES, TILING)
     if RULES.needs_theta:
-        if len(moments) > 0:
+        if RULES.sums > 0:
             moments = add_terms(moments, JOB.pixel_map, spot, slopes, mask, RULES)
         else:
             store_field(P, JOB, spot, slopes, mask, RULES)
@@ -117,9 +143,10 @@ def store_field(P, JOB, spot, slopes, mask, RULES: tl.constexpr):
 
 @triton.jit
 def scatter_nearest(
-    dX, G, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
+    INTO, G, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
 ):
     """dY goes whole to the one pixel that was read."""
+    dX = INTO.image
     index, inside = nearest(place, FRAME, RULES)
     written = mask & inside
     dX_ptrs = dX.ptr + offsets(index, dX, RULES) + at.channels * dX.stride_c
@@ -127,17 +154,18 @@ def scatter_nearest(
     for c in range(0, count, TILING.block_c):
         here = written & some(at.channels, count - c, TILING.mask_channels)
         g = tl.load(G_ptrs, mask=here, other=0.0).to(RULES.dtype)
-        tl.atomic_add(dX_ptrs, g, mask=here, sem="relaxed")
+        add(INTO, dX_ptrs, g, here, RULES)
         G_ptrs += TILING.block_c * G.stride_c
         dX_ptrs += TILING.block_c * dX.stride_c
 
 
 @triton.jit
 def backward_linear(
-    X, dX, G, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
+    X, INTO, G, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
 ):
-    """Four taps a pixel, or eight a voxel: adds to dX, returns the slopes along each axis."""
+    """Four taps a pixel, or eight a voxel: adds to INTO, returns the slopes along each axis."""
     NDIM: tl.constexpr = RULES.ndim
+    dX = INTO.image
     PASS: tl.constexpr = TILING.channels_a_pass
     along = taps(place, FRAME, RULES)
     weights = corner_weights(along)
@@ -158,10 +186,8 @@ def backward_linear(
             sums = ()
             for n in tl.static_range(len(weights)):
                 if RULES.needs_input:
-                    tl.atomic_add(
-                        corner(dX_ptrs, dX, n), g * weights[n], mask=written[n] & here,
-                        sem="relaxed",
-                    )  # fmt: skip
+                    ptrs = corner(dX_ptrs, dX, n)
+                    add(INTO, ptrs, g * weights[n], written[n] & here, RULES)
                 if RULES.needs_theta:
                     value = tl.load(corner(X_ptrs, X, n), mask=masks[n] & here, other=0.0)
                     sums = sums + (tl.fma(g, value.to(RULES.dtype), before[n]),)

@@ -90,6 +90,24 @@ def lasts(FRAME, RULES: tl.constexpr):
 
 
 @triton.jit
+def in_view(place, FRAME, RULES: tl.constexpr):
+    """Whether a place is strictly inside the image, where no padding rule moves it.
+
+    Of "nearest" whether the pixel that it is nearest to is in the image.
+    """
+    NDIM: tl.constexpr = RULES.ndim
+    last = lasts(FRAME, RULES)
+    seen = True
+    for axis in tl.static_range(NDIM):
+        if RULES.mode == "nearest":
+            pixel = round_half_even(place[axis])
+            seen &= (pixel >= 0) & (pixel <= last[axis])
+        else:
+            seen &= (place[axis] > 0) & (place[axis] < last[axis])
+    return seen
+
+
+@triton.jit
 def taps(place, FRAME, RULES: tl.constexpr):
     """`Taps` along each axis, x first."""
     # Written out, for in Triton 3.6 a sum of tuples loses the names of those inside.

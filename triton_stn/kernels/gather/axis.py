@@ -1,8 +1,7 @@
 """The window of a theta upright or turned by 90° that does not magnify: 2 x 2 candidates.
 
 Index p drives x and index q drives y: (p, q) is (j, i) upright, (i, j) on its side, so weights and
-conditions are products of one along x and one along y either way. The moments are along p and q:
-whoever stores them swaps them for a theta on its side.
+conditions are products of one along x and one along y either way.
 """
 
 from typing import NamedTuple
@@ -48,31 +47,32 @@ def first_inside(a, inverse_a, b, u, centre, RULES: tl.constexpr):
 
 
 @triton.jit
-def axis_candidate(index, a, b, u, centre, RULES: tl.constexpr):
+def axis_candidate(index, a, b, u, last, centre, RULES: tl.constexpr):
     """One candidate along one axis: (weight, its -derivative, inside), zeros if not inside."""
-    weight, distance, inside = hat(tl.fma(a, index, b), u, RULES)
+    weight, distance, inside = hat(tl.fma(a, index, b), u, last, RULES)
     inside &= tl.abs(index) <= centre
     slope = with_sign(tl.where(inside, 1.0, 0.0).to(weight.dtype), distance)
     return tl.where(inside, weight, 0.0), slope, inside
 
 
 @triton.jit
-def axis_window(pixel_map, inverse, pixels, G, CANVAS, ON_SIDE: tl.constexpr, RULES: tl.constexpr):
+def axis_window(pixel_map, pixels, G, CANVAS, ON_SIDE: tl.constexpr, RULES: tl.constexpr):
     """The `AxisWindow` of each pixel of a tile."""
     if ON_SIDE:
-        a, b, inverse_a, inverse_b = pixel_map.x_i, pixel_map.y_j, inverse.i_x, inverse.j_y
+        a, b = pixel_map.x_i, pixel_map.y_j
         stride_p, stride_q = G.stride_h, G.stride_w
         centre_p, centre_q = CANVAS.centre_h, CANVAS.centre_w
     else:
-        a, b, inverse_a, inverse_b = pixel_map.x_j, pixel_map.y_i, inverse.j_x, inverse.i_y
+        a, b = pixel_map.x_j, pixel_map.y_i
         stride_p, stride_q = G.stride_w, G.stride_h
         centre_p, centre_q = CANVAS.centre_w, CANVAS.centre_h
-    p = first_inside(a, inverse_a, pixel_map.x_1, pixels.u, centre_p, RULES)
-    q = first_inside(b, inverse_b, pixel_map.y_1, pixels.v, centre_q, RULES)
-    wx0, sx0, in_p0 = axis_candidate(p, a, pixel_map.x_1, pixels.u, centre_p, RULES)
-    wx1, sx1, in_p1 = axis_candidate(p + 1, a, pixel_map.x_1, pixels.u, centre_p, RULES)
-    wy0, sy0, in_q0 = axis_candidate(q, b, pixel_map.y_1, pixels.v, centre_q, RULES)
-    wy1, sy1, in_q1 = axis_candidate(q + 1, b, pixel_map.y_1, pixels.v, centre_q, RULES)
+    p = first_inside(a, 1 / a, pixel_map.x_1, pixels.u, centre_p, RULES)
+    q = first_inside(b, 1 / b, pixel_map.y_1, pixels.v, centre_q, RULES)
+    x_1, y_1, last_x, last_y = pixel_map.x_1, pixel_map.y_1, pixels.last[0], pixels.last[1]
+    wx0, sx0, in_p0 = axis_candidate(p, a, x_1, pixels.u, last_x, centre_p, RULES)
+    wx1, sx1, in_p1 = axis_candidate(p + 1, a, x_1, pixels.u, last_x, centre_p, RULES)
+    wy0, sy0, in_q0 = axis_candidate(q, b, y_1, pixels.v, last_y, centre_q, RULES)
+    wy1, sy1, in_q1 = axis_candidate(q + 1, b, y_1, pixels.v, last_y, centre_q, RULES)
     # X is read only where some tap is: no inf of X meets the 0 of a masked dY.
     read = pixels.mask & (in_p0 | in_p1) & (in_q0 | in_q1)
     in_q0 &= pixels.mask
@@ -115,9 +115,10 @@ def products(ts, fp, fq, p, q):
 
 
 @triton.jit
-def axis_moments(moments, ts, window):
+def axis_moments(moments, ts, window, ON_SIDE: tl.constexpr):
     """moments and what the window of each pixel gives to them."""
     x_p, x_q, x_1 = products(ts, window.slope_x, window.wy, window.p, window.q)
     y_p, y_q, y_1 = products(ts, window.wx, window.slope_y, window.p, window.q)
     m0, m1, m2, m3, m4, m5 = moments
-    return m0 - x_p, m1 - x_q, m2 - x_1, m3 - y_p, m4 - y_q, m5 - y_1
+    x_j, x_i, y_j, y_i = (x_q, x_p, y_q, y_p) if ON_SIDE else (x_p, x_q, y_p, y_q)
+    return m0 - x_j, m1 - x_i, m2 - x_1, m3 - y_j, m4 - y_i, m5 - y_1

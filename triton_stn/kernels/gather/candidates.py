@@ -5,7 +5,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.taps import round_half_even
+from triton_stn.kernels.sums import encoded
+from triton_stn.kernels.taps import lasts, round_half_even
 from triton_stn.kernels.tiles import some
 
 # Windows are wider by 1/64, more than rounding moves a candidate in images of up to 65,536 pixels a
@@ -19,6 +20,7 @@ class Pixels(NamedTuple):
     u: object  # [pixels, 1], in the dtype of coordinates
     v: object
     w: object  # of volumes
+    last: object  # of the image, along each axis
     mask: object
     channels: object  # [1, block_c]
     left: object  # channels, from the pass's first one
@@ -37,6 +39,14 @@ class Plane(NamedTuple):
     step: object  # a column further
 
 
+class Output(NamedTuple):
+    """Where grad_input goes, from a share's first channel on."""
+
+    image: object  # dX
+    sums: object  # an `Into`: there instead
+    rest: object  # where a scatter will add to it
+
+
 class Gathered(NamedTuple):
     """What a window adds to, over its candidates."""
 
@@ -45,7 +55,7 @@ class Gathered(NamedTuple):
 
 
 @triton.jit
-def tile_pixels(at, left, RULES: tl.constexpr):
+def tile_pixels(at, left, FRAME, RULES: tl.constexpr):
     """The `Pixels` of a tile of the input."""
     u = at.columns.to(RULES.dtype)
     v = at.rows.to(RULES.dtype)
@@ -53,13 +63,14 @@ def tile_pixels(at, left, RULES: tl.constexpr):
         w = at.slices.to(RULES.dtype)
     else:
         w = 0.0
-    return Pixels(u, v, w, at.mask, at.channels, left)
+    return Pixels(u, v, w, lasts(FRAME, RULES), at.mask, at.channels, left)
 
 
 @triton.jit
 def with_left(pixels, left):
     """The same pixels, with so many channels left."""
-    return Pixels(pixels.u, pixels.v, pixels.w, pixels.mask, pixels.channels, left)
+    u, v, w = pixels.u, pixels.v, pixels.w
+    return Pixels(u, v, w, pixels.last, pixels.mask, pixels.channels, left)
 
 
 @triton.jit
@@ -89,14 +100,27 @@ def zero_pass(RULES: tl.constexpr, TILING: tl.constexpr):
 
 
 @triton.jit
-def store_pass(dX, acc, pixels, TILING: tl.constexpr):
-    """Store the sums of a pass's channels."""
+def store_pass(dX, acc, pixels, out, RULES: tl.constexpr, TILING: tl.constexpr):
+    """Store the sums of a pass's channels: in dX, or where a scatter will add to them."""
+    if RULES.into != "dX" and out.rest:
+        apart = Plane(out.sums.image.ptr, dX.offs, dX.stride_c, dX.step)
+        store_sums(apart, acc, pixels, out.sums, True, RULES, TILING)
+    else:
+        store_sums(dX, acc, pixels, out.sums, False, RULES, TILING)
+
+
+@triton.jit
+def store_sums(
+    plane, acc, pixels, sums, APART: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """Store the sums of a pass's channels in a plane, as dX has them or as they are kept apart."""
     PASS: tl.constexpr = TILING.channels_a_pass
-    ptrs = dX.ptr + dX.offs
+    ptrs = plane.ptr + plane.offs
     for c in tl.static_range(PASS):
         written = pixels.mask & some(pixels.channels + c, pixels.left, TILING.mask_channels)
-        tl.store(ptrs, acc[c].to(dX.ptr.dtype.element_ty), mask=written)
-        ptrs += dX.stride_c
+        value = encoded(acc[c], sums, RULES) if APART else acc[c]
+        tl.store(ptrs, value.to(plane.ptr.dtype.element_ty), mask=written)
+        ptrs += plane.stride_c
 
 
 @triton.jit
@@ -127,10 +151,11 @@ def plane_of(IMAGE, offs, channels, RULES: tl.constexpr):
 
 
 @triton.jit
-def hat(x, u, RULES: tl.constexpr):
+def hat(x, u, last, RULES: tl.constexpr):
     """Weight of pixel u at coordinate x, x's distance from u, and whether x lies in u's cell.
 
-    The weight is meant inside the cell only. Its derivative is -1 with the distance's sign.
+    Where the padding rule folds what is outside, a coordinate in view alone does. The weight is
+    meant inside the cell only. Its derivative is -1 with the distance's sign.
     """
     distance = x - u
     if RULES.mode == "nearest":
@@ -139,6 +164,8 @@ def hat(x, u, RULES: tl.constexpr):
     else:
         # Of u = 1 and 2 a distance just below -1 rounds to it, so the coordinate is compared.
         inside = (x >= u - 1) & (distance < 1)
+        if RULES.padding != "zeros":
+            inside &= (x > 0) & (x < last)
         weight = 1 - tl.abs(distance)
     return weight, distance, inside
 
@@ -205,8 +232,8 @@ def candidate(
     Returns (acc, what it gives to -S_x, to -S_y, it lies in the cell). Selects where a product with
     0 would do but for an overflowing coordinate or an inf of X.
     """
-    wx, distance_x, in_x = hat(place[0], pixels.u, RULES)
-    wy, distance_y, in_y = hat(place[1], pixels.v, RULES)
+    wx, distance_x, in_x = hat(place[0], pixels.u, pixels.last[0], RULES)
+    wy, distance_y, in_y = hat(place[1], pixels.v, pixels.last[1], RULES)
     inside = in_x & in_y & mask
     wx = tl.where(inside, wx, 0.0)
     wy = tl.where(inside, wy, 0.0)

@@ -111,12 +111,21 @@ def inverse_3x3(n, scale):
 
 
 @triton.jit
+def is_axis(pixel_map, ON_SIDE: tl.constexpr):
+    """Whether a map is upright, or on its side, and does not magnify. Needs no inverse."""
+    if ON_SIDE:
+        a, b, c, d = pixel_map.x_i, pixel_map.y_j, pixel_map.x_j, pixel_map.y_i
+    else:
+        a, b, c, d = pixel_map.x_j, pixel_map.y_i, pixel_map.x_i, pixel_map.y_j
+    size = tl.abs(a) + tl.abs(b) + tl.abs(pixel_map.x_1) + tl.abs(pixel_map.y_1)
+    zero = (c == 0) & (d == 0)
+    return zero & (tl.minimum(tl.abs(a), tl.abs(b)) >= 1) & (size < float("inf"))
+
+
+@triton.jit
 def window_kind(pixel_map, inverse):
-    """The kind of window of an affine map."""
+    """The kind of window of any other affine map."""
     straight = (pixel_map.x_i == 0) & (pixel_map.y_j == 0)
-    turned = (pixel_map.x_j == 0) & (pixel_map.y_i == 0)
-    upright = straight & (tl.abs(pixel_map.x_j) >= 1) & (tl.abs(pixel_map.y_i) >= 1)
-    on_side = turned & (tl.abs(pixel_map.x_i) >= 1) & (tl.abs(pixel_map.y_j) >= 1)
     three = (inverse.reach_j <= 1.5) & (inverse.reach_i <= 1.5)
     # Products of two coordinates stay finite there, even of those that `elsewhere` puts far out.
     three &= (
@@ -125,7 +134,6 @@ def window_kind(pixel_map, inverse):
     walked = (2 * inverse.reach_j + 1) * (2 * inverse.reach_i + 1) <= MOST_CANDIDATES
     kind = tl.where(straight, STRAIGHT, WALK)
     kind = tl.where(three, THREE, tl.where(walked, kind, WIDE))
-    kind = tl.where(upright, UPRIGHT, tl.where(on_side, ON_SIDE, kind))
     return tl.where(is_finite(pixel_map), kind, NOTHING)
 
 

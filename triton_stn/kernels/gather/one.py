@@ -11,6 +11,7 @@ from triton_stn.kernels.coordinates import source_map
 from triton_stn.kernels.gather.axis import axis_moments
 from triton_stn.kernels.gather.candidates import (
     Gathered,
+    Output,
     next_pass,
     plane_of,
     store_pass,
@@ -29,14 +30,17 @@ from triton_stn.kernels.gather.inverse import (
     WALK,
     WIDE,
     inverse_map,
+    is_axis,
     meets,
     tile_box,
     window_kind,
 )
 from triton_stn.kernels.gather.perspective import inverse_homography
+from triton_stn.kernels.gather.rest import leaves_rest
 from triton_stn.kernels.gather.three import three_moments
 from triton_stn.kernels.gather.windows import Job, first_candidate, gather_pass, open_window
 from triton_stn.kernels.moments import store_moments, zero_moments
+from triton_stn.kernels.sums import into
 from triton_stn.kernels.tiles import of_share, share, slot, tile, tile_offsets
 
 
@@ -46,6 +50,7 @@ def gather(
     THETA,  # (N, 1, 2, 3), (N, 1, 3, 4) of volumes, or (N, 1, 3, 3)
     dY,  # (N, 1, C, [D_out,] H_out, W_out)
     dX,  # (N, C, [D,] H, W)
+    SUMS,  # see `sums.py`
     P,  # (N, slots, sums filled up to a multiple of six): partial sums of grad_theta
     WORK,
     CANVAS,
@@ -59,43 +64,46 @@ def gather(
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
     X = of_share(X, part)
     dY = of_share(dY, part)
-    dX = of_share(dX, part)
+    rest = False
+    if RULES.into != "dX":
+        rest = leaves_rest(pixel_map, CANVAS, FRAME, RULES)
+    out = Output(of_share(dX, part), into(dX, SUMS, part, RULES), rest)
     # At least one, for a branch that hands on nothing does not compile.
-    SUMS: tl.constexpr = RULES.sums if RULES.sums > 0 else 1
-    moments = zero_moments(SUMS, TILING, RULES)
-    swap = False
+    MOMENTS: tl.constexpr = RULES.sums if RULES.sums > 0 else 1
+    moments = zero_moments(MOMENTS, TILING, RULES)
     if RULES.ndim == 3:
-        job = Job(pixel_map, (), part.count, WORK, CANVAS, FRAME, X, dY, dX)
+        job = Job(pixel_map, (), part.count, WORK, CANVAS, FRAME, X, dY, out)
         moments = gather_tiles(moments, job, VOLUME, RULES, TILING)
     elif RULES.source == "projective":
         inverse = inverse_homography(pixel_map, CANVAS, RULES)
-        job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, dX)
-        if RULES.every or job.inverse.gathered:
+        job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)
+        if job.inverse.gathered:
             moments = gather_tiles(moments, job, PERSPECTIVE, RULES, TILING)
         else:
             moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
     else:
-        inverse = inverse_map(pixel_map, RULES)
-        job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, dX)
-        kind = window_kind(pixel_map, job.inverse)
-        swap = kind == ON_SIDE
-        if kind == UPRIGHT:
+        job = Job(pixel_map, (), part.count, WORK, CANVAS, FRAME, X, dY, out)
+        if is_axis(pixel_map, False):
             moments = gather_tiles(moments, job, UPRIGHT, RULES, TILING)
-        elif kind == ON_SIDE:
+        elif is_axis(pixel_map, True):
             moments = gather_tiles(moments, job, ON_SIDE, RULES, TILING)
-        elif kind == THREE:
-            moments = gather_tiles(moments, job, THREE, RULES, TILING)
-        elif kind == STRAIGHT:
-            moments = gather_tiles(moments, job, STRAIGHT, RULES, TILING)
-        elif kind == WALK:
-            moments = gather_tiles(moments, job, WALK, RULES, TILING)
-        elif kind == WIDE:
-            moments = gather_tiles(moments, job, WIDE, RULES, TILING)
         else:
-            moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
+            inverse = inverse_map(pixel_map, RULES)
+            turned = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)
+            kind = window_kind(pixel_map, inverse)
+            if kind == THREE:
+                moments = gather_tiles(moments, turned, THREE, RULES, TILING)
+            elif kind == STRAIGHT:
+                moments = gather_tiles(moments, turned, STRAIGHT, RULES, TILING)
+            elif kind == WALK:
+                moments = gather_tiles(moments, turned, WALK, RULES, TILING)
+            elif kind == WIDE:
+                moments = gather_tiles(moments, turned, WIDE, RULES, TILING)
+            else:
+                moments = gather_tiles(moments, turned, NOTHING, RULES, TILING)
     if RULES.sums > 0:
         row = part.n.to(tl.int64) * WORK.slots + slot(part, WORK)
-        store_moments(P, row, moments, swap)
+        store_moments(P, row, moments)
 
 
 @triton.jit
@@ -118,14 +126,14 @@ def gather_tiles(moments, job, KIND: tl.constexpr, RULES: tl.constexpr, TILING: 
 @triton.jit
 def gather_tile(moments, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr):
     """All passes of channels of a tile; returns the moments with its own."""
-    pixels = tile_pixels(at, job.count, RULES)
+    pixels = tile_pixels(at, job.count, job.frame, RULES)
     window = open_window(job, pixels, KIND, RULES)
     G = first_candidate(job, window, pixels, KIND, RULES)
     if KIND == WIDE:  # goes from pixel to pixel
         X = plane_of(job.x, 0, pixels.channels, RULES)
     else:
         X = plane_of(job.x, tile_offsets(at, job.x, RULES), pixels.channels, RULES)
-    dX = plane_of(job.dx, tile_offsets(at, job.dx, RULES), pixels.channels, RULES)
+    dX = plane_of(job.out.image, tile_offsets(at, job.out.image, RULES), pixels.channels, RULES)
     if KIND == UPRIGHT or KIND == ON_SIDE:
         sums = zero_moments(4, TILING, RULES)
     elif KIND == THREE:
@@ -135,7 +143,7 @@ def gather_tile(moments, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILIN
     for _ in range(1 if TILING.one_pass else tl.cdiv(job.count, TILING.step)):
         gathered = Gathered(zero_pass(RULES, TILING), sums)
         gathered = gather_pass(gathered, X, G, window, pixels, job, at, KIND, RULES, TILING)
-        store_pass(dX, gathered.acc, pixels, TILING)
+        store_pass(dX, gathered.acc, pixels, job.out, RULES, TILING)
         sums = gathered.moments
         X = next_pass(X, RULES, TILING)
         dX = next_pass(dX, RULES, TILING)
@@ -143,7 +151,7 @@ def gather_tile(moments, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILIN
         pixels = with_left(pixels, pixels.left - TILING.step)
     if RULES.needs_theta:
         if KIND == UPRIGHT or KIND == ON_SIDE:
-            moments = axis_moments(moments, sums, window)
+            moments = axis_moments(moments, sums, window, KIND == ON_SIDE)
         elif KIND == THREE:
             moments = three_moments(moments, sums, window)
         else:

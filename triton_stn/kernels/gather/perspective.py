@@ -19,7 +19,7 @@ from triton_stn.kernels.gather.candidates import (
     load_pass,
     output_offsets,
 )
-from triton_stn.kernels.gather.inverse import MOST_CANDIDATES, inverse_3x3, is_finite, largest_of
+from triton_stn.kernels.gather.inverse import MOST_CANDIDATES, inverse_3x3, largest_of
 
 
 class InverseHomography(NamedTuple):
@@ -80,10 +80,7 @@ def inverse_homography(pixel_map, CANVAS, RULES: tl.constexpr):
 
 @triton.jit
 def perspective_window(pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr):
-    """The `PerspectiveWindow` of each pixel.
-
-    ``RULES.every``: also of a theta that is not gathered otherwise, the whole output.
-    """
+    """The `PerspectiveWindow` of each pixel."""
     half: tl.constexpr = 0.5 if RULES.mode == "nearest" else 1.0
     g = inverse.g
     w_low = tl.full(pixels.u.shape, float("inf"), RULES.dtype)
@@ -111,10 +108,6 @@ def perspective_window(pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr):
     seen = pixels.mask & (w_high >= 0.5 * inverse.least)
     # Where w' changes a lot inside the cell, as in an image of few pixels, no box is drawn.
     whole = w_low < 0.125 * inverse.least
-    if RULES.every:
-        unbounded = (inverse.gathered == 0) & is_finite(pixel_map.h)
-        seen = pixels.mask & (seen | unbounded)
-        whole |= unbounded
     last_j = 2 * CANVAS.centre_w
     last_i = 2 * CANVAS.centre_h
     j_first = tl.maximum(tl.ceil(j_low - inverse.margin_j + CANVAS.centre_w), 0.0)

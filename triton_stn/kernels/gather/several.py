@@ -11,6 +11,7 @@ import triton.language as tl
 from triton_stn.kernels.coordinates import source_map
 from triton_stn.kernels.gather.candidates import (
     Gathered,
+    Output,
     next_pass,
     plane_of,
     store_pass,
@@ -28,14 +29,17 @@ from triton_stn.kernels.gather.inverse import (
     WALK,
     WIDE,
     inverse_map,
+    is_axis,
     meets,
     near,
     tile_box,
     window_kind,
 )
 from triton_stn.kernels.gather.perspective import inverse_homography
+from triton_stn.kernels.gather.rest import image_leaves_rest
 from triton_stn.kernels.gather.windows import Job, first_candidate, gather_pass, open_window
 from triton_stn.kernels.moments import zero_moments
+from triton_stn.kernels.sums import into
 from triton_stn.kernels.tiles import moved, of_share, share, tile, tile_offsets
 
 
@@ -45,6 +49,7 @@ def gather_maps(
     THETA,  # (N, K, 2, 3), (N, K, 3, 4) of volumes, or (N, K, 3, 3)
     dY,  # (N, K, C, [D_out,] H_out, W_out)
     dX,  # (N, C, [D,] H, W)
+    SUMS,  # see `sums.py`
     WORK,
     CANVAS,
     FRAME,
@@ -55,21 +60,24 @@ def gather_maps(
     """Launch grid: see `tiles.py`, of the input."""
     PASS: tl.constexpr = TILING.channels_a_pass
     part = share(WORK, RULES, TILING)
-    dX = of_share(dX, part)
+    rest = False
+    if RULES.into != "dX":
+        rest = image_leaves_rest(THETA, part.n, WORK.maps, CANVAS, FRAME, SCALE, RULES)
+    out = Output(of_share(dX, part), into(dX, SUMS, part, RULES), rest)
     for t in range(WORK.tiles):
         of_maps = of_share(dY, part)
         at = tile(t, FRAME, WORK, RULES, TILING)
-        pixels = tile_pixels(at, part.count, RULES)
-        of_tile = plane_of(dX, tile_offsets(at, dX, RULES), pixels.channels, RULES)
+        pixels = tile_pixels(at, part.count, FRAME, RULES)
+        of_tile = plane_of(out.image, tile_offsets(at, out.image, RULES), pixels.channels, RULES)
         for _ in range(1 if TILING.one_pass else tl.cdiv(part.count, TILING.step)):
             acc = zero_pass(RULES, TILING)
             of_map = of_maps
             for k in range(WORK.maps):
                 pixel_map = source_map(THETA, part.n, k, FRAME, SCALE, RULES)
-                job = Job(pixel_map, (), pixels.left, WORK, CANVAS, FRAME, X, of_map, dX)
+                job = Job(pixel_map, (), pixels.left, WORK, CANVAS, FRAME, X, of_map, out)
                 acc = gather_map(acc, job, pixels, at, RULES, TILING)
                 of_map = moved(of_map, of_map.ptr + of_map.stride_k)
-            store_pass(of_tile, acc, pixels, TILING)
+            store_pass(of_tile, acc, pixels, out, RULES, TILING)
             of_tile = next_pass(of_tile, RULES, TILING)
             for _ in tl.static_range(PASS):
                 of_maps = moved(of_maps, of_maps.ptr + TILING.block_c * of_maps.stride_c)
@@ -83,28 +91,35 @@ def gather_map(acc, job, pixels, at, RULES: tl.constexpr, TILING: tl.constexpr):
         acc = through(acc, (), job, pixels, at, VOLUME, RULES, TILING)
     elif RULES.source == "projective":
         inverse = inverse_homography(job.pixel_map, job.canvas, RULES)
-        if RULES.every or inverse.gathered:
+        if inverse.gathered:
             acc = through(acc, inverse, job, pixels, at, PERSPECTIVE, RULES, TILING)
     else:
-        inverse = inverse_map(job.pixel_map, RULES)
         box = tile_box(at, RULES, TILING)
         # Of several crops of an image most miss a tile.
         if near(job.pixel_map, box, job.canvas):
-            kind = window_kind(job.pixel_map, inverse)
-            if kind == UPRIGHT:
-                acc = through(acc, inverse, job, pixels, at, UPRIGHT, RULES, TILING)
-            elif kind == ON_SIDE:
-                acc = through(acc, inverse, job, pixels, at, ON_SIDE, RULES, TILING)
-            elif kind == WIDE:
-                acc = through(acc, inverse, job, pixels, at, WIDE, RULES, TILING)
-            # What is turned or magnified shows in part: a tile may be out of view.
-            elif meets(job.pixel_map, inverse, box, job.canvas):
-                if kind == THREE:
-                    acc = through(acc, inverse, job, pixels, at, THREE, RULES, TILING)
-                elif kind == STRAIGHT:
-                    acc = through(acc, inverse, job, pixels, at, STRAIGHT, RULES, TILING)
-                elif kind == WALK:
-                    acc = through(acc, inverse, job, pixels, at, WALK, RULES, TILING)
+            if is_axis(job.pixel_map, False):
+                acc = through(acc, (), job, pixels, at, UPRIGHT, RULES, TILING)
+            elif is_axis(job.pixel_map, True):
+                acc = through(acc, (), job, pixels, at, ON_SIDE, RULES, TILING)
+            else:
+                acc = gather_turned(acc, job, pixels, at, box, RULES, TILING)
+    return acc
+
+
+@triton.jit
+def gather_turned(acc, job, pixels, at, box, RULES: tl.constexpr, TILING: tl.constexpr):
+    """What an affine map that is turned or magnifies gives: a tile may be out of view."""
+    inverse = inverse_map(job.pixel_map, RULES)
+    kind = window_kind(job.pixel_map, inverse)
+    if kind == WIDE:
+        acc = through(acc, inverse, job, pixels, at, WIDE, RULES, TILING)
+    elif meets(job.pixel_map, inverse, box, job.canvas):
+        if kind == THREE:
+            acc = through(acc, inverse, job, pixels, at, THREE, RULES, TILING)
+        elif kind == STRAIGHT:
+            acc = through(acc, inverse, job, pixels, at, STRAIGHT, RULES, TILING)
+        elif kind == WALK:
+            acc = through(acc, inverse, job, pixels, at, WALK, RULES, TILING)
     return acc
 
 
@@ -114,7 +129,7 @@ def through(
 ):
     """acc and what comes through a window of a known kind."""
     job = Job(
-        job.pixel_map, inverse, job.count, job.work, job.canvas, job.frame, job.x, job.dy, job.dx
+        job.pixel_map, inverse, job.count, job.work, job.canvas, job.frame, job.x, job.dy, job.out
     )
     window = open_window(job, pixels, KIND, RULES)
     G = first_candidate(job, window, pixels, KIND, RULES)

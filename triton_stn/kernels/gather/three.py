@@ -45,9 +45,9 @@ def locate(pixel_map, j, i, pixels, RULES: tl.constexpr):
     All coordinates are finite here.
     """
     x, y = affine_2d(pixel_map, j, i)
-    wx, distance_x, in_x = hat(x, pixels.u, RULES)
-    wy, distance_y, in_y = hat(y, pixels.v, RULES)
-    if RULES.mode == "nearest":
+    wx, distance_x, in_x = hat(x, pixels.u, pixels.last[0], RULES)
+    wy, distance_y, in_y = hat(y, pixels.v, pixels.last[1], RULES)
+    if RULES.mode == "nearest" or RULES.padding != "zeros":
         inside = in_x & in_y
     else:
         # The same of finite numbers. A chain of four conditions is packed into bit masks by the

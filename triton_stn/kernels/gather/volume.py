@@ -2,7 +2,7 @@
 
 Input voxel (u, v, w) receives from the output voxels whose source point lies in the 2 x 2 x 2 cell
 around it; the bounding box of the cell's preimage has the same size for every voxel of a theta. A
-theta whose box is too large is left to `scatter`, unless ``RULES.every``.
+theta whose box is too large is left to `scatter`.
 """
 
 from typing import NamedTuple
@@ -96,16 +96,16 @@ def preimage(row, pixel_map, u, v, w):
 
 
 @triton.jit
-def candidates_along(row, pixel_map, pixels, middle, extent, size, centre, gathered):
-    """The `Along` of one axis: all of the output where the window is larger, or theta has none."""
-    bounded = gathered & (2 * row.reach + 1 < size)
+def candidates_along(row, pixel_map, pixels, middle, extent, size, centre):
+    """The `Along` of one axis: all of the output where the window is larger."""
+    bounded = 2 * row.reach + 1 < size
     at = preimage(row, pixel_map, pixels.u, pixels.v, pixels.w)
     first = tl.where(bounded, tl.ceil(at + (centre - row.reach)) - centre, -centre)
     count = tl.where(bounded, 2 * row.reach + 1, size)
     width = tl.abs(row.x) * extent[0] + tl.abs(row.y) * extent[1] + tl.abs(row.z) * extent[2]
     distance = tl.abs(preimage(row, pixel_map, middle[0], middle[1], middle[2]))
     near = distance <= centre + (row.reach + width + 1)
-    return Along(first, count.to(tl.int32), near | (gathered == 0))
+    return Along(first, count.to(tl.int32), near)
 
 
 @triton.jit
@@ -121,20 +121,17 @@ def gather_volume(gathered, X, G, JOB, at, pixels, RULES: tl.constexpr, TILING: 
         at.first_slice.to(dtype) + extent[2],
     )
     inverse = inverse_3d(pixel_map, CANVAS, RULES)
-    fits = inverse.gathered
     along_j = candidates_along(
-        inverse.j, pixel_map, pixels, middle, extent, CANVAS.width.to(dtype), CANVAS.centre_w, fits
+        inverse.j, pixel_map, pixels, middle, extent, CANVAS.width.to(dtype), CANVAS.centre_w
     )
     along_i = candidates_along(
-        inverse.i, pixel_map, pixels, middle, extent, CANVAS.height.to(dtype), CANVAS.centre_h, fits
+        inverse.i, pixel_map, pixels, middle, extent, CANVAS.height.to(dtype), CANVAS.centre_h
     )
     along_k = candidates_along(
-        inverse.k, pixel_map, pixels, middle, extent, CANVAS.depth.to(dtype), CANVAS.centre_d, fits
+        inverse.k, pixel_map, pixels, middle, extent, CANVAS.depth.to(dtype), CANVAS.centre_d
     )
-    here = is_finite(pixel_map) & along_j.meets & along_i.meets & along_k.meets
-    if not RULES.every:
-        here &= fits
-    if here:
+    seen = along_j.meets & along_i.meets & along_k.meets
+    if inverse.gathered & is_finite(pixel_map) & seen:
         values = load_pass(X, pixels.mask, pixels, RULES, TILING)
         k = along_k.first
         for _ in range(along_k.count):
@@ -163,9 +160,9 @@ def voxel_candidate(
 ):
     """Add one output voxel, wherever it falls."""
     x, y, z = affine_3d(pixel_map, index[0], index[1], index[2])
-    wx, distance_x, in_x = hat(x, pixels.u, RULES)
-    wy, distance_y, in_y = hat(y, pixels.v, RULES)
-    wz, distance_z, in_z = hat(z, pixels.w, RULES)
+    wx, distance_x, in_x = hat(x, pixels.u, pixels.last[0], RULES)
+    wy, distance_y, in_y = hat(y, pixels.v, pixels.last[1], RULES)
+    wz, distance_z, in_z = hat(z, pixels.w, pixels.last[2], RULES)
     inside &= in_x & in_y & in_z
     wx = tl.where(inside, wx, 0.0)
     wy = tl.where(inside, wy, 0.0)

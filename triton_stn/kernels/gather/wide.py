@@ -25,6 +25,7 @@ from triton_stn.kernels.gather.candidates import (
     zero_pass,
 )
 from triton_stn.kernels.gather.inverse import Box, meets
+from triton_stn.kernels.taps import lasts
 
 FLAT = tl.constexpr(1e-30)  # a smaller slope leaves a row's stretch unbounded
 
@@ -93,7 +94,7 @@ def gather_wide(gathered, X, G, JOB, at, left, RULES: tl.constexpr, TILING: tl.c
         v = row.to(RULES.dtype)
         exists = (row < FRAME.height) & (column < FRAME.width)
         if exists & meets(pixel_map, inverse, Box(u, v, 0.0, 0.0), CANVAS):
-            pixels = Pixels(u, v, 0.0, exists, at.channels, left)
+            pixels = Pixels(u, v, 0.0, lasts(FRAME, RULES), exists, at.channels, left)
             across_x = column.to(RULES.index) * JOB.x.stride_w
             of_one = at_offset(X, X.offs + (row.to(RULES.index) * JOB.x.stride_h + across_x))
             values = load_pass(of_one, column < FRAME.width, pixels, RULES, TILING)

@@ -34,18 +34,16 @@ class Job(NamedTuple):
     work: object
     canvas: object
     frame: object
-    x: object  # X, dY and dX from a share's first channel on
+    x: object  # X and dY from a share's first channel on
     dy: object
-    dx: object
+    out: object  # an `Output`
 
 
 @triton.jit
 def open_window(job, pixels, KIND: tl.constexpr, RULES: tl.constexpr):
     """What a narrow window knows of every pixel whatever the channel; else nothing."""
     if KIND == UPRIGHT or KIND == ON_SIDE:
-        window = axis_window(
-            job.pixel_map, job.inverse, pixels, job.dy, job.canvas, KIND == ON_SIDE, RULES
-        )
+        window = axis_window(job.pixel_map, pixels, job.dy, job.canvas, KIND == ON_SIDE, RULES)
     elif KIND == THREE:
         window = three_window(job.pixel_map, job.inverse, pixels, job.dy, job.canvas, RULES)
     else:
