@@ -19,7 +19,6 @@ from bench.model.addresses import WARP
 from bench.model.inlined import Sites, call_sites
 from bench.model.launches import Specialisation
 from bench.model.paths import Path
-from bench.model.sass import Listing
 from triton_stn.kernels.gather import one, several
 
 NUMBERS_AN_OUTPUT = 5  # that grad_theta loads for a pixel·channel: dY and four taps of X
@@ -38,9 +37,7 @@ def row(spec: Specialisation, target: str, windows: Sequence[str] = ()) -> dict[
     found |= {"warp": _footprint(spec, compiled), "shared": compiled.metadata.shared}
     if target.startswith("gfx"):
         return found | sass.amd_resources(compiled.asm["amdgcn"])
-    code = Listing(compiled.asm["cubin"])
-    found |= {"registers": code.registers, "spilled": code.spilled}
-    found |= {"load": code.widest("LDG"), "store": code.widest("STG")}
+    found |= sass.resources(compiled)
     for window in windows:
         counted = instructions(spec, path(spec, compiled, window))
         found |= {f"{window} {unit}".strip(): number for unit, number in counted.items()}
@@ -83,11 +80,11 @@ def channels_a_turn(spec: Specialisation, found: Path) -> float:
     """Channels that a thread takes in a turn of the loop over them, which may be unrolled."""
     part = found.loops[1]
     if spec.kernel == "grad_theta":
-        numbers = part.loaded / spec.itemsize / NUMBERS_AN_OUTPUT
+        numbers = paths.moved(part, "LDG") / spec.itemsize / NUMBERS_AN_OUTPUT
     elif spec.kernel == "gather_maps":  # stores after its loop over the maps
         return spec.tiling.step
     else:
-        numbers = part.stored / spec.itemsize
+        numbers = paths.moved(part, "STG") / spec.itemsize
     return numbers / pixels(spec) * spec.tiling.block_c
 
 
@@ -118,5 +115,5 @@ def turns(spec: Specialisation, found: Path, candidates: Sequence[int] = ()) -> 
     if candidates:
         rows, columns = candidates
         a_candidate = spec.itemsize * tiling.channels_a_pass * pixels(spec)
-        each += [rows, columns * a_candidate / found.loops[-1].loaded]  # may be unrolled
+        each += [rows, columns * a_candidate / paths.moved(found.loops[-1], "LDG")]  # may be unrolled
     return each

@@ -43,17 +43,12 @@ class Instruction:
         return re.sub(r"^@\S+\s+", "", self.text).split()[0]
 
     def bytes(self, operation: str) -> int:
-        """What a thread moves by the memory ``operation``."""
-        return width(self.text, operation)
-
-
-def width(text: str, operation: str) -> int:
-    """Bytes a thread that an instruction moves if it is the memory ``operation``, else 0."""
-    match = re.search(rf"\b{operation}\.E(\S*)", text)
-    if not match:
-        return 0
-    bits = (b for b in (128, 64, 16, 8) if re.search(rf"[.US]{b}\b", match.group(1)))
-    return next(bits, 32) // 8
+        """What a thread moves if this is the memory ``operation``, else 0."""
+        match = re.search(rf"\b{operation}\.E(\S*)", self.text)
+        if not match:
+            return 0
+        bits = (b for b in (128, 64, 16, 8) if re.search(rf"[.US]{b}\b", match[1]))
+        return next(bits, 32) // 8
 
 
 def call_sites(dispatcher: triton.JITFunction, callee: str) -> Sites:

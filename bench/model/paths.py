@@ -13,8 +13,8 @@ at a branch that is left it takes the longer side: masked loads load, and a tile
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from triton.compiler.compiler import CompiledKernel
@@ -24,16 +24,12 @@ from bench.model.inlined import Frame, Instruction, Sites, instructions
 MUST = 1 << 20  # instructions; more than any path has
 
 
-@dataclass(frozen=True)
-class Part:
-    """What a thread executes in a stretch of a path: instructions by opcode, and bytes moved."""
+Part = tuple[Instruction, ...]  # what a thread executes in a stretch of a path
 
-    opcodes: Counter
-    loaded: int
-    stored: int
 
-    def __len__(self) -> int:
-        return self.opcodes.total()
+def moved(part: Part, operation: str) -> int:
+    """Bytes that a thread moves by the memory ``operation``."""
+    return sum(i.bytes(operation) for i in part)
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def count(compiled: CompiledKernel, sites: Sites | None = None, window: str = ""
     while True:
         loops = _loops(blocks, inside, entry)
         path, loop = _longest(blocks, inside, entry, ends, loops, heart)
-        parts.append(_part(i for b in path for i in blocks[b].code))
+        parts.append(tuple(i for b in path for i in blocks[b].code))
         if loop is None:
             break
         entry, inside = loop, loops[loop]
@@ -249,12 +245,3 @@ def _longest(
 
     path = walk(entry)[1]
     return [b for b in path if b not in loops], main
-
-
-def _part(code: Iterable[Instruction]) -> Part:
-    opcodes, loaded, stored = Counter(), 0, 0
-    for i in code:
-        loaded += i.bytes("LDG")
-        stored += i.bytes("STG")
-        opcodes[i.opcode.split(".")[0]] += 1
-    return Part(opcodes, loaded, stored)

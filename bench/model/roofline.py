@@ -29,13 +29,12 @@ from tqdm import tqdm
 
 from bench import cli
 from bench.model import addresses, counts, launches
-from bench.model.addresses import WARP
+from bench.model.addresses import SIZE, WARP
 from bench.output import table
 from bench.suite.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
 
 PASSES = ("forward", "backward")
 SCHEDULERS = 4  # an SM issues four warps' instructions a cycle (CUDA programming guide)
-SIZE = 4  # bytes of a float32
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,9 @@ def eager(task: Task, gpu: GPU) -> Work:
     bytes = SIZE * (streamed + sampler_grid + sampled)
     if case.ndim == 3:
         return Work(bytes, None, None)
-    sampler = addresses.eager(case, task.theta_kind, task.pass_name, gpu.tags)
-    return Work(bytes, sampler + addresses.streamed(SIZE * streamed), None)
+    beside = SIZE * streamed
+    touched = addresses.eager(case, task.theta_kind, task.pass_name, gpu.tags, beside)
+    return Work(bytes, touched, None)
 
 
 def instructions(task: Task, target: str) -> float | None:

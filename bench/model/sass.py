@@ -1,51 +1,27 @@
-"""Reading machine code: registers, spills, memory widths, jumps, warp footprints."""
+"""What machine code takes and moves: registers, spills, memory widths, warp footprints."""
 
 from __future__ import annotations
 
 import re
-from functools import cached_property
 
-from bench.model.inlined import tool, width
+from triton.compiler import CompiledKernel
 
-
-class Listing:
-    """What the disassembler says of a cubin; instructions are known by their place."""
-
-    def __init__(self, cubin: bytes) -> None:
-        usage, code = (tool("cuobjdump", flag, cubin) for flag in ("-res-usage", "-sass"))
-        found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.M)
-        place = {address: i for i, (address, _) in enumerate(found)}
-        self.texts = [text for _, text in found]
-        self.registers = int(re.search(r"REG:(\d+)", usage).group(1))
-        self._stack = int(re.search(r"STACK:(\d+)", usage).group(1))
-        branches = ((i, re.search(r"\bBRA\b.*?0x([0-9a-f]+)", t)) for i, t in enumerate(self.texts))
-        targets = {i: place.get(match[1].zfill(4)) for i, match in branches if match}
-        # Where branches go, as places.
-        self.jumps = {i: target for i, target in targets.items() if target is not None}
-
-    @property
-    def spilled(self) -> int:
-        """Bytes a thread."""
-        return self._stack if any("STL" in t or "LDL" in t for t in self.texts) else 0
-
-    @cached_property
-    def end(self) -> int:
-        """The first branch to itself: behind it are subroutines."""
-        return next(i for i, target in self.jumps.items() if target == i)
-
-    @cached_property
-    def loops(self) -> list[tuple[int, int]]:
-        """First and last instruction of each."""
-        return [(to, i) for i, to in self.jumps.items() if to < i < self.end]
-
-    def widest(self, operation: str) -> int:
-        """The most bytes of a thread that one such instruction moves."""
-        return max(width(text, operation) for text in self.texts)
+from bench.model.inlined import instructions, tool
 
 
-def longest(loops: list[tuple[int, int]]) -> tuple[int, int]:
-    """The one of most instructions."""
-    return max(loops, key=lambda loop: loop[1] - loop[0])
+def resources(compiled: CompiledKernel) -> dict[str, int]:
+    """Registers and spilled bytes a thread, and the most bytes that one load or store moves."""
+    code = instructions(compiled, inlined=False)
+    usage = tool("cuobjdump", "-res-usage", compiled.asm["cubin"])
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    spills = any(i.opcode.startswith(("STL", "LDL")) for i in code)
+    load, store = (max(i.bytes(operation) for i in code) for operation in ("LDG", "STG"))
+    return {
+        "registers": registers,
+        "spilled": stack if spills else 0,
+        "load": load,
+        "store": store,
+    }
 
 
 def footprint(ttgir: str, block_w: int, block_h: int = 0) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 import triton
 from triton.compiler import ASTSource
 
-from bench.model import sass
+from bench.model import paths, sass
 from bench.model.launches import TARGETS
 from bench.model.roofline import SCHEDULERS
 from bench.probe import kernels
@@ -37,19 +37,17 @@ def report(cases: Sequence[Case]) -> pd.DataFrame:
 
 def _row(kernel: str, places: tuple[int, ...], sharing: Sequence[Case]) -> dict[str, object]:
     compiled = compile(kernel, places)
-    code = sass.Listing(compiled.asm["cubin"])
-    first, last = sass.longest(code.loops) if code.loops else (0, -1)  # no kernel nests loops
-    loop = code.texts[first : last + 1]
+    (loop,) = paths.count(compiled).loops  # no kernel nests loops
     labels = [case.labels for case in sharing]
+    resources = sass.resources(compiled)
     return {
         "kernel": kernel,
         "pattern": ", ".join(dict.fromkeys(label["pattern"] for label in labels)),
         "pitch": ", ".join(dict.fromkeys(str(label["pitch"]) for label in labels)),
         "warp": ", ".join(_footprints(compiled.asm["ttgir"], labels)),
-        "registers": code.registers,
-        "spilled": code.spilled,
+        **{name: resources[name] for name in ("registers", "spilled")},
         "asked": len(places),
-        "accesses": sum(bool(re.search(ACCESS[kernel], text)) for text in loop),
+        "accesses": sum(bool(re.search(ACCESS[kernel], i.text)) for i in loop),
         "loop": len(loop),
         "issue": len(loop) / SCHEDULERS / len(places) if places else None,
     }

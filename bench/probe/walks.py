@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.model.addresses import LINE, SECTOR, WARP, distinct
+from bench.model.addresses import LINE, SECTOR, SIZE, WARP, distinct
 
-SIZE = 4  # bytes of a float32
 BANKS = 32  # words of an L1 that are delivered side by side, were it banked as shared memory is
 # 2^16 over the golden ratio: the places of programs and steps that follow each other lie far
 # apart; odd, so that every position, and with it every place in a line, is visited.
