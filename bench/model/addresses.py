@@ -94,9 +94,7 @@ def met(case: Case, theta_kind: str) -> float:
     return float(_met(at, pixel_maps(case, theta_kind)[k], case).mean())
 
 
-def eager(
-    case: Case, theta_kind: str, pass_name: str, tags: int, streamed: float = 0.0
-) -> Touched:
+def eager(case: Case, theta_kind: str, pass_name: str, tags: int, streamed: float = 0.0) -> Touched:
     """What PyTorch's sampling kernel touches, its grid included, but not the grid's making.
 
     K maps of an image are K copies of it, as one grid an image demands. Besides, other kernels move

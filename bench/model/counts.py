@@ -34,7 +34,10 @@ def row(spec: Specialisation, target: str, windows: Sequence[str] = ()) -> dict[
     """
     compiled = launches.compiled(spec, target)
     found = {"kernel": spec.kernel, "case": spec.label, "target": target}
-    found |= {"warp": _footprint(spec, compiled), "shared": compiled.metadata.shared}
+    found |= {"warp": "", "shared": compiled.metadata.shared}
+    if spec.tiling is not None:
+        rows = spec.tiling.block_h if spec.rules.ndim == 3 else 0
+        found["warp"] = sass.footprint(compiled.asm["ttgir"], spec.tiling.block_w, rows)
     if target.startswith("gfx"):
         return found | sass.amd_resources(compiled.asm["amdgcn"])
     found |= sass.resources(compiled)
@@ -42,14 +45,6 @@ def row(spec: Specialisation, target: str, windows: Sequence[str] = ()) -> dict[
         counted = instructions(spec, path(spec, compiled, window))
         found |= {f"{window} {unit}".strip(): number for unit, number in counted.items()}
     return found
-
-
-def _footprint(spec: Specialisation, compiled: CompiledKernel) -> str:
-    tiling = spec.tiling
-    if tiling is None:
-        return ""
-    rows = tiling.block_h if spec.rules.ndim == 3 else 0
-    return sass.footprint(compiled.asm["ttgir"], tiling.block_w, rows)
 
 
 def _sites(kernel: str) -> Sites | None:
@@ -115,5 +110,6 @@ def turns(spec: Specialisation, found: Path, candidates: Sequence[int] = ()) -> 
     if candidates:
         rows, columns = candidates
         a_candidate = spec.itemsize * tiling.channels_a_pass * pixels(spec)
-        each += [rows, columns * a_candidate / paths.moved(found.loops[-1], "LDG")]  # may be unrolled
+        candidates_a_turn = paths.moved(found.loops[-1], "LDG") / a_candidate  # may be unrolled
+        each += [rows, columns / candidates_a_turn]
     return each

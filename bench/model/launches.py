@@ -101,7 +101,10 @@ def passes(
     n, c, *extent = shape
     size = size or tuple(extent)
     input = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=memory_format)
-    theta = torch.empty(n, k, *_theta_shape(source, size), device="meta")
+    ndim = len(size)
+    shapes = {"affine": (ndim, ndim + 1), "projective": (3, 3), "spline": (16 + 3, 4)}
+    shapes["patch"] = (*size, 6)
+    theta = torch.empty(n, k, *shapes.get(source, (*size, 2)), device="meta")
     x, t, y = (layout(tensor) for tensor in (input, theta, empty_output(input, k, *size)))
     last = memory_format != torch.contiguous_format
     order = "channels-last" if last else "NCDHW" if len(extent) == 3 else "NCHW"
@@ -119,11 +122,6 @@ def passes(
         label = f"{where} → " + "+".join(["input"] * needs_input + ["θ"] * needs_theta)
         label += " deterministic" * deterministic
         yield from (Specialisation(label, plan) for plan in found.plans)
-
-
-def _theta_shape(source: str, size: tuple[int, ...]) -> tuple[int, ...]:
-    shapes = {"affine": (len(size), len(size) + 1), "projective": (3, 3), "spline": (16 + 3, 4)}
-    return shapes.get(source, (*size, 6 if source == "patch" else 2))
 
 
 def of_task(task: Task) -> list[Specialisation]:

@@ -66,9 +66,8 @@ def compiled(trial: Trial) -> list[Row]:
             row |= {"programs": spec.programs, "warps an SM": resident}
             rows.append(row | {"waves": spec.programs * spec.num_warps / (GPU.sms * resident)})
         if _modelled(task):
-            floors = {n: t for n, t in roofline.ours(task, GPU).floors(GPU).items() if t}
-            binds = max(floors, key=floors.get)
-            rows = [r | {"binds": binds, "predicted ms": floors[binds] / 1e3} for r in rows]
+            bound = roofline.bound(roofline.ours(task, GPU).floors(GPU))
+            rows = [row | bound for row in rows]
         if torch.cuda.is_available():
             launches.warm_up(specs)
     return rows
