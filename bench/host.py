@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from tabulate import tabulate
 
 import triton_stn
 from bench.suite.passes import Call, prepare
@@ -118,15 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     shape = "x".join(map(str, SHAPE))
     print(f"Host work a call, {shape}, float32, microseconds (a stand-in driver, one thread)\n")
-    print(f"{'':20}{'triton_stn':>12}{'eager, 1 px':>14}{'ratio':>8}{'target':>9}")
-    missed = 0
-    for name, (ours, eager) in measure(options.rounds, options.repeats).items():
-        ratio = ours / eager
-        missed += ratio > TARGETS[name]
-        print(
-            f"{name.replace('_', ' + '):20}{ours:12.1f}{eager:14.1f}{ratio:8.2f}{'<= ' + str(TARGETS[name]):>9}"
-        )
-    return 1 if missed else 0
+    medians = measure(options.rounds, options.repeats)
+    rows = [
+        (name.replace("_", " + "), ours, eager, ours / eager, TARGETS[name])
+        for name, (ours, eager) in medians.items()
+    ]
+    headers = ("", "triton_stn", "eager, 1 px", "ratio", "at most")
+    print(tabulate(rows, headers, "plain", floatfmt=("", ".1f", ".1f", ".2f", ".1f")))
+    return int(any(ratio > most for *_, ratio, most in rows))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -64,9 +65,6 @@ def budget(kernel: str, case: str) -> dict[str, float]:
     return BUDGETS.get((kernel, channels.removeprefix("C="), rest), {})
 
 
-Choice = tuple[str, tuple]  # a function of `spread` and its arguments, for worker processes
-
-
 def table(targets: Sequence[str], text: str = "", sweep: tuple | None = None) -> pd.DataFrame:
     """A row a specialisation × target; ``text`` selects by kernel or case.
 
@@ -74,10 +72,12 @@ def table(targets: Sequence[str], text: str = "", sweep: tuple | None = None) ->
     """
     chosen = []
     for target in targets:
-        choice = ("sweep", sweep) if sweep is not None else ("spread", (target == COUNTED,))
+        every = (
+            partial(spread.sweep, *sweep) if sweep else partial(spread.spread, target == COUNTED)
+        )
         chosen += [
-            (choice, index, target)
-            for index, spec in enumerate(_specialisations(choice))
+            (every, index, target)
+            for index, spec in enumerate(every())
             if text in f"{spec.kernel} {spec.label}"
         ]
     with workers() as pool:
@@ -86,15 +86,10 @@ def table(targets: Sequence[str], text: str = "", sweep: tuple | None = None) ->
         return pd.DataFrame([future.result() for future in progress])
 
 
-def _specialisations(choice: Choice) -> list[Specialisation]:
-    function, arguments = choice
-    return getattr(spread, function)(*arguments)
-
-
-def _row(choice: Choice, index: int, target: str) -> dict:
+def _row(every: Callable[[], list[Specialisation]], index: int, target: str) -> dict:
     """For a worker process, which kernels can not be sent to."""
     os.dup2(sys.stderr.fileno(), 1)  # what the compiler dumps of a kernel that it refuses
-    spec = _specialisations(choice)[index]
+    spec = every()[index]
     columns = budget(spec.kernel, spec.label) if target == COUNTED else {}
     windows = dict.fromkeys(c.rpartition(" ")[0] for c in columns if c != "registers")
     try:
@@ -106,9 +101,8 @@ def _row(choice: Choice, index: int, target: str) -> dict:
 
 
 def failed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that no landing may have: kernels that spill, or do not compile."""
-    wrong = frame.spilled > 0
-    return frame[wrong | frame.error.notna()] if "error" in frame else frame[wrong]
+    """The rows that no landing may have: kernels that spill, or do not compile, which have NaN."""
+    return frame[frame.spilled != 0]
 
 
 def digest(frame: pd.DataFrame) -> str:

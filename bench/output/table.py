@@ -165,6 +165,14 @@ def best_others(frame: pd.DataFrame) -> list[str]:
     return ["triton_stn against the fastest other provider of each row:", to_markdown(best)]
 
 
+def not_ok(frame: pd.DataFrame, title: str, *by: str) -> list[str]:
+    """How many rows have no time, and why; nothing where all have one."""
+    bad = frame[frame.status != "ok"]
+    counts = bad.groupby([*by, "status", "note"], sort=False).size()
+    counts = counts.rename("rows").reset_index()
+    return [f"## {title}", to_markdown(counts)] if len(bad) else []
+
+
 def to_markdown(frame: pd.DataFrame, **options: Any) -> str:
     """A Markdown table, with three significant digits and empty cells for what is missing."""
     options = {"index": False, "floatfmt": ".3g", "missingval": "", **options}

@@ -29,11 +29,7 @@ def report(frame: pd.DataFrame) -> str:
             parts.append("Nothing measured.")
         else:
             parts += [table.to_markdown(tabulate(rows), floatfmt=".4g"), decide(rows)]
-    failed = frame[frame.status != "ok"]
-    if len(failed):
-        notes = failed.groupby(["question", "status", "note"], sort=False).size()
-        parts += ["## Not ok", table.to_markdown(notes.rename("rows").reset_index())]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *table.not_ok(frame, "Not ok", "question")])
 
 
 def loads(rows: pd.DataFrame) -> pd.DataFrame:
