@@ -32,6 +32,7 @@ KEY = (
 )
 ROW = [name for name in KEY if name != "provider"]
 STATUSES = ("ok", "wrong", "oom", "error", "skipped")
+Rows = Sequence[dict[str, Any]] | pd.DataFrame
 COUNTS = (*SHAPE, "min_bytes")
 RESULTS = Path(__file__).parents[1] / "results"
 TEXT = ("device", "torch", "triton", "commit", "utc", "note")
@@ -42,7 +43,7 @@ def folder(device: str) -> Path:
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def append(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
+def append(path: Path, rows: Rows, columns: Sequence[str] = COLUMNS) -> None:
     """Add rows to the CSV at once, so that an interrupted run loses nothing."""
     frame = pd.DataFrame(rows, columns=columns)
     frame.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.6g")

@@ -35,15 +35,14 @@ def report(frame: pd.DataFrame) -> str:
 def loads(rows: pd.DataFrame) -> pd.DataFrame:
     """A line a footprint and angle: what a warp's load touches (simulated), and what it takes."""
     keys = ["pattern", "degrees"]
-    levels = {level: of.set_index(keys) for level, of in rows.groupby("level", sort=False)}
-    touched = rows.drop_duplicates(keys).set_index(keys)[["lines", "sectors", "banks"]]
-    columns = {name: touched[name] for name in touched}
-    for level, of in levels.items():
+    touched = rows.drop_duplicates(keys).set_index(keys)
+    columns = {name: touched[name] for name in ("lines", "sectors", "banks")}
+    for level, of in rows.set_index(keys).groupby("level", sort=False):
         columns |= {f"{level} ns": of.ns, f"{level} cycles": of.cycles}
         columns |= {f"{level} lines/cycle": of.lines_per_cycle}
         columns |= {f"{level} Gloads/s": of.accesses_per_s / 1e9}
-    if "L2" in levels:
-        columns["L2 TB/s"] = levels["L2"].sectors_per_s * SECTOR / 1e12
+        if level == "L2":
+            columns["L2 TB/s"] = of.sectors_per_s * SECTOR / 1e12
     return pd.DataFrame(columns, index=touched.index).reset_index()
 
 
@@ -75,18 +74,9 @@ def roofline(rows: pd.DataFrame) -> str:
 
 def adds(rows: pd.DataFrame) -> pd.DataFrame:
     """A line a pattern and buffer."""
-    return pd.DataFrame(
-        {
-            "pattern": rows.pattern,
-            "buffer in": rows.level,
-            "lines": rows.lines,
-            "sectors": rows.sectors,
-            "Gadds/s": rows.adds_per_s / 1e9,
-            "Gsectors/s": rows.sectors_per_s / 1e9,
-            "ns": rows.ns,
-            "cycles": rows.cycles,
-        }
-    )
+    rates = {"Gadds/s": rows.adds_per_s / 1e9, "Gsectors/s": rows.sectors_per_s / 1e9}
+    rows = rows.rename(columns={"level": "buffer in"}).assign(**rates)
+    return rows[["pattern", "buffer in", "lines", "sectors", *rates, "ns", "cycles"]]
 
 
 def scatters(rows: pd.DataFrame) -> str:
@@ -105,51 +95,43 @@ def scatters(rows: pd.DataFrame) -> str:
 
 def widths(rows: pd.DataFrame) -> pd.DataFrame:
     """A line a width; of a power of two, its ratio to the mean of its two neighbours too."""
-    columns = {}
-    for name, series in _series(rows).items():
-        ratios = _ratios(series)
-        columns[name] = {
-            width: f"{value:.3g}" + (f" ({ratios[width]:.2f})" if width in ratios else "")
-            for width, value in series.items()
-        }
-    return pd.DataFrame(columns).rename_axis("width").reset_index()
+    costs = _costs(rows)
+    ratios = _ratios(costs).map(" ({:.2f})".format, na_action="ignore")
+    shown = costs.map("{:.3g}".format, na_action="ignore")
+    return (
+        (shown + ratios.reindex(costs.index).astype(object).fillna(""))
+        .rename_axis("width")
+        .reset_index()
+    )
 
 
 def padding(rows: pd.DataFrame) -> str:
     """Whether to advise widths that are no powers of two."""
-    ratios = {
-        (name, width): ratio
-        for name, series in _series(rows).items()
-        for width, ratio in _ratios(series).items()
-    }
-    if not ratios:
+    ratios = _ratios(_costs(rows)).unstack().dropna()
+    if ratios.empty:
         return "No power of two was measured beside its neighbours."
-    name, width = max(ratios, key=ratios.get)
-    worst = ratios[name, width]
-    said = "advise padding rows" if worst > NOTICED else "no advice on padding is needed"
-    return (
-        f"A power of two takes at worst {worst:.2f} times its neighbours ({name}, {width}): {said}."
-    )
+    name, width = ratios.idxmax()
+    said = "advise padding rows" if ratios.max() > NOTICED else "no advice on padding is needed"
+    worst = f"{ratios.max():.2f} times its neighbours ({name}, {width})"
+    return f"A power of two takes at worst {worst}: {said}."
 
 
-def _series(rows: pd.DataFrame) -> dict[str, pd.Series]:
-    """What a width costs, by width: the library's passes in ps a pixel·channel, loads in cycles."""
+def _costs(rows: pd.DataFrame) -> pd.DataFrame:
+    """By width: passes of the library in ps a pixel·channel, loads in cycles."""
+    rows = rows.set_index("pitch")
     found = {}
     ours = rows[rows.pattern == "triton_stn"]
     for (pass_name, kind), of in ours.groupby(["pass", "theta_kind"], sort=False):
-        found[f"{pass_name} {kind}, ps"] = of.set_index("pitch").ps_per_element
+        found[f"{pass_name} {kind}, ps"] = of.ps_per_element
     for (pattern, degrees), of in rows[rows.cycles.notna()].groupby(["pattern", "degrees"]):
-        found[f"load {pattern} {degrees:g}°, cycles"] = of.set_index("pitch").cycles
-    return found
+        found[f"load {pattern} {degrees:g}°, cycles"] = of.cycles
+    return pd.DataFrame(found)
 
 
-def _ratios(series: pd.Series) -> dict[int, float]:
+def _ratios(costs: pd.DataFrame) -> pd.DataFrame:
     """Of each power of two that has both neighbours, the ratio to their mean."""
-    return {
-        width: series[width] / series[[width - 8, width + 8]].mean()
-        for width in POWERS_OF_TWO
-        if {width - 8, width, width + 8} <= set(series.index)
-    }
+    beside = {w: costs.reindex([w - 8, w + 8]).mean(skipna=False) for w in POWERS_OF_TWO}
+    return costs.reindex(POWERS_OF_TWO) / pd.DataFrame(beside).T
 
 
 QUESTIONS = (

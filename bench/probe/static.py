@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 import triton
@@ -27,24 +27,27 @@ def report(cases: Sequence[Case]) -> pd.DataFrame:
     "issue" is what the loop's instructions take of an SM, in cycles an access: a time well above it
     is that of the access.
     """
-    codes: dict[tuple, list[Case]] = {}
+    codes: dict[tuple, list[dict[str, object]]] = {}
     for case in cases:
         if case.walk is not None:
-            codes.setdefault((case.kernel, case.walk.places), []).append(case)
-    rows = [_row(kernel, places, sharing) for (kernel, places), sharing in codes.items()]
-    return pd.DataFrame([*rows, _row("clock", (), [])])
+            codes.setdefault((case.kernel, case.walk.places), []).append(case.labels)
+    codes["clock", ()] = []
+    return pd.DataFrame([_row(*code, labels) for code, labels in codes.items()])
 
 
-def _row(kernel: str, places: tuple[int, ...], sharing: Sequence[Case]) -> dict[str, object]:
+def _row(kernel: str, places: tuple[int, ...], labels: Sequence[dict]) -> dict[str, object]:
     compiled = compile(kernel, places)
     (loop,) = paths.count(compiled).loops  # no kernel nests loops
-    labels = [case.labels for case in sharing]
     resources = sass.resources(compiled)
+    patterns = [str(label["pattern"]) for label in labels]
+    # Of those that are patches, as the compiler laid the 32 offsets over a warp.
+    columns = filter(None, (re.match(r"\d+x(\d+)", pattern) for pattern in patterns))
+    warps = [sass.footprint(compiled.asm["ttgir"], int(match[1])) for match in columns]
     return {
         "kernel": kernel,
-        "pattern": ", ".join(dict.fromkeys(label["pattern"] for label in labels)),
-        "pitch": ", ".join(dict.fromkeys(str(label["pitch"]) for label in labels)),
-        "warp": ", ".join(_footprints(compiled.asm["ttgir"], labels)),
+        "pattern": _listed(patterns),
+        "pitch": _listed(str(label["pitch"]) for label in labels),
+        "warp": _listed(warps),
         **{name: resources[name] for name in ("registers", "spilled")},
         "asked": len(places),
         "accesses": sum(bool(re.search(ACCESS[kernel], i.text)) for i in loop),
@@ -53,11 +56,8 @@ def _row(kernel: str, places: tuple[int, ...], sharing: Sequence[Case]) -> dict[
     }
 
 
-def _footprints(ttgir: str, labels: Sequence[dict[str, object]]) -> list[str]:
-    """Of the patterns that are patches, as the compiler laid the 32 offsets over a warp."""
-    columns = (re.match(r"\d+x(\d+)", str(label["pattern"])) for label in labels)
-    found = (sass.footprint(ttgir, int(match[1])) for match in columns if match)
-    return list(dict.fromkeys(found))
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
 
 
 def compile(kernel: str, places: tuple[int, ...]) -> triton.compiler.CompiledKernel:
