@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.model import counts, paths
-from bench.model.inlined import Instruction, call_sites
+from bench.model.sass import Instruction, call_sites
 from triton_stn.kernels.gather import one
 
 SITES = {"a": frozenset({("a", 1)}), "b": frozenset({("b", 1)})}

@@ -16,9 +16,9 @@ from triton.compiler import CompiledKernel
 
 from bench.model import launches, paths, sass
 from bench.model.addresses import WARP
-from bench.model.inlined import Sites, call_sites
 from bench.model.launches import Specialisation
 from bench.model.paths import Path
+from bench.model.sass import Sites, call_sites
 from triton_stn.kernels.gather import one, several
 
 NUMBERS_AN_OUTPUT = 5  # that grad_theta loads for a pixel·channel: dY and four taps of X

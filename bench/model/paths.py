@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from triton.compiler.compiler import CompiledKernel
 
-from bench.model.inlined import Frame, Instruction, Sites, instructions
+from bench.model.sass import Frame, Instruction, Sites, instructions
 
 MUST = 1 << 20  # instructions; more than any path has
 

@@ -28,8 +28,7 @@ from bench.measure.timing import DeviceLost, Row, guarded, time_calls
 from bench.output import table
 from bench.probe import cases, kernels, report, static
 from bench.probe.cases import Case
-from bench.probe.kernels import Launch
-from bench.probe.walks import WARP, touched
+from bench.probe.kernels import WARP, Launch, touched
 from bench.suite.passes import Call
 
 COLUMNS = (

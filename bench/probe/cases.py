@@ -12,8 +12,7 @@ import torch
 
 import triton_stn
 from bench.probe import kernels
-from bench.probe.kernels import Launch
-from bench.probe.walks import WARP, Walk, patch
+from bench.probe.kernels import WARP, Launch, Walk, patch
 from bench.suite import passes
 from bench.suite.cases import theta_of
 from bench.suite.passes import Call
