@@ -37,11 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in SUBCOMMANDS:
         return importlib.import_module(SUBCOMMANDS[argv[0]]).main(argv[1:])
-    options = _parse(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Check triton_stn, eager and compiled PyTorch against float64, then time them.",
+        epilog=f"Further commands, each with its own --help: {', '.join(SUBCOMMANDS)}.",
+    )
+    cli.add_run_options(parser, "rows whose case/pass/provider/theta/dtype/layout")
+    options = parser.parse_args(argv)
     machine = this_machine()
     if machine.type == "cpu":
         print("No GPU found: timing the pure-PyTorch path on the CPU.")
-        _warn_when_busy()
+        cores = os.cpu_count() or 1
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        if load > cores / 2:  # every parallel region waits for a time slice
+            print(f"The CPU is busy (load {load:.1f} on {cores} cores): do not trust these times.")
     csv = (options.out or table.folder(machine.device)) / "results.csv"
     tasks = suite(options.suite, machine.type)
     how = (options.filter, options.resume, options.minutes)
@@ -59,24 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _warn_when_busy() -> None:
-    """Other work on the same cores makes every parallel region wait for a time slice."""
-    cores = os.cpu_count() or 1
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > cores / 2:
-        print(f"The CPU is busy (load {load:.1f} on {cores} cores): do not trust these times.")
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description="Check triton_stn, eager and compiled PyTorch against float64, then time them.",
-        epilog=f"Further commands, each with its own --help: {', '.join(SUBCOMMANDS)}.",
-    )
-    cli.add_run_options(parser, "rows whose case/pass/provider/theta/dtype/layout")
-    return parser.parse_args(argv)
-
-
 def run(
     tasks: Sequence[Task],
     providers: Sequence[Provider],
@@ -91,7 +82,9 @@ def run(
     done = table.so_far(csv, machine.device) if resume else pd.DataFrame(columns=table.COLUMNS)
     table.begin(csv, done)
     known = set(table.keys(done))
-    eager_ms = _eager_ms(done)
+    # Of an earlier run that was cut short, for the speedups of what is missing.
+    eager = done[(done.provider == YARDSTICK) & done.ms_p50.notna()].assign(provider="")
+    eager_ms = dict(zip(table.keys(eager), eager.ms_p50, strict=True))
     forwards = Forwards()
     todo = []
     for task in tasks:
@@ -114,12 +107,6 @@ def run(
     frame = table.read(csv)
     bad = frame[table.of_ours(frame)].status.isin(("wrong", "error"))
     return cli.FAILED if bad.any() else 0
-
-
-def _eager_ms(done: pd.DataFrame) -> dict[tuple[str, ...], float]:
-    """The times of eager in an earlier, interrupted run, by the task's key without a provider."""
-    eager = done[(done.provider == YARDSTICK) & done.ms_p50.notna()]
-    return dict(zip(table.keys(eager.assign(provider="")), eager.ms_p50, strict=True))
 
 
 def _write_report(csv: Path) -> None:

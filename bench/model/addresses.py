@@ -12,6 +12,7 @@ and atomics go to L2 warp by warp. Zeros padding, bilinear, align_corners=False.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -49,9 +50,10 @@ class Programs:
     weight: float  # programs x channels of the pass that one program of the sample stands for
 
     def address(self, image: np.ndarray, i: np.ndarray, j: np.ndarray, case: tuple, on) -> list:
-        """Element addresses in (images, C, H, W), -1 where ``on`` is false."""
+        """Element addresses in (images, C, H, W), -1 outside, and where ``on`` is false."""
         c, h, w = case
-        return np.where(on, ((image * c + self.channel) * h + i) * w + j, -1)
+        on = on & (i >= 0) & (i < h) & (j >= 0) & (j < w)
+        return np.where(on, ((image * c + self.channel) * h + i) * w + j, -1).astype(np.int64)
 
     def own(self, case: tuple) -> np.ndarray:
         """``address`` of the threads' own pixels."""
@@ -102,7 +104,7 @@ def eager(case: Case, theta_kind: str, pass_name: str, tags: int, streamed: floa
     """
     maps = pixel_maps(case, theta_kind)
     source, target = (case.c, case.h, case.w), (case.c, case.h_out, case.w_out)
-    at = _rows(EAGER_THREADS, case.n * case.k, *target)
+    at = _rows(case.n * case.k, *target)
     taps = _taps(at, maps[at.image % case.k], at.image, source, target, False)
     here = [at.own(target)]
     pixel = np.where(at.inside, (at.image * case.h_out + at.i) * case.w_out + at.j, -1)
@@ -238,12 +240,12 @@ def _middle(offsets: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, float]
     return (first + last) / 2 - origin, float((last - first)[0, 0]) / 2
 
 
-def _rows(threads: int, images: int, c: int, height: int, width: int) -> Programs:
-    """Blocks of a kernel with one thread a pixel of (images, height, width), flattened."""
+def _rows(images: int, c: int, height: int, width: int) -> Programs:
+    """Blocks of PyTorch's kernel, with one thread a pixel of (images, height, width), flattened."""
     random = np.random.default_rng(0)
     pixels = images * height * width
-    blocks = -(-pixels // threads)
-    pixel = random.integers(blocks, size=(SAMPLE, 1)) * threads + np.arange(threads)
+    blocks = -(-pixels // EAGER_THREADS)
+    pixel = random.integers(blocks, size=(SAMPLE, 1)) * EAGER_THREADS + np.arange(EAGER_THREADS)
     channel = random.integers(c, size=(SAMPLE, 1))
     i, j = pixel // width % height, pixel % width
     return Programs(pixel // (height * width), channel, i, j, pixel < pixels, blocks * c)
@@ -260,17 +262,14 @@ def _taps(
     at: Programs, map: np.ndarray, image: np.ndarray, source: tuple, target: tuple, sparing: bool
 ) -> list[np.ndarray]:
     """The four taps of each output pixel; ``sparing`` skips those of zero weight."""
-    _, h, w = source
     x, y = _source(map, at.i, at.j, target)
     u, v = np.floor(x), np.floor(y)
     found = []
-    for dv in (0, 1):
-        for du in (0, 1):
-            on = at.inside & (u + du >= 0) & (u + du < w) & (v + dv >= 0) & (v + dv < h)
-            if sparing:
-                on &= ((du == 0) | (x > u)) & ((dv == 0) | (y > v))
-            tap = (np.where(on, z, 0).astype(np.int64) for z in (v + dv, u + du))
-            found.append(at.address(image, *tap, source, on))
+    for dv, du in product((0, 1), (0, 1)):
+        on = at.inside
+        if sparing:
+            on = on & ((du == 0) | (x > u)) & ((dv == 0) | (y > v))
+        found.append(at.address(image, v + dv, u + du, source, on))
     return found
 
 
@@ -289,12 +288,9 @@ def _candidates(
     first_j = np.ceil((a11 * dx - a01 * dy) / det + (w_out - 1) / 2 - reach_j)
     first_i = np.ceil((a00 * dy - a10 * dx) / det + (h_out - 1) / 2 - reach_i)
     found = []
-    for di in range(int(2 * reach_i) + 1):
-        for dj in range(int(2 * reach_j) + 1):
-            i, j = first_i + di, first_j + dj
-            x, y = _source(map, i, j, target)
-            on = at.inside & (i >= 0) & (i < h_out) & (j >= 0) & (j < w_out)
-            on &= (x - at.j >= -1) & (x - at.j < 1) & (y - at.i >= -1) & (y - at.i < 1)
-            place = (np.where(on, z, 0).astype(np.int64) for z in (i, j))
-            found.append(at.address(image, *place, target, on))
+    for di, dj in product(range(int(2 * reach_i) + 1), range(int(2 * reach_j) + 1)):
+        i, j = first_i + di, first_j + dj
+        x, y = _source(map, i, j, target)
+        on = at.inside & (x - at.j >= -1) & (x - at.j < 1) & (y - at.i >= -1) & (y - at.i < 1)
+        found.append(at.address(image, i, j, target, on))
     return found

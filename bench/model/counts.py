@@ -36,7 +36,7 @@ def row(spec: Specialisation, target: str, windows: Sequence[str] = ()) -> dict[
     found = {"kernel": spec.kernel, "case": spec.label, "target": target}
     found |= {"warp": "", "shared": compiled.metadata.shared}
     if spec.tiling is not None:
-        rows = spec.tiling.block_h if spec.rules.ndim == 3 else 0
+        rows = spec.tiling.block_h if spec.plan.constants["RULES"].ndim == 3 else 0
         found["warp"] = sass.footprint(compiled.asm["ttgir"], spec.tiling.block_w, rows)
     if target.startswith("gfx"):
         return found | sass.amd_resources(compiled.asm["amdgcn"])

@@ -19,7 +19,7 @@ from bench.suite.cases import FORMATS, Task
 from triton_stn.backends import plans
 from triton_stn.backends.launch import Plan, compile_plan, specialisation
 from triton_stn.backends.layout import empty_output, layout
-from triton_stn.kernels.arguments import Rules, Tiling, Work
+from triton_stn.kernels.arguments import Tiling, Work
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -40,11 +40,6 @@ class Specialisation:
     @property
     def kernel(self) -> str:
         return self.plan.kernel.__name__
-
-    @property
-    def rules(self) -> Rules | None:
-        """What is computed; None of `reduce`."""
-        return self.plan.constants.get("RULES")
 
     @property
     def tiling(self) -> Tiling | None:

@@ -107,8 +107,12 @@ def whole(frame: pd.DataFrame) -> str:
 
 
 def _verdict(frame: pd.DataFrame) -> list[str]:
-    summary = table.to_markdown(table.summary(frame))
-    return [summary, *table.best_others(frame), *targets.paragraphs(frame)]
+    parts = [table.to_markdown(table.summary(frame))]
+    best = table.against_best(frame)
+    if len(best):
+        parts += ["triton_stn against the fastest other provider of each row:"]
+        parts += [table.to_markdown(best)]
+    return [*parts, *targets.paragraphs(frame)]
 
 
 def _compact(frame: pd.DataFrame) -> pd.DataFrame:

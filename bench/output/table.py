@@ -117,13 +117,13 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Speedup over eager by pass and provider: geometric mean, wins, losses, the worst row."""
     lines = []
     for (pass_name, provider), rows in frame.groupby(["pass", "provider"], sort=False):
-        ran = rows[rows.status != "skipped"]
-        ratios = ran[ran.speedup_vs_eager.notna()]
-        if provider == "eager" or ran.empty:
+        rows = rows[rows.status != "skipped"]
+        if provider == "eager" or rows.empty:
             continue
-        line = {"pass": pass_name, "provider": provider, "rows": len(ran)}
+        ratios = rows[rows.speedup_vs_eager.notna()]
+        line = {"pass": pass_name, "provider": provider, "rows": len(rows)}
         line |= _spread(ratios, "speedup_vs_eager") if len(ratios) else {}
-        lines.append(line | {"not ok": int((ran.status != "ok").sum())})
+        lines.append(line | {"not ok": int((rows.status != "ok").sum())})
     return pd.DataFrame(lines)
 
 
@@ -156,14 +156,6 @@ def against_best(frame: pd.DataFrame) -> pd.DataFrame:
 def best_other(ok: pd.DataFrame) -> pd.DataFrame:
     """The fastest other provider of each row."""
     return ok[~of_ours(ok)].sort_values("ms_p50").drop_duplicates(ROW)
-
-
-def best_others(frame: pd.DataFrame) -> list[str]:
-    """The paragraphs of ``against_best``; none where there is nothing to say."""
-    best = against_best(frame)
-    if best.empty:
-        return []
-    return ["triton_stn against the fastest other provider of each row:", to_markdown(best)]
 
 
 def not_ok(frame: pd.DataFrame, title: str, *by: str) -> list[str]:

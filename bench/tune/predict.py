@@ -14,7 +14,6 @@ from bench.model import counts, launches, roofline
 from bench.model.addresses import WARP
 from bench.model.compiler import workers
 from bench.model.launches import Specialisation
-from bench.suite.cases import Task
 from bench.tune.trials import Trial, chosen, name_of
 
 GPU = roofline.GPUS["H200"]  # what is compiled for, and whose time is predicted
@@ -51,8 +50,11 @@ def of(found: Sequence[Trial], jobs: int | None = None) -> pd.DataFrame:
 def compiled(trial: Trial) -> list[Row]:
     """The rows of a trial; for a worker process."""
     task = trial.task
-    affine = task.case.transform == "affine" and task.case.ndim == 2
-    window = roofline.window(replace(task, pass_name="backward")) if affine else ""
+    how = (task.case.transform, task.case.mode, task.padding_mode)
+    plain = how == ("affine", "bilinear", "zeros")
+    modelled = plain and (task.dtype, task.layout) == ("float32", "contiguous")
+    is_counted = plain and task.case.ndim == 2
+    window = roofline.window(replace(task, pass_name="backward")) if is_counted else ""
     with chosen(trial.settings):
         rows = []
         specs = launches.of_task(task)
@@ -60,12 +62,12 @@ def compiled(trial: Trial) -> list[Row]:
             if spec.tiling is None:  # no sampling kernel
                 continue
             row = counts.row(spec, GPU.target)
-            if affine and task.case.mode == "bilinear" and task.padding_mode == "zeros":
+            if is_counted:
                 row |= _counted(spec, window if spec.kernel.startswith("gather") else "")
             resident = warps_an_sm(row["registers"], spec.num_warps)
             row |= {"programs": spec.programs, "warps an SM": resident}
             rows.append(row | {"waves": spec.programs * spec.num_warps / (GPU.sms * resident)})
-        if _modelled(task):
+        if modelled and task.pass_name in roofline.PASSES:
             bound = roofline.bound(roofline.ours(task, GPU).floors(GPU))
             rows = [row | bound for row in rows]
         if torch.cuda.is_available():
@@ -85,10 +87,3 @@ def warps_an_sm(registers: int, warps: int) -> int:
     """Warps that a multiprocessor holds of programs of ``warps``, by their registers a thread."""
     pieces = -(-registers * WARP // PIECE)
     return min(REGISTERS // (pieces * PIECE * warps), MOST_WARPS // warps) * warps
-
-
-def _modelled(task: Task) -> bool:
-    """Whether the roofline predicts the task's time."""
-    what = (task.case.transform, task.case.mode, task.dtype, task.layout, task.padding_mode)
-    plain = what == ("affine", "bilinear", "float32", "contiguous", "zeros")
-    return plain and task.pass_name in roofline.PASSES

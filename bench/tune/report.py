@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from bench.output import compare, table
@@ -47,14 +48,14 @@ def by_task(measured: pd.DataFrame) -> pd.DataFrame:
 
 def by_variant(measured: pd.DataFrame) -> pd.DataFrame:
     """Every variant over its tasks: what decides about a constant, which has one value for all."""
-    lines = []
-    for variant, rows in measured.groupby("variant", sort=False):
-        ratios = rows.ratio.dropna()
-        line = {"variant": variant, "tasks": len(rows)}
-        line["geometric mean"] = table.geometric_mean(ratios) if len(ratios) else None
-        line |= {name: int((rows.change == name).sum()) for name in ("faster", "slower")}
-        lines.append(line | {"not ok": int((rows.status != "ok").sum())})
-    return pd.DataFrame(lines)
+    found = measured.assign(
+        log=np.log(measured.ratio.astype(float)),
+        **{name: measured.change == name for name in ("faster", "slower")},
+        **{"not ok": measured.status != "ok"},
+    ).groupby("variant", sort=False)
+    means = {"tasks": found.size(), "geometric mean": np.exp(found["log"].mean())}
+    counts = found[["faster", "slower", "not ok"]].sum()
+    return pd.DataFrame(means).join(counts).reset_index()
 
 
 def summary(measured: pd.DataFrame) -> str:
