@@ -125,12 +125,6 @@ def _calls(full: bool) -> Iterator[Specialisation]:
     yield from passes((8, 32, 64, 64, 64), HALF, LAST_3D, BOTH)
 
 
-def budget(kernel: str, case: str) -> dict[str, float]:
-    """By column; nothing where a kernel has none."""
-    channels, _, rest = case.partition(f" {PLAIN} ")
-    return BUDGETS.get((kernel, channels.removeprefix("C="), rest), {})
-
-
 def table(targets: Sequence[str], text: str = "", drawn: tuple | None = None) -> pd.DataFrame:
     """A row a specialisation × target; ``text`` selects by kernel or case.
 
@@ -154,7 +148,9 @@ def _row(every: Callable[[], list[Specialisation]], index: int, target: str) -> 
     """For a worker process, which kernels can not be sent to."""
     os.dup2(sys.stderr.fileno(), 1)  # what the compiler dumps of a kernel that it refuses
     spec = every()[index]
-    columns = budget(spec.kernel, spec.label) if target == COUNTED else {}
+    channels, _, rest = spec.label.partition(f" {PLAIN} ")
+    columns = BUDGETS.get((spec.kernel, channels.removeprefix("C="), rest), {})
+    columns = columns if target == COUNTED else {}
     windows = dict.fromkeys(c.rpartition(" ")[0] for c in columns if c != "registers")
     try:
         return counts.row(spec, target, tuple(windows))

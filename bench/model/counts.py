@@ -68,7 +68,7 @@ def path(spec: Specialisation, compiled: CompiledKernel, window: str = "") -> Pa
 
 def pixels(spec: Specialisation) -> float:
     """Of a tile that a thread has, each with block_c / (threads side by side) channels."""
-    return spec.tiling.pixels * spec.tiling.block_c / (WARP * spec.num_warps)
+    return spec.tiling.pixels * spec.tiling.block_c / (WARP * spec.plan.num_warps)
 
 
 def channels_a_turn(spec: Specialisation, found: Path) -> float:
@@ -101,7 +101,7 @@ def turns(spec: Specialisation, found: Path, candidates: Sequence[int] = ()) -> 
 
     ``candidates``: rows, and how many in each, of a window that is walked.
     """
-    work, tiling = spec.work, spec.tiling
+    work, tiling = spec.plan.arguments["WORK"], spec.tiling
     each = [float(work.tiles)]
     if not tiling.one_pass:
         each.append(work.channels / work.splits / channels_a_turn(spec, found))

@@ -19,7 +19,7 @@ from bench.suite.cases import FORMATS, Task
 from triton_stn.backends import plans
 from triton_stn.backends.launch import Plan, compile_plan, specialisation
 from triton_stn.backends.layout import empty_output, layout
-from triton_stn.kernels.arguments import Tiling, Work
+from triton_stn.kernels.arguments import Tiling
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -47,16 +47,8 @@ class Specialisation:
         return self.plan.constants.get("TILING")
 
     @property
-    def work(self) -> Work:
-        return self.plan.arguments["WORK"]
-
-    @property
     def programs(self) -> int:
         return math.prod(self.plan.grid)
-
-    @property
-    def num_warps(self) -> int:
-        return self.plan.num_warps
 
     @property
     def itemsize(self) -> int:

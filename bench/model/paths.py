@@ -13,7 +13,6 @@ at a branch that is left it takes the longer side: masked loads load, and a tile
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -189,26 +188,14 @@ def _select(
 
 def _loops(blocks: dict[int, _Block], inside: set[int], entry: int) -> dict[int, set[int]]:
     """The outermost loops among blocks, by the first block of each; ``entry`` heads none."""
-    before = defaultdict(set)
-    for b in inside:
-        for s in blocks[b].next:
-            if s in inside and s != entry:
-                before[s].add(b)
-    loops = defaultdict(set)
-    for head in inside - {entry}:
-        # A turn ends where a block, to which all ways from the entry lead by the head, goes back.
-        apart = _reached(blocks, inside - {head}, entry)
-        turns = {b for b in before[head] if b not in apart}
-        while turns:
-            b = turns.pop()
-            if b not in loops[head]:
-                loops[head].add(b)
-                turns |= before[b] if b != head else set()
-    return {
-        head: body
-        for head, body in loops.items()
-        if not any(head in other and first != head for first, other in loops.items())
-    }
+    others = inside - {entry}
+    after = {b: set().union(*(_reached(blocks, others, s) for s in blocks[b].next)) for b in inside}
+    bodies = {frozenset(c for c in after[b] if b in after[c]) for b in others}
+    loops = {}
+    for body in filter(None, bodies):
+        entered = {s for b in inside - body for s in blocks[b].next} & body
+        loops |= {head: set(body) for head in entered}
+    return loops
 
 
 def _longest(

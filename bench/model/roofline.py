@@ -175,7 +175,7 @@ def of_kernel(
     specs = launches.passes(shape, torch.float32, nchw, launches.BOTH, k=case.k, size=size)
     (spec,) = (s for s in specs if s.kernel == kernel)
     found = counts.path(spec, launches.compiled(spec, target), window)
-    threads = spec.programs * spec.num_warps * WARP
+    threads = spec.programs * spec.plan.num_warps * WARP
     return threads * found.total(counts.turns(spec, found, candidates))
 
 

@@ -163,12 +163,8 @@ def resources(compiled: CompiledKernel) -> dict[str, int]:
     registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
     spills = any(i.opcode.startswith(("STL", "LDL")) for i in code)
     load, store = (max(i.bytes(operation) for i in code) for operation in ("LDG", "STG"))
-    return {
-        "registers": registers,
-        "spilled": stack if spills else 0,
-        "load": load,
-        "store": store,
-    }
+    spilled = stack if spills else 0
+    return {"registers": registers, "spilled": spilled, "load": load, "store": store}
 
 
 def footprint(ttgir: str, block_w: int, block_h: int = 0) -> str:

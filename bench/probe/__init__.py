@@ -26,7 +26,7 @@ from bench import cli
 from bench.measure.runner import STAMP, Machine, this_machine
 from bench.measure.timing import DeviceLost, Row, guarded, time_calls
 from bench.output import table
-from bench.probe import cases, kernels, report, static
+from bench.probe import cases, kernels, report
 from bench.probe.cases import Case
 from bench.probe.kernels import WARP, Launch, touched
 from bench.suite.passes import Call
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("TRITON_INTERPRET=1 interprets the kernels; a probe compiles them.", file=sys.stderr)
         return cli.NOTHING
     if options.static:
-        print(table.to_markdown(static.report(cases.every(1))))
+        print(table.to_markdown(report.compiled(cases.every(1))))
         return 0
     if not torch.cuda.is_available() or torch.version.hip:
         print(f"A probe needs an NVIDIA GPU. {INSTEAD}", file=sys.stderr)

@@ -28,7 +28,7 @@ from bench.output import table
 from bench.providers import baselines
 from bench.providers.registry import Provider
 from bench.suite.cases import suite
-from bench.tune import predict, report, trials
+from bench.tune import report, trials
 from bench.tune.experiments import PLAN, Experiment, product
 from bench.tune.trials import Trial, chosen, tunable
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("Triton interprets its kernels (TRITON_INTERPRET=1): nothing is compiled.")
     else:
-        predicted = predict.of(every, options.jobs)
+        predicted = report.predict(every, options.jobs)
     if not torch.cuda.is_available():
         for experiment, found in planned:
             print(report.report(experiment, found, predicted, None))
@@ -99,10 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return cli.NOTHING
     status = measure_trials(todo, machine, csv, over)
     rows = table.so_far(csv, machine.device)
-    texts = [
-        report.report(e, found, predicted, report.verdicts(rows, found)) for e, found in planned
-    ]
     measured = report.verdicts(rows, every)
+    texts = [report.report(e, found, predicted, measured) for e, found in planned]
     texts += [report.summary(measured)]
     markdown = csv.with_suffix(".md")
     markdown.write_text("\n".join(texts), encoding="utf-8")
