@@ -6,16 +6,14 @@ import argparse
 import importlib
 import os
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from bench import cli
 from bench.measure.runner import Forwards, Machine, run_task, this_machine
-from bench.measure.timing import DeviceLost
 from bench.model.compiler import compile_ahead
 from bench.output import plots, report, table, targets
 from bench.providers.registry import PROVIDERS, YARDSTICK, Provider
@@ -39,11 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in SUBCOMMANDS:
         return importlib.import_module(SUBCOMMANDS[argv[0]]).main(argv[1:])
-    options = _parse(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Check triton_stn, eager and compiled PyTorch against float64, then time them.",
+        epilog=f"Further commands, each with its own --help: {', '.join(SUBCOMMANDS)}.",
+    )
+    cli.add_run_options(parser, "rows whose case/pass/provider/theta/dtype/layout")
+    options = parser.parse_args(argv)
     machine = this_machine()
     if machine.type == "cpu":
         print("No GPU found: timing the pure-PyTorch path on the CPU.")
-        _warn_when_busy()
+        cores = os.cpu_count() or 1
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        if load > cores / 2:  # every parallel region waits for a time slice
+            print(f"The CPU is busy (load {load:.1f} on {cores} cores): do not trust these times.")
     csv = (options.out or table.folder(machine.device)) / "results.csv"
     tasks = suite(options.suite, machine.type)
     how = (options.filter, options.resume, options.minutes)
@@ -61,24 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _warn_when_busy() -> None:
-    """Other work on the same cores makes every parallel region wait for a time slice."""
-    cores = os.cpu_count() or 1
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > cores / 2:
-        print(f"The CPU is busy (load {load:.1f} on {cores} cores): do not trust these times.")
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description="Check triton_stn, eager and compiled PyTorch against float64, then time them.",
-        epilog=f"Further commands, each with its own --help: {', '.join(SUBCOMMANDS)}.",
-    )
-    cli.add_run_options(parser, "rows whose case/pass/provider/theta/dtype/layout")
-    return parser.parse_args(argv)
-
-
 def run(
     tasks: Sequence[Task],
     providers: Sequence[Provider],
@@ -88,54 +77,36 @@ def run(
     resume: bool = False,
     minutes: float | None = None,
 ) -> int:
-    """Measure into ``csv``, a task at a time; the exit status.
-
-    ``FAILED`` when a row of triton_stn is wrong or failed, ``OUT_OF_TIME`` when ``minutes`` were
-    over before the last task was begun, ``DEVICE_LOST`` when the GPU was.
-    """
-    start = time.monotonic()
+    """Measure into ``csv``, a task at a time; the exit status, as that of ``main``."""
+    over = cli.deadline(minutes)
     done = table.so_far(csv, machine.device) if resume else pd.DataFrame(columns=table.COLUMNS)
     table.begin(csv, done)
     known = set(table.keys(done))
-    eager_ms = _eager_ms(done)
+    # Of an earlier run that was cut short, for the speedups of what is missing.
+    eager = done[(done.provider == YARDSTICK) & done.ms_p50.notna()].assign(provider="")
+    eager_ms = dict(zip(table.keys(eager), eager.ms_p50, strict=True))
     forwards = Forwards()
-    wanted = [(task, _wanted(task, providers, words)) for task in tasks]
-    wanted = [(t, [p for p in chosen if t.key(p.name) not in known]) for t, chosen in wanted]
-    wanted = [(task, missing) for task, missing in wanted if missing]
+    todo = []
+    for task in tasks:
+        keys = {provider: task.key(provider.name) for provider in providers}
+        missing = [p for p, key in keys.items() if key not in known]
+        missing = [p for p in missing if cli.matches("/".join(keys[p][:6]), words)]
+        if missing:
+            todo.append((task, missing))
     if machine.type == "cuda":
-        compile_ahead(
-            [t for t, missing in wanted if any(p.name.startswith("triton_stn") for p in missing)]
-        )
-    progress = tqdm(wanted, unit="task", smoothing=0.1, dynamic_ncols=True, disable=None)
-    for task, missing in progress:
-        progress.set_description(f"{task.case.name} {task.pass_name} {task.theta_kind}")
-        try:
-            rows = run_task(task, missing, machine, forwards, eager_ms.get(task.key("")))
-        except DeviceLost as lost:
-            table.append(csv, lost.rows)
-            return cli.DEVICE_LOST
-        table.append(csv, rows)
-        if (
-            minutes is not None
-            and time.monotonic() - start >= 60 * minutes
-            and task != wanted[-1][0]
-        ):
-            return cli.OUT_OF_TIME
-    if not csv.exists():
-        return 0
+        ours = [t for t, missing in todo if any(p.name.startswith("triton_stn") for p in missing)]
+        compile_ahead(ours)
+    steps = []
+    for task, missing in todo:
+        name = f"{task.case.name} {task.pass_name} {task.theta_kind}"
+        known_ms = eager_ms.get(task.key(""))
+        steps.append((name, partial(run_task, task, missing, machine, forwards, known_ms)))
+    status = cli.measure(steps, csv, over)
+    if status or not csv.exists():
+        return status
     frame = table.read(csv)
     bad = frame[table.of_ours(frame)].status.isin(("wrong", "error"))
     return cli.FAILED if bad.any() else 0
-
-
-def _wanted(task: Task, providers: Sequence[Provider], words: str) -> list[Provider]:
-    return [p for p in providers if cli.matches("/".join(task.key(p.name)[:6]), words)]
-
-
-def _eager_ms(done: pd.DataFrame) -> dict[tuple[str, ...], float]:
-    """The times of eager in an earlier, interrupted run, by the task's key without a provider."""
-    eager = done[(done.provider == YARDSTICK) & done.ms_p50.notna()]
-    return dict(zip(table.keys(eager.assign(provider="")), eager.ms_p50, strict=True))
 
 
 def _write_report(csv: Path) -> None:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
+
+from bench.measure.timing import DeviceLost, Row
+from bench.output import table
 
 # Exit statuses beside 0: a result is wrong or failed, there is nothing to do, or the run was cut
 # short.
@@ -17,13 +25,7 @@ CUT_SHORT = {
 def add_run_options(parser: argparse.ArgumentParser, filtered: str) -> None:
     """The options of a command that measures tasks into a table; ``filtered``: what of them."""
     parser.add_argument("--suite", choices=("quick", "full"), default="quick")
-    parser.add_argument(
-        "--filter",
-        default="",
-        metavar="TEXT",
-        help=f"only {filtered} contains every word of TEXT, and none that begins with a minus "
-        "(--filter='large -compiled')",
-    )
+    add_filter(parser, filtered)
     add_out(parser)
     parser.add_argument(
         "--resume", action="store_true", help="keep the rows that DIR has, measure the others"
@@ -31,9 +33,45 @@ def add_run_options(parser: argparse.ArgumentParser, filtered: str) -> None:
     parser.add_argument("--minutes", type=float, metavar="M", help="begin no task after M minutes")
 
 
+def add_filter(parser: argparse.ArgumentParser, filtered: str) -> None:
+    """What a command leaves out, by ``matches``."""
+    parser.add_argument(
+        "--filter",
+        default="",
+        metavar="TEXT",
+        help=f"only {filtered} contains every word of TEXT, and none that begins with a minus "
+        "(--filter='large -compiled')",
+    )
+
+
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Where a command writes."""
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: bench/results/<device>/")
+
+
+def deadline(minutes: float | None) -> Callable[[], bool]:
+    """Whether so many minutes are over from now on; they never are where there is no number."""
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    return lambda: time.monotonic() >= end
+
+
+def measure(
+    steps: Sequence[tuple[str, Callable[[], list[Row]]]], csv: Path, over: Callable[[], bool]
+) -> int:
+    """Append the rows of each named step to ``csv``, a step at a time; 0 or the exit status of a
+    run cut short, because time is ``over()`` or because the GPU can not go on.
+    """
+    progress = tqdm(steps, unit="task", smoothing=0.1, dynamic_ncols=True, disable=None)
+    for place, (name, rows_of) in enumerate(progress, 1):
+        progress.set_description(name)
+        try:
+            table.append(csv, rows_of())
+        except DeviceLost as lost:
+            table.append(csv, lost.rows)
+            return DEVICE_LOST
+        if place < len(steps) and over():
+            return OUT_OF_TIME
+    return 0
 
 
 def matches(name: str, words: str) -> bool:

@@ -16,23 +16,30 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from bench import cli
-from bench.model import counts, spread
+from bench.model import counts
 from bench.model.compiler import workers
-from bench.model.launches import TARGETS, Specialisation
+from bench.model.launches import BOTH, EVERY, TARGETS, Specialisation, passes
 
 OUT = Path(__file__).parents[1] / "build" / "kernels.csv"
 PLAIN = "float32 NCHW bilinear zeros"
 COUNTED = "sm_90"
 AXIS = ("UPRIGHT", "ON_SIDE")
+HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
+NCHW, LAST, LAST_3D = torch.contiguous_format, torch.channels_last, torch.channels_last_3d
+CHANNELS = (*range(1, 67), 96, 128, 255, 256)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def _gather(axis: float, three: float, unit: str, **registers: int) -> dict[str, float]:
@@ -58,26 +65,77 @@ BUDGETS = {
 }
 
 
-def budget(kernel: str, case: str) -> dict[str, float]:
-    """By column; nothing where a kernel has none."""
-    channels, _, rest = case.partition(f" {PLAIN} ")
-    return BUDGETS.get((kernel, channels.removeprefix("C="), rest), {})
+@lru_cache(maxsize=2)
+def spread(full: bool) -> list[Specialisation]:
+    """What the launcher chooses for a spread of calls, each specialisation once.
+
+    ``full`` is for the target whose instructions have budgets; else it is a third of that.
+    """
+    return _each_once(_calls(full))
 
 
-Choice = tuple[str, tuple]  # a function of `spread` and its arguments, for worker processes
+@lru_cache(maxsize=2)
+def sweep(sample: int | None = None, seed: int = 0) -> list[Specialisation]:
+    """For affine maps of images: all channels to 66 and a few more, layouts, dtypes, one map and
+    several, each specialisation once; or ``sample`` of them, drawn at random.
+    """
+    calls = ((c, dtype, last, k) for c in CHANNELS for dtype in DTYPES for last in (NCHW, LAST)
+             for k in (1, 3))  # fmt: skip
+    found = _each_once(
+        spec
+        for c, dtype, last, k in calls
+        for spec in passes((8, c, 56, 56), dtype, last, BOTH, k=k)
+    )
+    return found if sample is None else random.Random(seed).sample(found, sample)
 
 
-def table(targets: Sequence[str], text: str = "", sweep: tuple | None = None) -> pd.DataFrame:
+def _each_once(specs: Iterator[Specialisation]) -> list[Specialisation]:
+    found = {}
+    for spec in specs:
+        found.setdefault(spec.key, spec)
+    return list(found.values())
+
+
+def _calls(full: bool) -> Iterator[Specialisation]:
+    """Few channels are one pass, many a loop; 17 need masks."""
+    large, deep = (16, 3, 512, 512), (64, 64, 56, 56)
+    yield from passes((64, 3, 512, 512), SINGLE, NCHW, EVERY)
+    yield from passes(deep, HALF, LAST, BOTH)
+    yield from passes((8, 3, 512, 512), SINGLE, NCHW, BOTH, k=3)
+    yield from passes(large, SINGLE, NCHW, BOTH, "bilinear", "border")
+    yield from passes((4, 1, 128, 128, 128), SINGLE, NCHW, BOTH)
+    if not full:
+        return
+    yield from passes((64, 1, 512, 512), SINGLE, NCHW, EVERY)
+    yield from passes(deep, SINGLE, NCHW, EVERY)
+    yield from passes(deep, HALF, NCHW, BOTH)
+    yield from passes(deep, SINGLE, LAST, BOTH)
+    yield from passes((8, 17, 31, 33), SINGLE, LAST, BOTH)
+    yield from passes((8, 3, 64, 64), DOUBLE, NCHW, BOTH)
+    yield from passes((8, 64, 56, 56), SINGLE, LAST, BOTH, k=3)
+    yield from passes((1, 1, 65536, 65536), SINGLE, NCHW, BOTH)  # offsets beyond int32
+    yield from passes(large, SINGLE, NCHW, BOTH, "nearest")
+    yield from passes(deep, HALF, LAST, BOTH, "nearest", "reflection")
+    yield from passes(large, SINGLE, NCHW, BOTH, source="projective")
+    yield from passes(large, SINGLE, NCHW, BOTH, source="projective", deterministic=True)
+    yield from passes(large, SINGLE, NCHW, BOTH, source="spline")
+    yield from passes(deep, HALF, LAST, BOTH, "bilinear", "border", source="grid")
+    yield from passes(large, SINGLE, NCHW, BOTH, "bicubic")
+    yield from passes(large, SINGLE, NCHW, BOTH, "area", source="patch")
+    yield from passes((8, 32, 64, 64, 64), HALF, LAST_3D, BOTH)
+
+
+def table(targets: Sequence[str], text: str = "", drawn: tuple | None = None) -> pd.DataFrame:
     """A row a specialisation × target; ``text`` selects by kernel or case.
 
-    ``sweep``: the arguments of `spread.sweep`, whose kernels take the place of the spread's.
+    ``drawn``: the arguments of `sweep`, whose kernels take the place of `spread`'s.
     """
     chosen = []
     for target in targets:
-        choice = ("sweep", sweep) if sweep is not None else ("spread", (target == COUNTED,))
+        every = partial(sweep, *drawn) if drawn else partial(spread, target == COUNTED)
         chosen += [
-            (choice, index, target)
-            for index, spec in enumerate(_specialisations(choice))
+            (every, index, target)
+            for index, spec in enumerate(every())
             if text in f"{spec.kernel} {spec.label}"
         ]
     with workers() as pool:
@@ -86,16 +144,13 @@ def table(targets: Sequence[str], text: str = "", sweep: tuple | None = None) ->
         return pd.DataFrame([future.result() for future in progress])
 
 
-def _specialisations(choice: Choice) -> list[Specialisation]:
-    function, arguments = choice
-    return getattr(spread, function)(*arguments)
-
-
-def _row(choice: Choice, index: int, target: str) -> dict:
+def _row(every: Callable[[], list[Specialisation]], index: int, target: str) -> dict:
     """For a worker process, which kernels can not be sent to."""
     os.dup2(sys.stderr.fileno(), 1)  # what the compiler dumps of a kernel that it refuses
-    spec = _specialisations(choice)[index]
-    columns = budget(spec.kernel, spec.label) if target == COUNTED else {}
+    spec = every()[index]
+    channels, _, rest = spec.label.partition(f" {PLAIN} ")
+    columns = BUDGETS.get((spec.kernel, channels.removeprefix("C="), rest), {})
+    columns = columns if target == COUNTED else {}
     windows = dict.fromkeys(c.rpartition(" ")[0] for c in columns if c != "registers")
     try:
         return counts.row(spec, target, tuple(windows))
@@ -106,9 +161,8 @@ def _row(choice: Choice, index: int, target: str) -> dict:
 
 
 def failed(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows that no landing may have: kernels that spill, or do not compile."""
-    wrong = frame.spilled > 0
-    return frame[wrong | frame.error.notna()] if "error" in frame else frame[wrong]
+    """The rows that no landing may have: kernels that spill, or do not compile, which have NaN."""
+    return frame[frame.spilled != 0]
 
 
 def digest(frame: pd.DataFrame) -> str:
@@ -141,9 +195,9 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0, 1 when a kernel spills or fails, 2 when there is nothing to compile."""
     start = time.monotonic()
     options = _parse(argv)
-    sweep = (options.sample, options.seed) if options.sweep else None
-    targets = options.target or [t for t in TARGETS if sweep is None or t.startswith("sm")]
-    frame = table(targets, options.filter, sweep)
+    drawn = (options.sample, options.seed) if options.sweep else None
+    targets = options.target or [t for t in TARGETS if drawn is None or t.startswith("sm")]
+    frame = table(targets, options.filter, drawn)
     if frame.empty:
         print(f"Nothing matches --filter {options.filter!r}.", file=sys.stderr)
         return cli.NOTHING

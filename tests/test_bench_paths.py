@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.model import counts, paths
-from bench.model.inlined import Instruction, call_sites
+from bench.model.sass import Instruction, call_sites
 from triton_stn.kernels.gather import one
 
 SITES = {"a": frozenset({("a", 1)}), "b": frozenset({("b", 1)})}
@@ -69,7 +69,8 @@ def count(monkeypatch, text: str, window: str) -> paths.Path:
 def test_a_window_is_counted_without_the_other(monkeypatch, window, once, tile):
     path = count(monkeypatch, TWO_WINDOWS, window)
     assert (path.once, path.per_tile, path.per_pass) == (once, tile, None)
-    assert (path.loops[0].loaded, path.loops[0].stored) == ((16, 8) if window == "b" else (0, 0))
+    moved = [paths.moved(path.loops[0], operation) for operation in ("LDG", "STG")]
+    assert moved == ([16, 8] if window == "b" else [0, 0])
 
 
 def test_loops_inside_a_tile_are_apart_and_a_total_repeats_each(monkeypatch):

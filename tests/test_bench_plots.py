@@ -63,7 +63,7 @@ def test_a_provider_looks_the_same_in_every_panel(tmp_path):
     others = frame.assign(provider=frame["pass"].map({"forward": "a", "backward": "b"}))
     both = frame.assign(provider="b")
     rows = pd.concat([frame, others, both])
-    figure = plots._panels(rows, "elements", "ms_p50", "t", "x", plots._log)
+    figure = plots._panels(rows, "elements", "ms_p50", "t")
     colours = [
         {line.get_label(): line.get_color() for line in ax.get_lines()} for ax in figure.axes
     ]

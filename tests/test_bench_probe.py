@@ -25,7 +25,7 @@ from bench.probe import cases as probe_cases
 from bench.probe import kernels as probe_kernels
 from bench.probe import report as probe_report
 from bench.probe.cases import Case
-from bench.probe.walks import STRIDE, Walk, patch, touched
+from bench.probe.kernels import STRIDE, Walk, patch, touched
 
 ROOT = Path(__file__).resolve().parent.parent
 MACHINE = Machine("cpu", "a GPU", 4000.0, "2.x", "3.x", "abc1234")

@@ -24,7 +24,7 @@ from bench.model import launches
 from bench.output import table
 from bench.providers.registry import Provider
 from bench.suite.cases import Case, Task, suite
-from bench.tune import predict, report, trials
+from bench.tune import report, trials
 from bench.tune.experiments import PLAN, Experiment, product
 from bench.tune.trials import Trial, chosen, name_of
 from triton_stn.backends import fused, plans
@@ -180,7 +180,7 @@ def test_results_are_right_under_a_variant(kernels, monkeypatch, case, layout, s
 
 def test_warps_an_sm_are_what_registers_leave():
     # 168 registers leave three programs of four warps, 64 warps is all an SM holds.
-    found = [predict.warps_an_sm(registers, 4) for registers in (168, 136, 96, 65, 64, 32, 16)]
+    found = [report.warps_an_sm(registers, 4) for registers in (168, 136, 96, 65, 64, 32, 16)]
     assert found == [12, 12, 20, 28, 32, 64, 64]
 
 
@@ -277,7 +277,7 @@ def test_the_report_sets_what_was_measured_beside_what_was_predicted(found):
         {"task": name_of(t.task), "variant": t.variant, "kernel": "gather", "registers": 163}
         for t in found[:-1]
     ]
-    predicted = pd.DataFrame(rows).reindex(columns=predict.COLUMNS).astype({"registers": "Int64"})
+    predicted = pd.DataFrame(rows).reindex(columns=report.COLUMNS).astype({"registers": "Int64"})
     measured = report.verdicts(made_up(found, TIMES), found)
     text = report.report(Experiment("e", "why?", (), ()), found, predicted, measured)
     lines = [[c.strip() for c in x.split("|")[1:-1]] for x in text.splitlines() if x[:1] == "|"]

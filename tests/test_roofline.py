@@ -52,7 +52,7 @@ def test_lines_of_a_rotated_load_are_those_of_an_independent_simulation(rows, co
         image = np.zeros((400, 1), int)
         source, target = (1, 4096, 4096), (1, 1, 1)  # output pixels are counted from its centre
         taps = addresses._taps(programs(i, j), maps, image, source, target, False)
-        counted = addresses._Counter(itemsize=4, tags=1).loads(taps[:1]).lines
+        counted = Touched(*addresses._loads(taps[:1], tags=1)).lines
         assert counted == pytest.approx(lines, rel=0.07)
 
 
@@ -134,7 +134,7 @@ def test_no_tile_that_an_output_reads_counts_as_out_of_view(theta_kind, k):
 
 def test_floors_divide_by_what_the_gpu_has():
     gpu = roofline.GPU("made up", "sm_90", 10, 1e9, 2e12, 4e12, 4)
-    work = Work(bytes=2e6, touched=Touched(cycles=2e4, sectors=2.5e5), instructions=8e4)
+    work = Work(bytes=2e6, touched=Touched(lines=0, cycles=2e4, sectors=2.5e5), instructions=8e4)
     assert work.floors(gpu) == pytest.approx({"memory": 1, "L2": 2, "L1": 2, "issue": 2})
     assert Work(2e6, None, None).floors(gpu) == {"memory": 1, "L2": None, "L1": None, "issue": None}
 

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 
 from bench import static
-from bench.model import spread
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOAT32 = static.PLAIN
@@ -100,16 +99,16 @@ def test_some_kernels_of_the_sweep_spill_nothing(tmp_path):
 
 
 def test_the_sweep_has_every_number_of_channels_and_a_sample_is_drawn_by_its_seed():
-    labels = [spec.label for spec in spread.sweep()]
+    labels = [spec.label for spec in static.sweep()]
     assert len(set(labels)) > 200
     for text in ("C=1 ", "C=64 ", "float16", "bfloat16", "float64", "channels-last", "K=3"):
         assert any(text in label for label in labels), text
-    samples = [[s.label for s in spread.sweep(5, seed)] for seed in (1, 1, 2)]
+    samples = [[s.label for s in static.sweep(5, seed)] for seed in (1, 1, 2)]
     assert samples[0] == samples[1] != samples[2] and len(samples[0]) == 5
 
 
 def test_other_targets_have_a_third_of_the_kernels():
-    most, few = (len(spread.spread(full)) for full in (True, False))
+    most, few = (len(static.spread(full)) for full in (True, False))
     assert few <= most / 3 and most < 70
 
 

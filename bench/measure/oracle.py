@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -67,19 +68,12 @@ class Reference:
         grad = images.unflatten(0, grad.shape[:2]) if self.case.k > 1 else images
         return input, theta, grad
 
-    def errors(
-        self,
-        forward: Forward,
-        pass_name: str,
-        dtype: torch.dtype,
-        layout: str = "contiguous",
-        wrap: Callable[[Call], Call] = as_it_is,
-    ) -> Errors:
-        """The largest error of each result of the pass, and the dtype that the result has.
+    def errors(self, forward: Forward, pass_name: str, *how: Any) -> Errors:
+        """The largest error of each result of ``call``, and the dtype that the result has.
 
-        NaN where the result has one: it is never below a tolerance. ``wrap`` is the provider's.
+        NaN where the result has one: it is never below a tolerance.
         """
-        how = (forward, pass_name, dtype, layout, wrap)
+        how = (forward, pass_name, *how)
         if how in self._eager_errors:
             return self._eager_errors[how]
         names = RESULTS[pass_name]
@@ -100,8 +94,9 @@ class Reference:
 
     def allowed(self, result: str, result_dtype: torch.dtype, like: torch.dtype) -> float:
         """Twice eager PyTorch's own error in ``like``, one rounding, and 1e-5 of the largest."""
+        plain = ("contiguous", as_it_is)
         own = max(
-            self.errors(self.yardstick, "forward_backward", dtype)[result][0]
+            self.errors(self.yardstick, "forward_backward", dtype, *plain)[result][0]
             for dtype in (torch.float32, like)
         )
         return 2 * own + (torch.finfo(result_dtype).eps + 1e-5) * self.largest[result]
@@ -110,7 +105,7 @@ class Reference:
         """The most that rounding the exact result once to its dtype moves a number of it."""
         return torch.finfo(result_dtype).eps / 2 * self.largest[result]
 
-    def _run(
+    def call(
         self,
         forward: Forward,
         pass_name: str,
@@ -118,13 +113,16 @@ class Reference:
         layout: str = "contiguous",
         wrap: Callable[[Call], Call] = as_it_is,
         smooth: bool = False,
-    ) -> tuple[torch.Tensor, ...]:
+    ) -> Call:
+        """One pass of a provider, whose ``wrap`` it is, with the ``arguments``."""
         input, theta, grad = self.arguments(dtype, layout, smooth)
         if dtype == torch.float64:
             theta = theta.double()
-        results = wrap(prepare(pass_name, forward, input, theta, grad, *self.options))()
+        return wrap(prepare(pass_name, forward, input, theta, grad, *self.options))
+
+    def _run(self, *how: Any, **options: bool) -> tuple[torch.Tensor, ...]:
         # Copied: what a CUDA graph returns is overwritten by its next replay.
-        return tuple(x.detach().clone() for x in results)
+        return tuple(x.detach().clone() for x in self.call(*how, **options)())
 
     def _batch(self, theta: torch.Tensor) -> torch.Tensor:
         """θ (K, *) for each image: (N, *), or (N, K, *) when K > 1."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ from bench.measure import oracle
 from bench.measure.timing import DeviceLost, Row, guarded, time_calls
 from bench.providers.registry import YARDSTICK, Provider
 from bench.suite.cases import SHAPE, Case, Task, min_bytes
-from bench.suite.passes import Call, Forward, prepare
+from bench.suite.passes import Call, Forward
 
+HOW = ("theta_kind", "dtype", "layout", "padding_mode", "align_corners")
 STAMP = ("device", "torch", "triton", "commit", "copy_gb_per_s")
 COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}  # past the last cache; quick on a slow machine
 
@@ -68,13 +71,10 @@ def _copy_bandwidth(device: str) -> float:
 def _commit() -> str:
     """The commit of the sources, or "" outside a git checkout."""
     command = ["git", "rev-parse", "--short", "HEAD"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
+    with suppress(OSError):  # there is no git
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        return done.stdout.strip()
+    return ""
 
 
 class Forwards:
@@ -84,8 +84,8 @@ class Forwards:
         self._of: tuple[Case, str, str] | None = None
         self._built: dict[str, Forward] = {}
 
-    def get(self, provider: Provider, task: Task) -> Forward:
-        """The provider's forward for the task."""
+    def how(self, provider: Provider, task: Task) -> tuple:
+        """What ``Reference.errors`` and ``Reference.call`` take."""
         shape = (task.case, task.dtype, task.layout)
         if shape != self._of:
             self._of, self._built = shape, {}
@@ -94,7 +94,8 @@ class Forwards:
                 torch.compiler.reset()
         if provider.name not in self._built:
             self._built[provider.name] = provider.build()
-        return self._built[provider.name]
+        dtype = getattr(torch, task.dtype)
+        return self._built[provider.name], task.pass_name, dtype, task.layout, provider.wrap
 
 
 def run_task(
@@ -112,34 +113,24 @@ def run_task(
         DeviceLost: with the rows that are settled.
     """
     rows = {provider.name: new_row(task, provider, machine) for provider in providers}
+    makers: dict[str, Callable[[], Call]] = {}
+    contexts = {provider.name: provider.context for provider in providers}
     try:
-        _check_and_time(task, providers, machine, forwards, rows)
+        for provider in providers:
+            row = rows[provider.name]
+            row["note"] = provider.why_not(machine.type, task)
+            if row["note"]:
+                row["status"] = "skipped"
+                continue
+            guarded(row, partial(_check, task, provider, forwards, machine.type, row))
+            if row["status"] == "ok":
+                makers[provider.name] = partial(_call, task, provider, forwards, machine.type)
+        time_calls(rows, makers, machine.type, contexts)
     except DeviceLost as lost:
         rows = {n: row for n, row in rows.items() if "ms_p50" in row or row["status"] != "ok"}
         lost.rows = _compared(rows, machine, eager_ms)
         raise
     return _compared(rows, machine, eager_ms)
-
-
-def _check_and_time(
-    task: Task,
-    providers: Sequence[Provider],
-    machine: Machine,
-    forwards: Forwards,
-    rows: dict[str, Row],
-) -> None:
-    makers: dict[str, Callable[[], Call]] = {}
-    contexts = {provider.name: provider.context for provider in providers}
-    for provider in providers:
-        row = rows[provider.name]
-        row["note"] = provider.why_not(machine.type, task)
-        if row["note"]:
-            row["status"] = "skipped"
-            continue
-        guarded(row, lambda p=provider, r=row: _check(task, p, forwards, machine.type, r))
-        if row["status"] == "ok":
-            makers[provider.name] = lambda p=provider: _make_call(task, p, forwards, machine.type)
-    time_calls(rows, makers, machine.type, contexts)
 
 
 def _compared(rows: dict[str, Row], machine: Machine, eager_ms: float | None) -> list[Row]:
@@ -158,32 +149,20 @@ def new_row(task: Task, provider: Provider, machine: Machine) -> Row:
     """A row without results: what is measured, of whom and where."""
     case = task.case
     return {
-        "case": case.name,
-        "pass": task.pass_name,
-        "provider": provider.name,
-        **{name: getattr(case, name) for name in SHAPE},
-        "dtype": task.dtype,
-        "layout": task.layout,
-        "padding_mode": task.padding_mode,
-        "align_corners": task.align_corners,
-        "theta_kind": task.theta_kind,
-        "min_bytes": min_bytes(task),
-        "status": "ok",
-        **machine.stamp(),
-        "transform": case.transform,
-        "mode": case.mode,
+        **{"case": case.name, "pass": task.pass_name, "provider": provider.name},
+        **{name: getattr(case, name) for name in (*SHAPE, "transform", "mode")},
+        **{name: getattr(task, name) for name in HOW},
+        **{"min_bytes": min_bytes(task), "status": "ok", **machine.stamp()},
     }
 
 
 def _check(task: Task, provider: Provider, forwards: Forwards, device: str, row: Row) -> None:
     """Set the row's error, and its status to wrong when a result is off by more than allowed."""
     reference = oracle.reference(task, device)
-    dtype = getattr(torch, task.dtype)
-    forward = forwards.get(provider, task)
     with provider.context():
-        errors = reference.errors(forward, task.pass_name, dtype, task.layout, provider.wrap)
+        errors = reference.errors(*forwards.how(provider, task))
     # What rounds its coordinates to 16 bits is judged by eager PyTorch, which does so too.
-    like = dtype if provider.half_coordinates else torch.float32
+    like = getattr(torch, task.dtype) if provider.half_coordinates else torch.float32
     excess = []
     for result, (error, result_dtype) in errors.items():
         allowed = reference.allowed(result, result_dtype, like)
@@ -195,8 +174,5 @@ def _check(task: Task, provider: Provider, forwards: Forwards, device: str, row:
         row["status"], row["note"] = "wrong", "; ".join(excess)
 
 
-def _make_call(task: Task, provider: Provider, forwards: Forwards, device: str) -> Call:
-    reference = oracle.reference(task, device)
-    arguments = reference.arguments(getattr(torch, task.dtype), task.layout)
-    forward = forwards.get(provider, task)
-    return provider.wrap(prepare(task.pass_name, forward, *arguments, *reference.options))
+def _call(task: Task, provider: Provider, forwards: Forwards, device: str) -> Call:
+    return oracle.reference(task, device).call(*forwards.how(provider, task))

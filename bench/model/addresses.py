@@ -12,6 +12,8 @@ and atomics go to L2 warp by warp. Zeros padding, bilinear, align_corners=False.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from triton_stn.kernels import configs
 from triton_stn.kernels.gather.inverse import MOST_CANDIDATES
 
 LINE, SECTOR, WARP = 128, 32, 32  # bytes, bytes, threads
+SIZE = 4  # bytes of a float32
 SAMPLE = 256  # programs; two samples differ by a few percent
 EAGER_THREADS = 256  # a block of PyTorch's aten/src/ATen/native/cuda/GridSampler.cu
 # How far the general windows are widened: `inverse_map` in kernels/gather/inverse.py.
@@ -27,21 +30,12 @@ SLACK = 1 / 64
 EXACT = ("UPRIGHT", "ON_SIDE")  # windows of maps that are not widened
 
 
-@dataclass(frozen=True)
-class Touched:
-    """Sums over all warps of a pass."""
+class Touched(NamedTuple):
+    """Sums over all warps of a pass. Parts of it are arrays in this order."""
 
-    lines: float = 0.0  # 128-byte lines, over loads, stores and atomics
-    cycles: float = 0.0  # of one L1, which looks up a few lines a cycle and one access at a time
-    sectors: float = 0.0  # 32 bytes, between L1 and L2
-
-    def __add__(self, other: Touched) -> Touched:
-        return Touched(
-            self.lines + other.lines, self.cycles + other.cycles, self.sectors + other.sectors
-        )
-
-    def __mul__(self, times: float) -> Touched:
-        return Touched(self.lines * times, self.cycles * times, self.sectors * times)
+    lines: float  # 128-byte lines, over loads, stores and atomics
+    cycles: float  # of one L1, which looks up a few lines a cycle and one access at a time
+    sectors: float  # 32 bytes, between L1 and L2
 
 
 @dataclass(frozen=True)
@@ -56,12 +50,17 @@ class Programs:
     weight: float  # programs x channels of the pass that one program of the sample stands for
 
     def address(self, image: np.ndarray, i: np.ndarray, j: np.ndarray, case: tuple, on) -> list:
-        """Element addresses in (images, C, H, W), -1 where ``on`` is false."""
+        """Element addresses in (images, C, H, W), -1 outside, and where ``on`` is false."""
         c, h, w = case
-        return np.where(on, ((image * c + self.channel) * h + i) * w + j, -1)
+        on = on & (i >= 0) & (i < h) & (j >= 0) & (j < w)
+        return np.where(on, ((image * c + self.channel) * h + i) * w + j, -1).astype(np.int64)
+
+    def own(self, case: tuple) -> np.ndarray:
+        """``address`` of the threads' own pixels."""
+        return self.address(self.image, self.i, self.j, case, self.inside)
 
 
-def ours(case: Case, theta_kind: str, pass_name: str, tags: int, itemsize: int = 4) -> Touched:
+def ours(case: Case, theta_kind: str, pass_name: str, tags: int) -> Touched:
     """What triton_stn's forward or backward(both) touches; ``tags``: lines looked up a cycle.
 
     Raises:
@@ -69,25 +68,22 @@ def ours(case: Case, theta_kind: str, pass_name: str, tags: int, itemsize: int =
     """
     maps = pixel_maps(case, theta_kind)
     source, target = (case.c, case.h, case.w), (case.c, case.h_out, case.w_out)
-    count = _Counter(itemsize, tags)
     if pass_name == "forward":
         at = _tiles(configs.forward(output_problem(case)), case.n * case.k, *target)
         reads = _taps(at, maps[at.image % case.k], at.image // case.k, source, target, True)
-        write = at.address(at.image, at.i, at.j, target, at.inside)
-        return (count.loads(reads) + count.writes([write])) * at.weight
+        return Touched(*(_loads(reads, tags) + _writes([at.own(target)], tags)) * at.weight)
     at, k = _gather_tiles(case)
     reads = _candidates(at, maps[k], at.image * case.k + k, window(maps[0]), target)
-    here = at.address(at.image, at.i, at.j, source, at.inside)
-    touched = count.loads(reads) * case.k + count.writes([here])
+    touched = _loads(reads, tags) * case.k + _writes([at.own(source)], tags)
     if case.k == 1:
-        here = np.where(_met(at, maps[k], case), here, -1)
-        return (touched + count.loads([here])) * at.weight
+        here = np.where(_met(at, maps[k], case), at.own(source), -1)
+        return Touched(*(touched + _loads([here], tags)) * at.weight)
     # grad_theta of several maps comes from the output's side.
     cut = configs.output_side(output_problem(case), scatters=False, rest=False)
     out = _tiles(cut, case.n * case.k, *target)
     taps = _taps(out, maps[out.image % case.k], out.image // case.k, source, target, False)
-    grad = out.address(out.image, out.i, out.j, target, out.inside)
-    return touched * at.weight + (count.loads(taps) + count.loads([grad])) * out.weight
+    of_theta = _loads(taps, tags) + _loads([out.own(target)], tags)
+    return Touched(*touched * at.weight + of_theta * out.weight)
 
 
 def output_problem(case: Case) -> configs.Problem:
@@ -100,29 +96,27 @@ def met(case: Case, theta_kind: str) -> float:
     return float(_met(at, pixel_maps(case, theta_kind)[k], case).mean())
 
 
-def eager(case: Case, theta_kind: str, pass_name: str, tags: int, itemsize: int = 4) -> Touched:
-    """What PyTorch's sampling kernel alone touches; its grid included, but not the grid's making.
+def eager(case: Case, theta_kind: str, pass_name: str, tags: int, streamed: float = 0.0) -> Touched:
+    """What PyTorch's sampling kernel touches, its grid included, but not the grid's making.
 
-    K maps of an image are K copies of it, as one grid an image demands.
+    K maps of an image are K copies of it, as one grid an image demands. Besides, other kernels move
+    ``streamed`` bytes in order, every thread the next number.
     """
     maps = pixel_maps(case, theta_kind)
     source, target = (case.c, case.h, case.w), (case.c, case.h_out, case.w_out)
-    count = _Counter(itemsize, tags)
-    at = _rows(EAGER_THREADS, case.n * case.k, *target)
+    at = _rows(case.n * case.k, *target)
     taps = _taps(at, maps[at.image % case.k], at.image, source, target, False)
-    here = at.address(at.image, at.i, at.j, target, at.inside)
+    here = [at.own(target)]
     pixel = np.where(at.inside, (at.image * case.h_out + at.i) * case.w_out + at.j, -1)
     grid = [np.where(at.inside, 2 * pixel + xy, -1) for xy in (0, 1)]
+    channels, once = _loads(taps, tags), _loads(grid, tags)
     if pass_name == "forward":
-        channels = count.loads(taps) + count.writes([here])
-        return (channels + count.loads(grid) * (1 / case.c)) * at.weight
-    channels = count.loads(taps) + count.loads([here]) + count.writes(taps)  # the last: atomics
-    return (channels + (count.loads(grid) + count.writes(grid)) * (1 / case.c)) * at.weight
-
-
-def streamed(bytes: float) -> Touched:
-    """What a kernel touches that moves ``bytes`` in order, every thread the next number."""
-    return Touched(bytes / LINE, bytes / LINE, bytes / SECTOR)
+        channels = channels + _writes(here, tags)
+    else:
+        channels = channels + _loads(here, tags) + _writes(taps, tags)  # the last: atomics
+        once = once + _writes(grid, tags)
+    beside = streamed / np.array([LINE, LINE, SECTOR])
+    return Touched(*(channels + once * (1 / case.c)) * at.weight + beside)
 
 
 def pixel_maps(case: Case, theta_kind: str) -> np.ndarray:
@@ -135,13 +129,14 @@ def pixel_maps(case: Case, theta_kind: str) -> np.ndarray:
     return maps.reshape(-1, 6)
 
 
-def reach(map: np.ndarray) -> tuple[float, float]:
-    """Half the window of candidates along j and i, in output pixels, not widened."""
+def reach(map: np.ndarray, slack: float) -> tuple[float, float]:
+    """Half the window of candidates along j and i, in output pixels, widened by ``slack``."""
     a00, a01, _, a10, a11, _ = (float(x) for x in map)
     det = a00 * a11 - a01 * a10
     if det == 0:
         return np.inf, np.inf
-    return (abs(a11) + abs(a01)) / abs(det), (abs(a10) + abs(a00)) / abs(det)
+    half = (abs(a11) + abs(a01)) / abs(det), (abs(a10) + abs(a00)) / abs(det)
+    return half[0] * (1 + slack) + slack, half[1] * (1 + slack) + slack
 
 
 def window(map: np.ndarray) -> str:
@@ -151,7 +146,7 @@ def window(map: np.ndarray) -> str:
         return "UPRIGHT"
     if a00 == a11 == 0 and min(a01, a10) >= 1:
         return "ON_SIDE"
-    j, i = (r * (1 + SLACK) + SLACK for r in reach(map))
+    j, i = reach(map, SLACK)
     if max(j, i) <= 1.5:
         return "THREE"
     if (2 * j + 1) * (2 * i + 1) > MOST_CANDIDATES.value:
@@ -161,31 +156,27 @@ def window(map: np.ndarray) -> str:
 
 def walked(map: np.ndarray) -> tuple[int, int]:
     """Rows, and candidates in each, that a thread looks at in the window of kind WALK."""
-    j, i = (int(2 * (r * (1 + SLACK) + SLACK) + 1) for r in reach(map))
-    return i, j
+    j, i = reach(map, SLACK)
+    return int(2 * i + 1), int(2 * j + 1)
 
 
-class _Counter:
-    """Counts what the programs of a sample touch on average, a program and channel."""
+def _loads(accesses: list[np.ndarray], tags: int) -> np.ndarray:
+    """What loads of one tensor, one array an instruction, touch on average, a program and channel.
 
-    def __init__(self, itemsize: int, tags: int) -> None:
-        self.itemsize, self.tags = itemsize, tags
+    What a program read once stays in L1.
+    """
+    return _touched(accesses, distinct(np.concatenate(accesses, 1) // (SECTOR // SIZE)), tags)
 
-    def loads(self, accesses: list[np.ndarray]) -> Touched:
-        """Loads of one tensor, one array an instruction; what a program read once stays in L1."""
-        sectors = distinct(np.concatenate(accesses, 1) // (SECTOR // self.itemsize))
-        return self._warps(accesses, sectors)
 
-    def writes(self, accesses: list[np.ndarray]) -> Touched:
-        """Stores or atomics."""
-        sectors = distinct(_by_warp(accesses) // (SECTOR // self.itemsize)).sum((0, 2))
-        return self._warps(accesses, sectors)
+def _writes(accesses: list[np.ndarray], tags: int) -> np.ndarray:
+    """Likewise stores or atomics."""
+    return _touched(accesses, distinct(_by_warp(accesses) // (SECTOR // SIZE)), tags)
 
-    def _warps(self, accesses: list[np.ndarray], sectors: np.ndarray) -> Touched:
-        lines = distinct(_by_warp(accesses) // (LINE // self.itemsize))
-        programs = len(sectors)
-        cycles = np.ceil(lines / self.tags)
-        return Touched(lines.sum() / programs, cycles.sum() / programs, sectors.sum() / programs)
+
+def _touched(accesses: list[np.ndarray], sectors: np.ndarray, tags: int) -> np.ndarray:
+    lines = distinct(_by_warp(accesses) // (LINE // SIZE))
+    sums = [lines.sum(), np.ceil(lines / tags).sum(), sectors.sum()]
+    return np.array(sums) / len(accesses[0])
 
 
 def _by_warp(accesses: list[np.ndarray]) -> np.ndarray:
@@ -249,12 +240,12 @@ def _middle(offsets: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, float]
     return (first + last) / 2 - origin, float((last - first)[0, 0]) / 2
 
 
-def _rows(threads: int, images: int, c: int, height: int, width: int) -> Programs:
-    """Blocks of a kernel with one thread a pixel of (images, height, width), flattened."""
+def _rows(images: int, c: int, height: int, width: int) -> Programs:
+    """Blocks of PyTorch's kernel, with one thread a pixel of (images, height, width), flattened."""
     random = np.random.default_rng(0)
     pixels = images * height * width
-    blocks = -(-pixels // threads)
-    pixel = random.integers(blocks, size=(SAMPLE, 1)) * threads + np.arange(threads)
+    blocks = -(-pixels // EAGER_THREADS)
+    pixel = random.integers(blocks, size=(SAMPLE, 1)) * EAGER_THREADS + np.arange(EAGER_THREADS)
     channel = random.integers(c, size=(SAMPLE, 1))
     i, j = pixel // width % height, pixel % width
     return Programs(pixel // (height * width), channel, i, j, pixel < pixels, blocks * c)
@@ -271,17 +262,14 @@ def _taps(
     at: Programs, map: np.ndarray, image: np.ndarray, source: tuple, target: tuple, sparing: bool
 ) -> list[np.ndarray]:
     """The four taps of each output pixel; ``sparing`` skips those of zero weight."""
-    _, h, w = source
     x, y = _source(map, at.i, at.j, target)
     u, v = np.floor(x), np.floor(y)
     found = []
-    for dv in (0, 1):
-        for du in (0, 1):
-            on = at.inside & (u + du >= 0) & (u + du < w) & (v + dv >= 0) & (v + dv < h)
-            if sparing:
-                on &= ((du == 0) | (x > u)) & ((dv == 0) | (y > v))
-            tap = (np.where(on, z, 0).astype(np.int64) for z in (v + dv, u + du))
-            found.append(at.address(image, *tap, source, on))
+    for dv, du in product((0, 1), (0, 1)):
+        on = at.inside
+        if sparing:
+            on = on & ((du == 0) | (x > u)) & ((dv == 0) | (y > v))
+        found.append(at.address(image, v + dv, u + du, source, on))
     return found
 
 
@@ -295,18 +283,14 @@ def _candidates(
     a00, a01, b0, a10, a11, b1 = np.moveaxis(map, -1, 0)
     det = a00 * a11 - a01 * a10
     dx, dy = at.j - b0, at.i - b1
-    reach_j, reach_i = reach(map.reshape(-1, 6)[0])  # the K maps differ by translation alone
-    if kind not in (*EXACT, "STRAIGHT"):
-        reach_j, reach_i = (r * (1 + SLACK) + SLACK for r in (reach_j, reach_i))
+    slack = 0.0 if kind in (*EXACT, "STRAIGHT") else SLACK
+    reach_j, reach_i = reach(map.reshape(-1, 6)[0], slack)  # the maps differ by translation alone
     first_j = np.ceil((a11 * dx - a01 * dy) / det + (w_out - 1) / 2 - reach_j)
     first_i = np.ceil((a00 * dy - a10 * dx) / det + (h_out - 1) / 2 - reach_i)
     found = []
-    for di in range(int(2 * reach_i) + 1):
-        for dj in range(int(2 * reach_j) + 1):
-            i, j = first_i + di, first_j + dj
-            x, y = _source(map, i, j, target)
-            on = at.inside & (i >= 0) & (i < h_out) & (j >= 0) & (j < w_out)
-            on &= (x - at.j >= -1) & (x - at.j < 1) & (y - at.i >= -1) & (y - at.i < 1)
-            place = (np.where(on, z, 0).astype(np.int64) for z in (i, j))
-            found.append(at.address(image, *place, target, on))
+    for di, dj in product(range(int(2 * reach_i) + 1), range(int(2 * reach_j) + 1)):
+        i, j = first_i + di, first_j + dj
+        x, y = _source(map, i, j, target)
+        on = at.inside & (x - at.j >= -1) & (x - at.j < 1) & (y - at.i >= -1) & (y - at.i < 1)
+        found.append(at.address(image, i, j, target, on))
     return found

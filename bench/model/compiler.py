@@ -24,12 +24,7 @@ def workers(jobs: int | None = None) -> ProcessPoolExecutor:
     Spawned, as CUDA does not outlive a fork.
     """
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(jobs or most_jobs(), mp_context=context)
-
-
-def most_jobs() -> int:
-    """Compilers at a time where nobody says how many."""
-    return min(os.cpu_count() or 1, MOST_JOBS)
+    return ProcessPoolExecutor(jobs or min(os.cpu_count() or 1, MOST_JOBS), mp_context=context)
 
 
 def compile_ahead(tasks: Sequence[Task]) -> None:

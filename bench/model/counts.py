@@ -16,10 +16,9 @@ from triton.compiler import CompiledKernel
 
 from bench.model import launches, paths, sass
 from bench.model.addresses import WARP
-from bench.model.inlined import Sites, call_sites
 from bench.model.launches import Specialisation
 from bench.model.paths import Path
-from bench.model.sass import Listing
+from bench.model.sass import Sites, call_sites
 from triton_stn.kernels.gather import one, several
 
 NUMBERS_AN_OUTPUT = 5  # that grad_theta loads for a pixel·channel: dY and four taps of X
@@ -35,24 +34,17 @@ def row(spec: Specialisation, target: str, windows: Sequence[str] = ()) -> dict[
     """
     compiled = launches.compiled(spec, target)
     found = {"kernel": spec.kernel, "case": spec.label, "target": target}
-    found |= {"warp": _footprint(spec, compiled), "shared": compiled.metadata.shared}
+    found |= {"warp": "", "shared": compiled.metadata.shared}
+    if spec.tiling is not None:
+        rows = spec.tiling.block_h if spec.plan.constants["RULES"].ndim == 3 else 0
+        found["warp"] = sass.footprint(compiled.asm["ttgir"], spec.tiling.block_w, rows)
     if target.startswith("gfx"):
         return found | sass.amd_resources(compiled.asm["amdgcn"])
-    code = Listing(compiled.asm["cubin"])
-    found |= {"registers": code.registers, "spilled": code.spilled}
-    found |= {"load": code.widest("LDG"), "store": code.widest("STG")}
+    found |= sass.resources(compiled)
     for window in windows:
         counted = instructions(spec, path(spec, compiled, window))
         found |= {f"{window} {unit}".strip(): number for unit, number in counted.items()}
     return found
-
-
-def _footprint(spec: Specialisation, compiled: CompiledKernel) -> str:
-    tiling = spec.tiling
-    if tiling is None:
-        return ""
-    rows = tiling.block_h if spec.rules.ndim == 3 else 0
-    return sass.footprint(compiled.asm["ttgir"], tiling.block_w, rows)
 
 
 def _sites(kernel: str) -> Sites | None:
@@ -76,18 +68,18 @@ def path(spec: Specialisation, compiled: CompiledKernel, window: str = "") -> Pa
 
 def pixels(spec: Specialisation) -> float:
     """Of a tile that a thread has, each with block_c / (threads side by side) channels."""
-    return spec.tiling.pixels * spec.tiling.block_c / (WARP * spec.num_warps)
+    return spec.tiling.pixels * spec.tiling.block_c / (WARP * spec.plan.num_warps)
 
 
 def channels_a_turn(spec: Specialisation, found: Path) -> float:
     """Channels that a thread takes in a turn of the loop over them, which may be unrolled."""
     part = found.loops[1]
     if spec.kernel == "grad_theta":
-        numbers = part.loaded / spec.itemsize / NUMBERS_AN_OUTPUT
+        numbers = paths.moved(part, "LDG") / spec.itemsize / NUMBERS_AN_OUTPUT
     elif spec.kernel == "gather_maps":  # stores after its loop over the maps
         return spec.tiling.step
     else:
-        numbers = part.stored / spec.itemsize
+        numbers = paths.moved(part, "STG") / spec.itemsize
     return numbers / pixels(spec) * spec.tiling.block_c
 
 
@@ -109,7 +101,7 @@ def turns(spec: Specialisation, found: Path, candidates: Sequence[int] = ()) -> 
 
     ``candidates``: rows, and how many in each, of a window that is walked.
     """
-    work, tiling = spec.work, spec.tiling
+    work, tiling = spec.plan.arguments["WORK"], spec.tiling
     each = [float(work.tiles)]
     if not tiling.one_pass:
         each.append(work.channels / work.splits / channels_a_turn(spec, found))
@@ -118,5 +110,6 @@ def turns(spec: Specialisation, found: Path, candidates: Sequence[int] = ()) -> 
     if candidates:
         rows, columns = candidates
         a_candidate = spec.itemsize * tiling.channels_a_pass * pixels(spec)
-        each += [rows, columns * a_candidate / found.loops[-1].loaded]  # may be unrolled
+        candidates_a_turn = paths.moved(found.loops[-1], "LDG") / a_candidate  # may be unrolled
+        each += [rows, columns / candidates_a_turn]
     return each

@@ -19,7 +19,7 @@ from bench.suite.cases import FORMATS, Task
 from triton_stn.backends import plans
 from triton_stn.backends.launch import Plan, compile_plan, specialisation
 from triton_stn.backends.layout import empty_output, layout
-from triton_stn.kernels.arguments import Rules, Tiling, Work
+from triton_stn.kernels.arguments import Tiling
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -42,26 +42,13 @@ class Specialisation:
         return self.plan.kernel.__name__
 
     @property
-    def rules(self) -> Rules | None:
-        """What is computed; None of `reduce`."""
-        return self.plan.constants.get("RULES")
-
-    @property
     def tiling(self) -> Tiling | None:
         """None where no tile is cut from an image."""
         return self.plan.constants.get("TILING")
 
     @property
-    def work(self) -> Work:
-        return self.plan.arguments["WORK"]
-
-    @property
     def programs(self) -> int:
         return math.prod(self.plan.grid)
-
-    @property
-    def num_warps(self) -> int:
-        return self.plan.num_warps
 
     @property
     def itemsize(self) -> int:
@@ -101,7 +88,10 @@ def passes(
     n, c, *extent = shape
     size = size or tuple(extent)
     input = torch.empty(shape, dtype=dtype, device="meta").to(memory_format=memory_format)
-    theta = torch.empty(n, k, *_theta_shape(source, size), device="meta")
+    ndim = len(size)
+    shapes = {"affine": (ndim, ndim + 1), "projective": (3, 3), "spline": (16 + 3, 4)}
+    shapes["patch"] = (*size, 6)
+    theta = torch.empty(n, k, *shapes.get(source, (*size, 2)), device="meta")
     x, t, y = (layout(tensor) for tensor in (input, theta, empty_output(input, k, *size)))
     last = memory_format != torch.contiguous_format
     order = "channels-last" if last else "NCDHW" if len(extent) == 3 else "NCHW"
@@ -118,11 +108,6 @@ def passes(
         label = f"{where} → " + "+".join(["input"] * needs_input + ["θ"] * needs_theta)
         label += " deterministic" * deterministic
         yield from (Specialisation(label, plan) for plan in found.plans)
-
-
-def _theta_shape(source: str, size: tuple[int, ...]) -> tuple[int, ...]:
-    shapes = {"affine": (len(size), len(size) + 1), "projective": (3, 3), "spline": (16 + 3, 4)}
-    return shapes.get(source, (*size, 6 if source == "patch" else 2))
 
 
 def of_task(task: Task) -> list[Specialisation]:

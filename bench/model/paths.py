@@ -13,27 +13,22 @@ at a branch that is left it takes the longer side: masked loads load, and a tile
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from triton.compiler.compiler import CompiledKernel
 
-from bench.model.inlined import Frame, Instruction, Sites, instructions
+from bench.model.sass import Frame, Instruction, Sites, instructions
 
 MUST = 1 << 20  # instructions; more than any path has
 
 
-@dataclass(frozen=True)
-class Part:
-    """What a thread executes in a stretch of a path: instructions by opcode, and bytes moved."""
+Part = tuple[Instruction, ...]  # what a thread executes in a stretch of a path
 
-    opcodes: Counter
-    loaded: int
-    stored: int
 
-    def __len__(self) -> int:
-        return self.opcodes.total()
+def moved(part: Part, operation: str) -> int:
+    """Bytes that a thread moves by the memory ``operation``."""
+    return sum(i.bytes(operation) for i in part)
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ def count(compiled: CompiledKernel, sites: Sites | None = None, window: str = ""
     while True:
         loops = _loops(blocks, inside, entry)
         path, loop = _longest(blocks, inside, entry, ends, loops, heart)
-        parts.append(_part(i for b in path for i in blocks[b].code))
+        parts.append(tuple(i for b in path for i in blocks[b].code))
         if loop is None:
             break
         entry, inside = loop, loops[loop]
@@ -193,26 +188,14 @@ def _select(
 
 def _loops(blocks: dict[int, _Block], inside: set[int], entry: int) -> dict[int, set[int]]:
     """The outermost loops among blocks, by the first block of each; ``entry`` heads none."""
-    before = defaultdict(set)
-    for b in inside:
-        for s in blocks[b].next:
-            if s in inside and s != entry:
-                before[s].add(b)
-    loops = defaultdict(set)
-    for head in inside - {entry}:
-        # A turn ends where a block, to which all ways from the entry lead by the head, goes back.
-        apart = _reached(blocks, inside - {head}, entry)
-        turns = {b for b in before[head] if b not in apart}
-        while turns:
-            b = turns.pop()
-            if b not in loops[head]:
-                loops[head].add(b)
-                turns |= before[b] if b != head else set()
-    return {
-        head: body
-        for head, body in loops.items()
-        if not any(head in other and first != head for first, other in loops.items())
-    }
+    others = inside - {entry}
+    after = {b: set().union(*(_reached(blocks, others, s) for s in blocks[b].next)) for b in inside}
+    bodies = {frozenset(c for c in after[b] if b in after[c]) for b in others}
+    loops = {}
+    for body in filter(None, bodies):
+        entered = {s for b in inside - body for s in blocks[b].next} & body
+        loops |= {head: set(body) for head in entered}
+    return loops
 
 
 def _longest(
@@ -249,12 +232,3 @@ def _longest(
 
     path = walk(entry)[1]
     return [b for b in path if b not in loops], main
-
-
-def _part(code: Iterable[Instruction]) -> Part:
-    opcodes, loaded, stored = Counter(), 0, 0
-    for i in code:
-        loaded += i.bytes("LDG")
-        stored += i.bytes("STG")
-        opcodes[i.opcode.split(".")[0]] += 1
-    return Part(opcodes, loaded, stored)

@@ -29,13 +29,13 @@ from tqdm import tqdm
 
 from bench import cli
 from bench.model import addresses, counts, launches
-from bench.model.addresses import WARP
+from bench.model.addresses import SIZE, WARP
 from bench.output import table
 from bench.suite.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
 
 PASSES = ("forward", "backward")
+KEYS = ["case", "theta_kind", "pass", "provider"]  # what tells a row from the others
 SCHEDULERS = 4  # an SM issues four warps' instructions a cycle (CUDA programming guide)
-SIZE = 4  # bytes of a float32
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,9 @@ def eager(task: Task, gpu: GPU) -> Work:
     bytes = SIZE * (streamed + sampler_grid + sampled)
     if case.ndim == 3:
         return Work(bytes, None, None)
-    sampler = addresses.eager(case, task.theta_kind, task.pass_name, gpu.tags)
-    return Work(bytes, sampler + addresses.streamed(SIZE * streamed), None)
+    beside = SIZE * streamed
+    touched = addresses.eager(case, task.theta_kind, task.pass_name, gpu.tags, beside)
+    return Work(bytes, touched, None)
 
 
 def instructions(task: Task, target: str) -> float | None:
@@ -174,7 +175,7 @@ def of_kernel(
     specs = launches.passes(shape, torch.float32, nchw, launches.BOTH, k=case.k, size=size)
     (spec,) = (s for s in specs if s.kernel == kernel)
     found = counts.path(spec, launches.compiled(spec, target), window)
-    threads = spec.programs * spec.num_warps * WARP
+    threads = spec.programs * spec.plan.num_warps * WARP
     return threads * found.total(counts.turns(spec, found, candidates))
 
 
@@ -182,21 +183,24 @@ def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:
     """A row a task × provider: the four floors in µs, which binds, and the *predicted* ms."""
     rows = []
     for task in tqdm(tasks, desc="predicting", unit="task", disable=None):
+        backward = PASSES.index(task.pass_name)
         for provider, work_of in (("triton_stn", ours), ("eager", eager)):
-            work = work_of(task, gpu)
-            floors = {name: t for name, t in work.floors(gpu).items() if t is not None}
-            binds = max(floors, key=floors.get)
-            row = {"case": task.case.name, "theta_kind": task.theta_kind, "pass": task.pass_name}
-            row |= {"provider": provider, **{f"{name} µs": t for name, t in floors.items()}}
-            row |= {"binds": binds, "predicted ms": floors[binds] / 1e3}
-            backward = PASSES.index(task.pass_name)
+            mine = provider == "triton_stn"
+            floors = work_of(task, gpu).floors(gpu)
+            key = (task.case.name, task.theta_kind, task.pass_name, provider)
+            row: dict[str, object] = dict(zip(KEYS, key, strict=True))
+            row |= {f"{name} µs": t for name, t in floors.items()} | bound(floors)
             row["launches"] = LAUNCHES[provider, task.case.ndim][backward]
-            row["launches"] += provider == "triton_stn" and backward and task.case.k > 1
-            row["window"] = (provider == "triton_stn" and window(task)) or None
-            rows.append(row)
-    columns = ["memory µs", "L2 µs", "L1 µs", "issue µs", "binds", "predicted ms"]
-    keys = ["case", "theta_kind", "pass", "provider"]
-    return pd.DataFrame(rows).reindex(columns=[*keys, *columns, "launches", "window"])
+            row["launches"] += mine and backward and task.case.k > 1
+            rows.append(row | {"window": (mine and window(task)) or None})
+    return pd.DataFrame(rows)
+
+
+def bound(floors: dict[str, float | None]) -> dict[str, object]:
+    """The columns of the largest of the floors that are known."""
+    known = {name: microseconds for name, microseconds in floors.items() if microseconds}
+    binds = max(known, key=known.get)
+    return {"binds": binds, "predicted ms": known[binds] / 1e3}
 
 
 def measured(predicted: pd.DataFrame, results: pd.DataFrame, gpu: GPU) -> pd.DataFrame:
@@ -204,9 +208,8 @@ def measured(predicted: pd.DataFrame, results: pd.DataFrame, gpu: GPU) -> pd.Dat
     batch = {case.name: case.n for case in CASES}
     plain = results[table.plain(results) & (results.device == gpu.name) & (results.status == "ok")]
     plain = plain[plain.n == plain.case.map(batch)]
-    keys = ["case", "theta_kind", "pass", "provider"]
-    times = plain[[*keys, "ms_p50"]].rename(columns={"ms_p50": "measured ms"})
-    return predicted.merge(times, "left", keys)
+    times = plain[[*KEYS, "ms_p50"]].rename(columns={"ms_p50": "measured ms"})
+    return predicted.merge(times, "left", KEYS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -220,12 +223,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         for theta_kind in options.theta or case.theta_kinds
         for pass_name in PASSES
     ]
-    tasks = [t for t in tasks if cli.matches("/".join(_name(t)), options.filter)]
-    unknown = [t for t in tasks if (t.case.transform, t.case.mode) != ("affine", "bilinear")]
+    names = ["/".join((t.case.name, t.pass_name, t.theta_kind)) for t in tasks]
+    tasks = [t for t, name in zip(tasks, names, strict=True) if cli.matches(name, options.filter)]
+    cases = dict.fromkeys(task.case for task in tasks)
+    unknown = [c.name for c in cases if (c.transform, c.mode) != ("affine", "bilinear")]
     if unknown:
-        names = ", ".join(dict.fromkeys(task.case.name for task in unknown))
-        print(f"Not predicted: {names}. Only bilinear samples of affine maps are modelled.\n")
-        tasks = [task for task in tasks if task not in unknown]
+        said = f"Not predicted: {', '.join(unknown)}."
+        print(f"{said} Only bilinear samples of affine maps are modelled.\n")
+        tasks = [task for task in tasks if task.case.name not in unknown]
     if not tasks:
         print(f"Nothing to predict with --filter {options.filter!r}.", file=sys.stderr)
         return 2
@@ -239,37 +244,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _name(task: Task) -> tuple[str, ...]:
-    return task.case.name, task.pass_name, task.theta_kind
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench roofline",
         description="Predict times as the largest of four floors: device memory, L2, L1, issue.",
     )
     parser.add_argument("--gpu", choices=list(GPUS), default="H200", help="default: %(default)s")
-    parser.add_argument(
-        "--filter",
-        default="",
-        metavar="TEXT",
-        help="only case/pass/theta with every word of TEXT, none that begins with a minus",
-    )
+    cli.add_filter(parser, "tasks whose case/pass/theta")
     parser.add_argument(
         "--theta",
         action="append",
-        type=_theta,
+        type=lambda kind: angle_and_scale(kind) and kind,  # a ValueError says that it is none
         metavar="KIND",
         help="rotation_A, zoom_in_F or zoom_out_F; default: each case's own",
     )
     parser.add_argument("--tags", type=int, metavar="N", help="lines an L1 looks up a cycle")
     parser.add_argument("--out", type=Path, metavar="CSV", help="also write the rows as CSV")
     return parser.parse_args(argv)
-
-
-def _theta(kind: str) -> str:
-    angle_and_scale(kind)  # a ValueError says that it is none
-    return kind
 
 
 def _print(frame: pd.DataFrame, gpu: GPU, csv: Path | None) -> None:

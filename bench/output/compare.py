@@ -84,11 +84,8 @@ def changes(both: pd.DataFrame) -> pd.DataFrame:
         ["broken", "slower", "faster", "repaired"],
         "",
     )
-    lines = both[["case", "pass", "theta_kind", "dtype", "layout"]].assign(
-        old_ms=both.ms_p50_old,
-        new_ms=both.ms_p50_new,
-        ratio=ratio,
-        change=change,
-        status=both.status_new,
-    )
+    columns = {"ms_p50_old": "old_ms", "ms_p50_new": "new_ms", "status_new": "status"}
+    both = both.rename(columns=columns).assign(ratio=ratio, change=change)
+    shown = ["case", "pass", "theta_kind", "dtype", "layout", "old_ms", "new_ms", "ratio"]
+    lines = both[[*shown, "change", "status"]]
     return lines[change != ""].sort_values("ratio", ascending=False, na_position="first")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -27,8 +26,7 @@ STYLES = {
 }
 OTHERS = (("#CC79A7", "D"), ("#56B4E9", "v"), ("#000000", "X"), ("#F0E442", "s"), ("#999999", "*"))
 LINE = dict(color="#555555", linewidth=1, linestyle="--")
-
-Mark = Callable[[Axes, pd.DataFrame], None]
+LABELS = {"elements": "output elements", "angle": "rotation, degrees", "zoom": "times as large"}
 
 
 def draw(frame: pd.DataFrame, out: Path) -> list[Path]:
@@ -46,19 +44,20 @@ def draw(frame: pd.DataFrame, out: Path) -> list[Path]:
     remembered = rows[rows.peak_memory_mib > 0]
     turned, zoomed = sweeps(compared)
     fast = "Speedup over eager PyTorch"
-    size, case = "output elements", f"{fast}, {SWEEP_CASE}"
     pictures = {
-        "speedup": (compared, "elements", "speedup_vs_eager", fast, size, _eager),
-        "bandwidth": (rows, "elements", "gb_per_s", "Least bytes over time, GB/s", size, _copy),
-        "memory": (remembered, "elements", "peak_memory_mib", "Peak memory, MiB", size, _log),
-        "angle": (turned, "angle", "speedup_vs_eager", case, "rotation, degrees", _angle),
-        "zoom": (zoomed, "zoom", "speedup_vs_eager", case, "times as large", _zoom),
+        "speedup": (compared, "elements", "speedup_vs_eager", fast),
+        "bandwidth": (rows, "elements", "gb_per_s", "Least bytes over time, GB/s"),
+        "memory": (remembered, "elements", "peak_memory_mib", "Peak memory, MiB"),
+        "angle": (turned, "angle", "speedup_vs_eager", f"{fast}, {SWEEP_CASE}"),
+        "zoom": (zoomed, "zoom", "speedup_vs_eager", f"{fast}, {SWEEP_CASE}"),
     }
     written = []
-    for name, (points, x, y, title, label, mark) in pictures.items():
+    for name, (points, x, y, title) in pictures.items():
         if len(points):
-            figure = _panels(points, x, y, f"{title}, {rows.device.iloc[-1]}", label, mark)
-            written.append(_save(figure, out / f"{name}.png"))
+            figure = _panels(points, x, y, f"{title}, {rows.device.iloc[-1]}")
+            written.append(out / f"{name}.png")
+            figure.savefig(written[-1], dpi=110)
+            plt.close(figure)
     return written
 
 
@@ -80,7 +79,7 @@ def sweeps(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     )
 
 
-def _panels(rows: pd.DataFrame, x: str, y: str, title: str, label: str, mark: Mark) -> Figure:
+def _panels(rows: pd.DataFrame, x: str, y: str, title: str) -> Figure:
     """A panel a pass; a point a row. Sweeps, which are in order of x, get a line as well."""
     passes = [name for name in PASSES if (rows["pass"] == name).any()]
     shape = dict(ncols=len(passes), figsize=(1.2 + 3.2 * len(passes), 3.4), squeeze=False)
@@ -94,50 +93,29 @@ def _panels(rows: pd.DataFrame, x: str, y: str, title: str, label: str, mark: Ma
             line = marker + ("" if x == "elements" else "-")
             style = dict(color=color, alpha=0.7, markersize=5, linewidth=1, label=provider)
             ax.plot(points[x], points[y], line, **style)
-        ax.set_yscale("log")
-        mark(ax, here)
+        _scale(ax, x, y, here)
         ax.set_title(pass_name.replace("_", " "), fontsize=10)
-        ax.set_xlabel(label)
+        ax.set_xlabel(LABELS[x])
         ax.grid(alpha=0.25, which="both", linewidth=0.5)
     axes[0, 0].legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
     return figure
 
 
-def _log(ax: Axes, rows: pd.DataFrame) -> None:
-    ax.set_xscale("log")
-
-
-def _eager(ax: Axes, rows: pd.DataFrame) -> None:
-    _log(ax, rows)
-    _times(ax)
-
-
-def _copy(ax: Axes, rows: pd.DataFrame) -> None:
-    """The copy bandwidth of the same run."""
-    _log(ax, rows)
-    ax.axhline(rows.copy_gb_per_s.iloc[-1], **LINE, label="copy")
-
-
-def _angle(ax: Axes, rows: pd.DataFrame) -> None:
-    ax.set_xticks(range(0, 91, 15))
-    _times(ax)
-
-
-def _zoom(ax: Axes, rows: pd.DataFrame) -> None:
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter("{x:g}")
-    _times(ax)
-
-
-def _times(ax: Axes) -> None:
-    ax.axhline(1, **LINE)
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter("{x:g}x")
-    ax.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+def _scale(ax: Axes, x: str, y: str, rows: pd.DataFrame) -> None:
+    """Axes that suit what they show, and the line that it is set against."""
+    ax.set_yscale("log")
+    if x == "angle":
+        ax.set_xticks(range(0, 91, 15))
+    elif x == "zoom":
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
+    else:
+        ax.set_xscale("log")
+    if y == "speedup_vs_eager":
+        ax.axhline(1, **LINE)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}x")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    elif y == "gb_per_s":  # of a copy in the same run
+        ax.axhline(rows.copy_gb_per_s.iloc[-1], **LINE, label="copy")

@@ -22,6 +22,12 @@ NOTHING = (
     "Nothing has been timed on a GPU yet, so there is no table here. "
     "`python -m bench --suite full` on one\nwrites it, and `python -m bench report` puts it here.\n"
 )
+SHAPE_OF = "NxKxC[xD]xHxW → out"
+NUMBERS = {
+    **{"ms_p50": "ms", "ms_p20": "p20", "ms_p80": "p80", "call_ms": "call"},
+    **{"speedup_vs_eager": "x eager", "gb_per_s": "GB/s", "pct_copy_bandwidth": "% of copy"},
+    **{"peak_memory_mib": "peak MiB", "max_abs_error": "error"},
+}
 BEGIN, END = "<!-- bench report: begin -->", "<!-- bench report: end -->"
 
 
@@ -92,47 +98,28 @@ def whole(frame: pd.DataFrame) -> str:
         "Speedups are over eager PyTorch, in one run. Errors are the largest absolute difference "
         "from float64 PyTorch; only what is right has a time.",
         "## Summary",
-        table.to_markdown(table.summary(frame)),
-        *table.best_others(frame),
-        *targets.paragraphs(frame),
-        *_not_ok(frame),
+        *_verdict(frame),
+        *table.not_ok(frame, "Not timed", "provider"),
         "## Rows",
         table.to_markdown(_compact(frame[frame.status != "skipped"])),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _not_ok(frame: pd.DataFrame) -> list[str]:
-    bad = frame[frame.status != "ok"]
-    if bad.empty:
-        return []
-    counts = bad.groupby(["provider", "status", "note"], sort=False).size()
-    return ["## Not timed", table.to_markdown(counts.rename("rows").reset_index())]
+def _verdict(frame: pd.DataFrame) -> list[str]:
+    parts = [table.to_markdown(table.summary(frame))]
+    best = table.against_best(frame)
+    if len(best):
+        parts += ["triton_stn against the fastest other provider of each row:"]
+        parts += [table.to_markdown(best)]
+    return [*parts, *targets.paragraphs(frame)]
 
 
 def _compact(frame: pd.DataFrame) -> pd.DataFrame:
     """The columns that a reader looks at, the shape in one of them."""
-    return pd.DataFrame(
-        {
-            "case": frame.case,
-            "NxKxC[xD]xHxW → out": frame.apply(table.shape_of, axis=1),
-            "θ": frame.theta_kind,
-            "dtype": frame["dtype"],
-            "layout": frame.layout,
-            "pass": frame["pass"],
-            "provider": frame.provider,
-            "ms": frame.ms_p50,
-            "p20": frame.ms_p20,
-            "p80": frame.ms_p80,
-            "call": frame.call_ms,
-            "x eager": frame.speedup_vs_eager,
-            "GB/s": frame.gb_per_s,
-            "% of copy": frame.pct_copy_bandwidth,
-            "peak MiB": frame.peak_memory_mib,
-            "error": frame.max_abs_error,
-            "status": frame.status,
-        }
-    )
+    columns = ["case", SHAPE_OF, "theta_kind", "dtype", "layout", "pass", "provider"]
+    shown = frame.assign(**{SHAPE_OF: frame.apply(table.shape_of, axis=1)})
+    return shown[[*columns, *NUMBERS, "status"]].rename(columns={"theta_kind": "θ", **NUMBERS})
 
 
 def block(frame: pd.DataFrame, figure: str) -> str:
@@ -149,9 +136,7 @@ def block(frame: pd.DataFrame, figure: str) -> str:
         f"{', '.join(THETA_KINDS)}), the worst of them in brackets.",
         table.to_markdown(by_case(plain)),
         "All rows:",
-        table.to_markdown(table.summary(frame)),
-        *table.best_others(frame),
-        *targets.paragraphs(frame),
+        *_verdict(frame),
         f"![Speedup over eager PyTorch against size]({figure})",
     ]
     return "\n\n".join(parts) + "\n"
@@ -162,15 +147,10 @@ def by_case(frame: pd.DataFrame) -> pd.DataFrame:
     rows = frame[(frame.provider == "triton_stn") & frame.speedup_vs_eager.notna()]
     lines = []
     for case, of_case in rows.groupby("case", sort=False):
-        first = of_case.iloc[0]
-        line = {
-            "case": case,
-            "NxKxC[xD]xHxW → out": table.shape_of(first),
-        }
+        line = {"case": case, SHAPE_OF: table.shape_of(of_case.iloc[0])}
         for pass_name in PASSES:
             speedups = of_case[of_case["pass"] == pass_name].speedup_vs_eager
             if len(speedups):
-                mean = table.geometric_mean(speedups)
-                line[pass_name] = f"{mean:.2f} ({speedups.min():.2f})"
+                line[pass_name] = f"{table.geometric_mean(speedups):.2f} ({speedups.min():.2f})"
         lines.append(line)
     return pd.DataFrame(lines)

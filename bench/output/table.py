@@ -32,6 +32,7 @@ KEY = (
 )
 ROW = [name for name in KEY if name != "provider"]
 STATUSES = ("ok", "wrong", "oom", "error", "skipped")
+Rows = Sequence[dict[str, Any]] | pd.DataFrame
 COUNTS = (*SHAPE, "min_bytes")
 RESULTS = Path(__file__).parents[1] / "results"
 TEXT = ("device", "torch", "triton", "commit", "utc", "note")
@@ -42,7 +43,7 @@ def folder(device: str) -> Path:
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def append(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
+def append(path: Path, rows: Rows, columns: Sequence[str] = COLUMNS) -> None:
     """Add rows to the CSV at once, so that an interrupted run loses nothing."""
     frame = pd.DataFrame(rows, columns=columns)
     frame.to_csv(path, mode="a", header=not path.exists(), index=False, float_format="%.6g")
@@ -116,13 +117,13 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Speedup over eager by pass and provider: geometric mean, wins, losses, the worst row."""
     lines = []
     for (pass_name, provider), rows in frame.groupby(["pass", "provider"], sort=False):
-        ran = rows[rows.status != "skipped"]
-        ratios = ran[ran.speedup_vs_eager.notna()]
-        if provider == "eager" or ran.empty:
+        rows = rows[rows.status != "skipped"]
+        if provider == "eager" or rows.empty:
             continue
-        line = {"pass": pass_name, "provider": provider, "rows": len(ran)}
+        ratios = rows[rows.speedup_vs_eager.notna()]
+        line = {"pass": pass_name, "provider": provider, "rows": len(rows)}
         line |= _spread(ratios, "speedup_vs_eager") if len(ratios) else {}
-        lines.append(line | {"not ok": int((ran.status != "ok").sum())})
+        lines.append(line | {"not ok": int((rows.status != "ok").sum())})
     return pd.DataFrame(lines)
 
 
@@ -157,12 +158,12 @@ def best_other(ok: pd.DataFrame) -> pd.DataFrame:
     return ok[~of_ours(ok)].sort_values("ms_p50").drop_duplicates(ROW)
 
 
-def best_others(frame: pd.DataFrame) -> list[str]:
-    """The paragraphs of ``against_best``; none where there is nothing to say."""
-    best = against_best(frame)
-    if best.empty:
-        return []
-    return ["triton_stn against the fastest other provider of each row:", to_markdown(best)]
+def not_ok(frame: pd.DataFrame, title: str, *by: str) -> list[str]:
+    """How many rows have no time, and why; nothing where all have one."""
+    bad = frame[frame.status != "ok"]
+    counts = bad.groupby([*by, "status", "note"], sort=False).size()
+    counts = counts.rename("rows").reset_index()
+    return [f"## {title}", to_markdown(counts)] if len(bad) else []
 
 
 def to_markdown(frame: pd.DataFrame, **options: Any) -> str:

@@ -26,10 +26,9 @@ from bench import cli
 from bench.measure.runner import STAMP, Machine, this_machine
 from bench.measure.timing import DeviceLost, Row, guarded, time_calls
 from bench.output import table
-from bench.probe import cases, kernels, report, static
+from bench.probe import cases, kernels, report
 from bench.probe.cases import Case
-from bench.probe.kernels import Launch
-from bench.probe.walks import WARP, touched
+from bench.probe.kernels import WARP, Launch, touched
 from bench.suite.passes import Call
 
 COLUMNS = (
@@ -53,17 +52,16 @@ def run(todo: Sequence[Case], machine: Machine, sms: int, csv: Path) -> pd.DataF
     progress = tqdm(todo, unit="row", dynamic_ncols=True, disable=None)
     for case in progress:
         progress.set_description(" ".join(map(str, case.labels.values())))
-        row = {**case.labels, "sms": sms, **machine.stamp(), "status": "ok"}
+        rows.append({**case.labels, "sms": sms, **machine.stamp(), "status": "ok"})
         lost = False
         try:
-            time_case(case, machine.type, row)
+            time_case(case, machine.type, rows[-1])
         except DeviceLost:
             lost = True
-        rows.append(row | derived(row))
-        table.append(csv, rows[-1:], COLUMNS)
+        table.append(csv, derived(rows[-1:]), COLUMNS)
         if lost:
             break
-    return pd.DataFrame(rows, columns=COLUMNS)  # what a failed row lacks is NaN
+    return derived(rows)
 
 
 def time_case(case: Case, device: str, row: Row) -> None:
@@ -81,8 +79,7 @@ def time_case(case: Case, device: str, row: Row) -> None:
     time_calls({"": row}, {"": make}, device)
     if row["status"] == "ok" and case.walk is not None and device == "cuda":
         # Right after the work, so that it is the clock that the work ran at.
-        hz = guarded(row, lambda: kernels.sm_hz(device))
-        row["sm_mhz"] = hz and hz / 1e6
+        guarded(row, lambda: row.update(sm_mhz=kernels.sm_hz(device) / 1e6))
 
 
 def enough(launch: Launch, at_least_ms: float = ENOUGH_MS) -> int:
@@ -98,22 +95,21 @@ def enough(launch: Launch, at_least_ms: float = ENOUGH_MS) -> int:
         steps *= 4
 
 
-def derived(row: Row) -> Row:
-    """The columns that follow from a row's time."""
-    if "ms_p50" not in row:
-        return {}
-    seconds = row["ms_p50"] / 1e3
-    if "elements" in row:
-        return {"ps_per_element": 1e12 * seconds / row["elements"]}
-    accesses_per_s = row["accesses"] / seconds
-    found = {"accesses_per_s": accesses_per_s, "sectors_per_s": accesses_per_s * row["sectors"]}
-    if row["question"] == "adds":
-        found["adds_per_s"] = accesses_per_s * WARP
-    found["ns"] = 1e9 * row["sms"] / accesses_per_s
-    if row.get("sm_mhz"):
-        found["cycles"] = found["ns"] * row["sm_mhz"] / 1e3
-        found["lines_per_cycle"] = row["lines"] / found["cycles"]
-    return found
+def derived(rows: Sequence[Row]) -> pd.DataFrame:
+    """The rows with the columns that follow from their times; NaN where one has no time."""
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    accesses_per_s = frame.accesses / frame.ms_p50 * 1e3
+    ns = 1e9 * frame.sms / accesses_per_s
+    cycles = ns * frame.sm_mhz / 1e3
+    return frame.assign(
+        accesses_per_s=accesses_per_s,
+        sectors_per_s=accesses_per_s * frame.sectors,
+        adds_per_s=(accesses_per_s * WARP).where(frame.question == "adds"),
+        ns=ns,
+        cycles=cycles,
+        lines_per_cycle=frame.lines / cycles,
+        ps_per_element=1e9 * frame.ms_p50 / frame.elements,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("TRITON_INTERPRET=1 interprets the kernels; a probe compiles them.", file=sys.stderr)
         return cli.NOTHING
     if options.static:
-        print(table.to_markdown(static.report(cases.every(1))))
+        print(table.to_markdown(report.compiled(cases.every(1))))
         return 0
     if not torch.cuda.is_available() or torch.version.hip:
         print(f"A probe needs an NVIDIA GPU. {INSTEAD}", file=sys.stderr)

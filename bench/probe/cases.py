@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
 
 import triton_stn
 from bench.probe import kernels
-from bench.probe.kernels import Launch
-from bench.probe.walks import WARP, Walk, patch
+from bench.probe.kernels import WARP, Launch, Walk, patch
 from bench.suite import passes
 from bench.suite.cases import theta_of
 from bench.suite.passes import Call
@@ -57,13 +57,12 @@ def every(sms: int) -> list[Case]:
 def load_cases(programs: int) -> list[Case]:
     """Footprints x angles, from L1 and from L2."""
     found = []
-    for level, (positions, pitch) in LEVELS.items():
-        for rows, columns in FOOTPRINTS:
-            for degrees in ANGLES:
-                labels = dict(pattern=f"{rows}x{columns}", degrees=degrees, level=level)
-                offsets = patch(rows, columns, degrees, pitch, programs)
-                walk = Walk(offsets, PLACES, positions, 1)
-                found.append(_walk("loads", labels | dict(question="loads", pitch=pitch), walk))
+    for (level, (positions, pitch)), (rows, columns), degrees in product(
+        LEVELS.items(), FOOTPRINTS, ANGLES
+    ):
+        offsets = patch(rows, columns, degrees, pitch, programs)
+        labels = dict(pattern=f"{rows}x{columns}", degrees=degrees, level=level, pitch=pitch)
+        found.append(_walk("loads", "loads", labels, Walk(offsets, PLACES, positions, 1)))
     return found
 
 
@@ -85,39 +84,39 @@ def add_cases(programs: int) -> list[Case]:
         ("L2", 1, few),
     ):
         for name, (offsets, places) in patterns.items():
-            labels = dict(question="adds", pattern=name, level=level, pitch=ADD_PITCH)
+            labels = dict(pattern=name, level=level, pitch=ADD_PITCH)
             walk = Walk(np.tile(offsets, (programs, 1)), places, positions, 32)
-            found.append(_walk("adds", labels, walk))
+            found.append(_walk("adds", "adds", labels, walk))
     return found
 
 
 def band_cases(programs: int) -> list[Case]:
     """4 x 8 patches up and down a band, a line or two wide, of rows so many floats apart."""
     found = []
-    for width in WIDTHS:
+    for width, degrees in product(WIDTHS, (0, 30)):
         places = tuple(ROWS_APART * width * place for place in range(len(PLACES)))
-        for degrees in (0, 30):
-            labels = dict(question="rows", pattern="4x8", degrees=degrees, level="L1", pitch=width)
-            walk = Walk(patch(4, 8, degrees, width, programs), places, BAND, width)
-            found.append(_walk("loads", labels, walk))
+        labels = dict(pattern="4x8", degrees=degrees, level="L1", pitch=width)
+        walk = Walk(patch(4, 8, degrees, width, programs), places, BAND, width)
+        found.append(_walk("rows", "loads", labels, walk))
     return found
 
 
 def library_cases(pixels: int = IMAGE_PIXELS) -> list[Case]:
     """The library's own passes over square images of these widths, about as many pixels each."""
     found = []
-    for width in WIDTHS:
+    for width, pass_name, kind in product(
+        WIDTHS, ("forward", "backward"), ("identity", "rotation_30")
+    ):
         shape = (round(pixels / width**2), CHANNELS, width, width)
-        for pass_name in ("forward", "backward"):
-            for kind in ("identity", "rotation_30"):
-                labels = {"question": "rows", "pattern": "triton_stn", "pitch": width}
-                labels |= {"pass": pass_name, "theta_kind": kind, "elements": math.prod(shape)}
-                found.append(Case(labels, partial(_library, shape, pass_name, kind)))
+        labels = {"question": "rows", "pattern": "triton_stn", "pitch": width}
+        labels |= {"pass": pass_name, "theta_kind": kind, "elements": math.prod(shape)}
+        found.append(Case(labels, partial(_library, shape, pass_name, kind)))
     return found
 
 
-def _walk(kernel: str, labels: dict[str, object], walk: Walk) -> Case:
-    return Case(labels, partial(kernels.STARTS[kernel], walk), kernel, walk)
+def _walk(question: str, kernel: str, labels: dict[str, object], walk: Walk) -> Case:
+    start = partial(kernels.STARTS[kernel], walk)
+    return Case({"question": question, **labels}, start, kernel, walk)
 
 
 def _library(shape: tuple[int, ...], pass_name: str, kind: str, device: str) -> Call:

@@ -1,4 +1,4 @@
-"""The kernels of ``python -m bench probe``: a `Walk` of loads, one of atomic adds, and a clock.
+"""What ``python -m bench probe`` runs: a `Walk` of loads, one of atomic adds, and a clock.
 
 A program is one warp, of which thread t takes the t-th offset: the footprint is the host's choice,
 not the compiler's. The position is computed anew every step, so that no load can leave the loop;
@@ -9,6 +9,7 @@ immediate offset, next to one addition of what was loaded.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,11 +17,13 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
-from bench.model.addresses import WARP
-from bench.probe import walks
-from bench.probe.walks import Walk
+from bench.model.addresses import LINE, SECTOR, SIZE, WARP, distinct
 
-STRIDE = tl.constexpr(walks.STRIDE)
+BANKS = 32  # words of an L1 that are delivered side by side, were it banked as shared memory is
+# 2^16 over the golden ratio: the places of programs and steps that follow each other lie far
+# apart; odd, so that every position, and with it every place in a line, is visited.
+STRIDE = 40503
+LEAP = tl.constexpr(STRIDE)
 LANES = tl.constexpr(WARP)
 # One machine code for all walks: no argument is 1, or divisible by 16, at compile time.
 NUMBERS = ("steps", "positions", "unit")
@@ -29,11 +32,79 @@ SPIN = 1_000_000  # cycles, half a millisecond: globaltimer may tick only once a
 Launch = Callable[[int], torch.Tensor]  # of a number of steps
 
 
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """The accesses of a launch: a program is one warp, its threads keep their distances.
+
+    In its step s, program p stands at position (p + s · programs) · ``STRIDE`` modulo
+    ``positions``, ``unit`` elements each. There its warp touches ``places``, one after the other;
+    thread t does so ``offsets``[p, t] elements further on.
+    """
+
+    offsets: np.ndarray  # [programs, 32]
+    places: tuple[int, ...]
+    positions: int  # a power of two
+    unit: int
+
+    def __post_init__(self) -> None:
+        if self.positions & (self.positions - 1) or self.positions < 1:
+            raise ValueError(f"positions: a power of two expected, {self.positions} given")
+        if self.numel >= 2**31:
+            raise ValueError("the kernels count elements in 32 bits")
+
+    @property
+    def numel(self) -> int:
+        """Elements that the buffer must have."""
+        return int(self.offsets.max() + (self.positions - 1) * self.unit + max(self.places) + 1)
+
+    def addresses(self, steps: int, programs: int | None = None) -> np.ndarray:
+        """[programs, steps, places, 32]: what the first ``programs`` of all touch, in elements."""
+        p, s = np.ogrid[: programs or len(self.offsets), :steps]
+        position = ((p + s * len(self.offsets)) * STRIDE) & (self.positions - 1)
+        starts = position[:, :, None] * self.unit + np.array(self.places)
+        return starts[..., None] + self.offsets[:programs, None, None]
+
+
+@dataclass(frozen=True)
+class Touched:
+    """The mean over the accesses of a warp."""
+
+    lines: float  # of 128 bytes
+    sectors: float  # of 32 bytes
+    banks: float  # different words in the fullest of 32 banks
+
+
+def touched(walk: Walk) -> Touched:
+    """Counted over a sample: 4,096 accesses of 256 programs, whose mean is off by 1% or so."""
+    places = np.sort(walk.addresses(1, min(256, len(walk.offsets))), -1)
+    first = np.diff(places, axis=-1, prepend=-1) != 0  # threads at one address are one word
+    fullest = np.max([((places % BANKS == b) & first).sum(-1) for b in range(BANKS)], 0)
+    lines, sectors = (distinct(places // (n // SIZE)).mean() for n in (LINE, SECTOR))
+    return Touched(float(lines), float(sectors), float(fullest.mean()))
+
+
+def patch(rows: int, columns: int, degrees: float, pitch: int, programs: int) -> np.ndarray:
+    """Offsets of warps of rows x columns pixels, turned, in an image of ``pitch`` elements a row.
+
+    Each program's patch lies at a place of its own, in fractions of a pixel and in a line.
+    """
+    random = np.random.default_rng(0)
+    fraction_x, fraction_y = random.uniform(size=(2, programs, 1))
+    column = random.integers(LINE // SIZE, size=(programs, 1))
+    # The rounding makes a quarter turn exact, as in `bench.suite.cases.theta_of`.
+    cos, sin = np.round([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))], 15)
+    i, j = np.arange(WARP) // columns, np.arange(WARP) % columns
+    x = np.floor(cos * j - sin * i + fraction_x).astype(np.int64)
+    y = np.floor(sin * j + cos * i + fraction_y).astype(np.int64)
+    x, y = x - x.min(1, keepdims=True), y - y.min(1, keepdims=True)
+    return y * pitch + x + column
+
+
 @triton.jit
 def _stand(X_ptr, offset, step, positions, unit):
     """The pointers of a warp in a step: `Walk`."""
     # What overflows 32 bits wraps around, and its low bits are right all the same.
-    position = ((tl.program_id(0) + step * tl.num_programs(0)) * STRIDE) & (positions - 1)
+    position = ((tl.program_id(0) + step * tl.num_programs(0)) * LEAP) & (positions - 1)
     return X_ptr + (offset + position * unit)
 
 

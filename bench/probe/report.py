@@ -1,17 +1,33 @@
-"""The tables of ``python -m bench probe``, each with a sentence that says what it decides."""
+"""The tables of ``python -m bench probe``: what was measured, each with a sentence that says what
+it decides, and what the compiler makes of the kernels for sm_90.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pandas as pd
+import triton
+from triton.compiler import ASTSource
 
+from bench.model import paths, sass
 from bench.model.addresses import SECTOR
+from bench.model.launches import TARGETS
+from bench.model.roofline import SCHEDULERS
 from bench.output import table
+from bench.probe import kernels
+from bench.probe.cases import Case
 
 GATHERED_BYTES = 12  # an element that a gathering backward moves: read dY and X, write dX
 TAPS = 4  # adds an element of a bilinear backward that scatters
 NOTICED = 1.1  # a power of two that costs more than this is worth a line of advice
 POWERS_OF_TWO = (256, 512, 1024)
+TARGET = "sm_90"
+TYPES = {"X_ptr": "*fp32", "Offsets_ptr": "*i32", "Sum_ptr": "*fp32", "Ticks_ptr": "*i64"}
+# What a thread's access is: red where nothing asks for the old value, older compilers say RED.
+ACCESS = {"loads": r"\bLDG\.E ", "adds": r"\bREDG?\.E\.ADD\.F32", "clock": r"\bCS2R\b"}
 
 
 def report(frame: pd.DataFrame) -> str:
@@ -29,25 +45,20 @@ def report(frame: pd.DataFrame) -> str:
             parts.append("Nothing measured.")
         else:
             parts += [table.to_markdown(tabulate(rows), floatfmt=".4g"), decide(rows)]
-    failed = frame[frame.status != "ok"]
-    if len(failed):
-        notes = failed.groupby(["question", "status", "note"], sort=False).size()
-        parts += ["## Not ok", table.to_markdown(notes.rename("rows").reset_index())]
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *table.not_ok(frame, "Not ok", "question")])
 
 
 def loads(rows: pd.DataFrame) -> pd.DataFrame:
     """A line a footprint and angle: what a warp's load touches (simulated), and what it takes."""
     keys = ["pattern", "degrees"]
-    levels = {level: of.set_index(keys) for level, of in rows.groupby("level", sort=False)}
-    touched = rows.drop_duplicates(keys).set_index(keys)[["lines", "sectors", "banks"]]
-    columns = {name: touched[name] for name in touched}
-    for level, of in levels.items():
+    touched = rows.drop_duplicates(keys).set_index(keys)
+    columns = {name: touched[name] for name in ("lines", "sectors", "banks")}
+    for level, of in rows.set_index(keys).groupby("level", sort=False):
         columns |= {f"{level} ns": of.ns, f"{level} cycles": of.cycles}
         columns |= {f"{level} lines/cycle": of.lines_per_cycle}
         columns |= {f"{level} Gloads/s": of.accesses_per_s / 1e9}
-    if "L2" in levels:
-        columns["L2 TB/s"] = levels["L2"].sectors_per_s * SECTOR / 1e12
+        if level == "L2":
+            columns["L2 TB/s"] = of.sectors_per_s * SECTOR / 1e12
     return pd.DataFrame(columns, index=touched.index).reset_index()
 
 
@@ -79,18 +90,9 @@ def roofline(rows: pd.DataFrame) -> str:
 
 def adds(rows: pd.DataFrame) -> pd.DataFrame:
     """A line a pattern and buffer."""
-    return pd.DataFrame(
-        {
-            "pattern": rows.pattern,
-            "buffer in": rows.level,
-            "lines": rows.lines,
-            "sectors": rows.sectors,
-            "Gadds/s": rows.adds_per_s / 1e9,
-            "Gsectors/s": rows.sectors_per_s / 1e9,
-            "ns": rows.ns,
-            "cycles": rows.cycles,
-        }
-    )
+    rates = {"Gadds/s": rows.adds_per_s / 1e9, "Gsectors/s": rows.sectors_per_s / 1e9}
+    rows = rows.rename(columns={"level": "buffer in"}).assign(**rates)
+    return rows[["pattern", "buffer in", "lines", "sectors", *rates, "ns", "cycles"]]
 
 
 def scatters(rows: pd.DataFrame) -> str:
@@ -109,51 +111,43 @@ def scatters(rows: pd.DataFrame) -> str:
 
 def widths(rows: pd.DataFrame) -> pd.DataFrame:
     """A line a width; of a power of two, its ratio to the mean of its two neighbours too."""
-    columns = {}
-    for name, series in _series(rows).items():
-        ratios = _ratios(series)
-        columns[name] = {
-            width: f"{value:.3g}" + (f" ({ratios[width]:.2f})" if width in ratios else "")
-            for width, value in series.items()
-        }
-    return pd.DataFrame(columns).rename_axis("width").reset_index()
+    costs = _costs(rows)
+    ratios = _ratios(costs).map(" ({:.2f})".format, na_action="ignore")
+    shown = costs.map("{:.3g}".format, na_action="ignore")
+    return (
+        (shown + ratios.reindex(costs.index).astype(object).fillna(""))
+        .rename_axis("width")
+        .reset_index()
+    )
 
 
 def padding(rows: pd.DataFrame) -> str:
     """Whether to advise widths that are no powers of two."""
-    ratios = {
-        (name, width): ratio
-        for name, series in _series(rows).items()
-        for width, ratio in _ratios(series).items()
-    }
-    if not ratios:
+    ratios = _ratios(_costs(rows)).unstack().dropna()
+    if ratios.empty:
         return "No power of two was measured beside its neighbours."
-    name, width = max(ratios, key=ratios.get)
-    worst = ratios[name, width]
-    said = "advise padding rows" if worst > NOTICED else "no advice on padding is needed"
-    return (
-        f"A power of two takes at worst {worst:.2f} times its neighbours ({name}, {width}): {said}."
-    )
+    name, width = ratios.idxmax()
+    said = "advise padding rows" if ratios.max() > NOTICED else "no advice on padding is needed"
+    worst = f"{ratios.max():.2f} times its neighbours ({name}, {width})"
+    return f"A power of two takes at worst {worst}: {said}."
 
 
-def _series(rows: pd.DataFrame) -> dict[str, pd.Series]:
-    """What a width costs, by width: the library's passes in ps a pixel·channel, loads in cycles."""
+def _costs(rows: pd.DataFrame) -> pd.DataFrame:
+    """By width: passes of the library in ps a pixel·channel, loads in cycles."""
+    rows = rows.set_index("pitch")
     found = {}
     ours = rows[rows.pattern == "triton_stn"]
     for (pass_name, kind), of in ours.groupby(["pass", "theta_kind"], sort=False):
-        found[f"{pass_name} {kind}, ps"] = of.set_index("pitch").ps_per_element
+        found[f"{pass_name} {kind}, ps"] = of.ps_per_element
     for (pattern, degrees), of in rows[rows.cycles.notna()].groupby(["pattern", "degrees"]):
-        found[f"load {pattern} {degrees:g}°, cycles"] = of.set_index("pitch").cycles
-    return found
+        found[f"load {pattern} {degrees:g}°, cycles"] = of.cycles
+    return pd.DataFrame(found)
 
 
-def _ratios(series: pd.Series) -> dict[int, float]:
+def _ratios(costs: pd.DataFrame) -> pd.DataFrame:
     """Of each power of two that has both neighbours, the ratio to their mean."""
-    return {
-        width: series[width] / series[[width - 8, width + 8]].mean()
-        for width in POWERS_OF_TWO
-        if {width - 8, width, width + 8} <= set(series.index)
-    }
+    beside = {w: costs.reindex([w - 8, w + 8]).mean(skipna=False) for w in POWERS_OF_TWO}
+    return costs.reindex(POWERS_OF_TWO) / pd.DataFrame(beside).T
 
 
 QUESTIONS = (
@@ -161,3 +155,53 @@ QUESTIONS = (
     ("adds", "Atomic adds of float32", adds, scatters),
     ("rows", "Rows a power of two apart (ratio to both neighbours)", widths, padding),
 )
+
+
+def compiled(cases: Sequence[Case]) -> pd.DataFrame:
+    """A row a machine code: registers, warp footprints, and the instructions of its loop.
+
+    "issue" is what the loop's instructions take of an SM, in cycles an access: a time well above it
+    is that of the access.
+    """
+    codes: dict[tuple, list[dict[str, object]]] = {}
+    for case in cases:
+        if case.walk is not None:
+            codes.setdefault((case.kernel, case.walk.places), []).append(case.labels)
+    codes["clock", ()] = []
+    return pd.DataFrame([_row(*code, labels) for code, labels in codes.items()])
+
+
+def _row(kernel: str, places: tuple[int, ...], labels: Sequence[dict]) -> dict[str, object]:
+    made = compile(kernel, places)
+    (loop,) = paths.count(made).loops  # no kernel nests loops
+    resources = sass.resources(made)
+    patterns = [str(label["pattern"]) for label in labels]
+    # Of those that are patches, as the compiler laid the 32 offsets over a warp.
+    columns = filter(None, (re.match(r"\d+x(\d+)", pattern) for pattern in patterns))
+    warps = [sass.footprint(made.asm["ttgir"], int(match[1])) for match in columns]
+    return {
+        "kernel": kernel,
+        "pattern": _listed(patterns),
+        "pitch": _listed(str(label["pitch"]) for label in labels),
+        "warp": _listed(warps),
+        **{name: resources[name] for name in ("registers", "spilled")},
+        "asked": len(places),
+        "accesses": sum(bool(re.search(ACCESS[kernel], i.text)) for i in loop),
+        "loop": len(loop),
+        "issue": len(loop) / SCHEDULERS / len(places) if places else None,
+    }
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def compile(kernel: str, places: tuple[int, ...]) -> triton.compiler.CompiledKernel:
+    """The kernel as it is launched: pointers aligned to 16 bytes, nothing known of the numbers."""
+    function = getattr(kernels, kernel)
+    names = function.arg_names
+    constants = {"PLACES": places} if "PLACES" in names else {}
+    signature = {n: "constexpr" if n in constants else TYPES.get(n, "i32") for n in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if n in TYPES}
+    source = ASTSource(function, signature, constants, aligned)
+    return triton.compile(source, target=TARGETS[TARGET], options={"num_warps": 1})

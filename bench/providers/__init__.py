@@ -1,5 +1,1 @@
-"""Who runs.
-
-registry.py     who is measured, and when not
-baselines.py    their calls: the library, eager and compiled PyTorch, other packages
-"""
+"""Who runs: the library, eager and compiled PyTorch, other packages."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -47,23 +46,15 @@ def eager(input: torch.Tensor, theta: torch.Tensor, *how: object) -> torch.Tenso
 
 
 def one_map_an_image(
-    sample: Forward,
-    input: torch.Tensor,
-    theta: torch.Tensor,
-    size: tuple[int, ...],
-    padding_mode: str,
-    align_corners: bool,
-    transform: str = "affine",
-    mode: str = "bilinear",
+    sample: Forward, input: torch.Tensor, theta: torch.Tensor, *how: object
 ) -> torch.Tensor:
     """``sample`` of what takes one θ an image: K maps (N, K, *) cost K copies of the image."""
-    options = (size, padding_mode, align_corners, transform, mode)
+    *_, transform, _ = how
     if theta.ndim == 3 or transform in sources.FIELDS:  # no case has K grids an image
-        return sample(input, theta, *options)
+        return sample(input, theta, *how)
     k = theta.shape[1]
-    return sample(input.repeat_interleave(k, 0), theta.flatten(0, 1), *options).unflatten(
-        0, (-1, k)
-    )
+    y = sample(input.repeat_interleave(k, 0), theta.flatten(0, 1), *how)
+    return y.unflatten(0, (-1, k))
 
 
 def _eager(input, theta, size, padding_mode, align_corners, transform, mode):
@@ -108,9 +99,8 @@ def build_kornia() -> Forward:
         if transform == "affine":
             last = torch.tensor([0.0, 0.0, 1.0], dtype=theta.dtype, device=theta.device)
             theta = torch.cat((theta, last.expand(len(theta), 1, 3)), 1)
-        return homography_warp(
-            input, theta, size, padding_mode=padding_mode, align_corners=align_corners
-        )
+        how = dict(padding_mode=padding_mode, align_corners=align_corners)
+        return homography_warp(input, theta, size, **how)
 
     return partial(one_map_an_image, sample)
 
@@ -121,20 +111,10 @@ def build_fireants() -> Forward:
 
     def sample(input, theta, size, padding_mode, align_corners, transform, mode):
         sampler = getattr(fused_grid_sample, f"fused_grid_sampler_{len(size)}d")
-        return sampler(
-            input.contiguous(),
-            theta.to(input.dtype).contiguous(),
-            padding_mode=padding_mode,
-            align_corners=align_corners,
-            out_shape=size,
-        )
+        how = dict(padding_mode=padding_mode, align_corners=align_corners, out_shape=size)
+        return sampler(input.contiguous(), theta.to(input.dtype).contiguous(), **how)
 
     return partial(one_map_an_image, sample)
-
-
-def gems() -> AbstractContextManager:
-    """PyTorch's operators replaced by FlagGems' Triton kernels."""
-    return importlib.import_module("flag_gems").use_gems()
 
 
 @contextmanager

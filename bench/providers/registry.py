@@ -150,7 +150,7 @@ PROVIDERS = (
         baselines.build_eager,
         partial(_other_package, "flag_gems", "grid_sampler_2d", ()),
         half_coordinates=True,
-        context=baselines.gems,
+        context=lambda: importlib.import_module("flag_gems").use_gems(),
     ),
     Provider(
         "kornia",

@@ -223,15 +223,13 @@ def suite(name: str, device_type: str) -> list[Task]:
     if device_type == "cpu":
         cases = tuple(replace(case, n=case.n_cpu) for case in CASES if case.n_cpu)
     if name == "full":
-        tasks = [task for case in cases for task in _cross(case, DTYPES, LAYOUTS)]
+        tasks = [t for case in cases for t in _cross(case, case.theta_kinds, DTYPES, LAYOUTS)]
         for names, theta_kinds, changes in BESIDE:
-            of = [case for case in cases if case.name in names]
-            plain = [t for c in of for t in _cross(c, ("float32",), ("contiguous",), theta_kinds)]
+            plain = [t for c in cases if c.name in names for t in _cross(c, theta_kinds)]
             tasks += [replace(task, **changes) for task in plain]
-        shapes = {(task.case, task.dtype, task.layout): None for task in tasks}
-        order = {shape: place for place, shape in enumerate(shapes)}
-        return sorted(tasks, key=lambda task: order[task.case, task.dtype, task.layout])
-    tasks = [task for case in cases for task in _cross(case, ("float32",), ("contiguous",))]
+        shapes = list(dict.fromkeys((task.case, task.dtype, task.layout) for task in tasks))
+        return sorted(tasks, key=lambda task: shapes.index((task.case, task.dtype, task.layout)))
+    tasks = [task for case in cases for task in _cross(case, case.theta_kinds)]
     if device_type == "cpu":
         tasks = [task for task in tasks if task.pass_name in ("forward", "forward_backward")]
         tasks = [t for t in tasks if t.case.name not in LARGE or t.theta_kind == TURNED]
@@ -240,9 +238,9 @@ def suite(name: str, device_type: str) -> list[Task]:
 
 def _cross(
     case: Case,
-    dtypes: Sequence[str],
-    layouts: Sequence[str],
-    theta_kinds: Sequence[str] = (),
+    theta_kinds: Sequence[str],
+    dtypes: Sequence[str] = ("float32",),
+    layouts: Sequence[str] = ("contiguous",),
 ) -> list[Task]:
     return [
         Task(case, pass_name, theta_kind, dtype, layout)
@@ -250,7 +248,7 @@ def _cross(
         for layout in layouts
         # With one channel both layouts are the same memory.
         if case.c > 1 or layout == "contiguous"
-        for theta_kind in theta_kinds or case.theta_kinds
+        for theta_kind in theta_kinds
         for pass_name in PASSES
     ]
 
@@ -269,21 +267,16 @@ def min_bytes(task: Task) -> int:
     write_input = case.n * case.c * math.prod(case.extent)
     read_output = case.n * case.c * seen
     write_output = case.n * case.k * case.c * math.prod(case.size)
-    forward = read_input + write_output
-    backward = read_output + read_input + write_input
-    elements = {
-        "forward": forward,
-        "backward_input": read_output + write_input,
-        "backward_theta": read_output + read_input,
-        "backward": backward,
-        "forward_backward": forward + backward,
-    }[task.pass_name]
+    results = RESULTS[task.pass_name]
+    forward, to_input, to_theta = (x in results for x in ("y", "grad_input", "grad_theta"))
+    backward = to_input or to_theta
+    elements = forward * (read_input + write_output) + backward * read_output
+    elements += to_theta * read_input + to_input * write_input
     image_bytes = elements * getattr(torch, task.dtype).itemsize
     if case.transform not in sources.FIELDS:
         return image_bytes
     field = case.n * case.k * math.prod(case.size) * 2 * torch.float32.itemsize
-    moves = {"forward": 1, "backward_input": 1, "backward_theta": 2, "backward": 2}
-    return image_bytes + field * moves.get(task.pass_name, 3)
+    return image_bytes + field * (forward + backward + to_theta)
 
 
 @lru_cache(maxsize=256)

@@ -14,25 +14,21 @@ the plan: reckoned at 7 minutes of a GPU with 16 cores, not measured.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from bench import cli
 from bench.measure.runner import Forwards, Machine, run_task, this_machine
-from bench.measure.timing import DeviceLost
 from bench.output import table
 from bench.providers import baselines
 from bench.providers.registry import Provider
 from bench.suite.cases import suite
-from bench.tune import predict, report, trials
+from bench.tune import report, trials
 from bench.tune.experiments import PLAN, Experiment, product
 from bench.tune.trials import Trial, chosen, tunable
 
@@ -40,20 +36,13 @@ from bench.tune.trials import Trial, chosen, tunable
 def measure_trials(
     todo: Sequence[Trial], machine: Machine, csv: Path, over: Callable[[], bool]
 ) -> int:
-    """Check and time the trials, each a row of ``csv`` at once; 0 or the exit status of a run cut
-    short, because time is ``over()`` or because a kernel's fault has left the GPU beyond use.
-    """
+    """Check and time the trials, each a row of ``csv``; the status of ``cli.measure``."""
     forwards = Forwards()
-    for trial in tqdm(todo, desc="measuring", unit="trial", disable=None):
-        if over():
-            return cli.OUT_OF_TIME
-        try:
-            rows = run_task(trial.task, [provider_of(trial)], machine, forwards)
-        except DeviceLost as lost:
-            table.append(csv, lost.rows)
-            return cli.DEVICE_LOST
-        table.append(csv, rows)
-    return 0
+    steps = [
+        (trial.variant, partial(run_task, trial.task, [provider_of(trial)], machine, forwards))
+        for trial in todo
+    ]
+    return cli.measure(steps, csv, over)
 
 
 def provider_of(trial: Trial) -> Provider:
@@ -81,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when a result is wrong, 2 when there is nothing to try, 3 when
     ``--minutes`` ran out, 4 when the GPU was lost.
     """
-    start = time.monotonic()
     options = _parse(argv)
+    over = cli.deadline(options.minutes)
     tasks = suite("full" if options.plan else options.suite, "cuda")
     planned = [(e, trials.of(e, tasks)) for e in options.experiments]
     every = [trial for _, found in planned for trial in found]
@@ -94,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("Triton interprets its kernels (TRITON_INTERPRET=1): nothing is compiled.")
     else:
-        predicted = predict.of(every, options.jobs)
+        predicted = report.predict(every, options.jobs)
     if not torch.cuda.is_available():
         for experiment, found in planned:
             print(report.report(experiment, found, predicted, None))
@@ -108,13 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as exception:
         print(exception, file=sys.stderr)
         return cli.NOTHING
-    seconds = math.inf if options.minutes is None else 60 * options.minutes
-    status = measure_trials(todo, machine, csv, lambda: time.monotonic() - start >= seconds)
+    status = measure_trials(todo, machine, csv, over)
     rows = table.so_far(csv, machine.device)
-    texts = [
-        report.report(e, found, predicted, report.verdicts(rows, found)) for e, found in planned
-    ]
     measured = report.verdicts(rows, every)
+    texts = [report.report(e, found, predicted, measured) for e, found in planned]
     texts += [report.summary(measured)]
     markdown = csv.with_suffix(".md")
     markdown.write_text("\n".join(texts), encoding="utf-8")
