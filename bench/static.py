@@ -102,7 +102,7 @@ def _calls(full: bool) -> Iterator[Specialisation]:
     yield from passes((64, 3, 512, 512), SINGLE, NCHW, EVERY)
     yield from passes(deep, HALF, LAST, BOTH)
     yield from passes((8, 3, 512, 512), SINGLE, NCHW, BOTH, k=3)
-    yield from passes(large, SINGLE, NCHW, BOTH, "bilinear", "border")
+    yield from passes(large, HALF, NCHW, BOTH, "bilinear", "border", deterministic=True)
     yield from passes((4, 1, 128, 128, 128), SINGLE, NCHW, BOTH)
     if not full:
         return
@@ -114,11 +114,16 @@ def _calls(full: bool) -> Iterator[Specialisation]:
     yield from passes((8, 3, 64, 64), DOUBLE, NCHW, BOTH)
     yield from passes((8, 64, 56, 56), SINGLE, LAST, BOTH, k=3)
     yield from passes((1, 1, 65536, 65536), SINGLE, NCHW, BOTH)  # offsets beyond int32
+    yield from passes(large, SINGLE, NCHW, BOTH, "bilinear", "border")
+    yield from passes(large, HALF, NCHW, BOTH, "bilinear", "reflection")
+    yield from passes(deep, HALF, LAST, BOTH, "bilinear", "border")
+    yield from passes((8, 3, 512, 512), SINGLE, NCHW, BOTH, "bilinear", "border", k=3)
     yield from passes(large, SINGLE, NCHW, BOTH, "nearest")
     yield from passes(deep, HALF, LAST, BOTH, "nearest", "reflection")
     yield from passes(large, SINGLE, NCHW, BOTH, source="projective")
     yield from passes(large, SINGLE, NCHW, BOTH, source="projective", deterministic=True)
     yield from passes(large, SINGLE, NCHW, BOTH, source="spline")
+    yield from passes(deep, SINGLE, NCHW, BOTH, source="grid", deterministic=True)
     yield from passes(deep, HALF, LAST, BOTH, "bilinear", "border", source="grid")
     yield from passes(large, SINGLE, NCHW, BOTH, "bicubic")
     yield from passes(large, SINGLE, NCHW, BOTH, "area", source="patch")

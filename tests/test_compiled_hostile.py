@@ -128,13 +128,14 @@ def instructions(launched) -> int:
     return sum(launch.counts.total for launch in launched)
 
 
+@pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_nan_with_antialias_takes_one_sample_a_pixel(channels):
+def test_what_is_not_finite_takes_one_antialiased_sample_a_pixel(channels, value):
     """`min` of a NaN and 16 is 16 compiled: 256 samples a pixel where a NaN counts as a number."""
     eye = torch.eye(2, 3)[None]
     options = dict(channels=channels, antialias=True)
     _, plain = transformed(eye, **options)
-    got, launched = transformed(torch.full((1, 2, 3), NAN), **options)
+    got, launched = transformed(torch.full((1, 2, 3), value), **options)
     assert got.y.isnan().all()
     assert instructions(launched) <= 1.1 * instructions(plain)
 

@@ -93,6 +93,11 @@ CASES = {
     "homography_maps": Case("projective", maps=3),
     "homography_border": Case("projective", options=BORDER),
     "volume": volume(),
+    "volume_upright": volume(of="upright"),
+    "volume_upright_border": volume(of="upright", options=BORDER),
+    "volume_upright_nearest": volume(of="upright", options=NEAREST),
+    "volume_upright_two_maps": volume(of="upright", maps=2),
+    "volume_upright_run_of_8": volume(of="upright", channels=8, channels_last=True),
     "volume_input_alone": volume(wanted="input"),
     "volume_theta_alone": volume(wanted="theta"),
     "volume_rest": volume(of="magnified"),
@@ -129,6 +134,9 @@ def theta(case: Case) -> torch.Tensor:
     if case.of in ("projective", "horizon"):
         h = torch.eye(3, dtype=torch.float64) + 0.15 * noise(*leading, 3, 3, seed=3).clamp(-1, 1)
         return h + torch.tensor([[0] * 3, [0] * 3, [6, 2, 0]]) if case.of == "horizon" else h
+    if case.of == "upright":
+        signs = torch.tensor([[1.1, 0, 0, 0.13], [0, -1, 0, 0.17], [0, 0, 1.4, 0.11]])
+        return signs.double().expand(*leading, 3, 4)
     zoom = 1 / 40 if case.of == "magnified" else 1
     eye = torch.eye(ndim, ndim + 1, dtype=torch.float64)
     return zoom * (eye + 0.2 * noise(*leading, ndim, ndim + 1, seed=3).clamp(-1.5, 1.5))

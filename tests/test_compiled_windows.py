@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from test_compiled_values import noise
 from test_windows import SHIFTS, WINDOWS, theta_from_pixels
 
 import triton_stn
+from triton_stn import calls
+from triton_stn.backends import plans
+from triton_stn.kernels import configs
 
 pytestmark = pytest.mark.compiled
 COMPILED = Place("triton", "cpu")
@@ -58,10 +62,29 @@ def test_every_window_of_many_channels_gathers_what_was_read(window):
     check(in_pixels(window, 1), SIZE, OUTPUT_SIZE, channels=70)
 
 
-def test_the_windows_of_one_image_s_maps_add_up():
-    for windows in (["axis", "wide", "three"], ["axis_on_its_side", "walk", "straight"]):
-        maps = [theta_from_pixels(WINDOWS[w], SHIFTS[0], SIZE, OUTPUT_SIZE) for w in windows]
-        check(torch.stack(maps)[None], SIZE, OUTPUT_SIZE)
+@contextmanager
+def enough_programs(number):
+    """Launches are cut as where so many programs fill a GPU."""
+    before, configs.ENOUGH_PROGRAMS = configs.ENOUGH_PROGRAMS, number
+    plans.plan_backward.cache_clear()
+    calls.forget()
+    try:
+        yield
+    finally:
+        configs.ENOUGH_PROGRAMS = before
+        plans.plan_backward.cache_clear()
+        calls.forget()
+
+
+@pytest.mark.parametrize(("enough", "pixels"), [(1, 2), (configs.ENOUGH_PROGRAMS, 1)])
+def test_the_windows_of_one_image_s_maps_add_up(enough, pixels):
+    """A thread has two pixels where programs are many."""
+    with enough_programs(enough), launches.recorded() as launched:
+        for windows in (["axis", "wide", "three"], ["axis_on_its_side", "walk", "straight"]):
+            maps = [theta_from_pixels(WINDOWS[w], SHIFTS[0], SIZE, OUTPUT_SIZE) for w in windows]
+            check(torch.stack(maps)[None], SIZE, OUTPUT_SIZE)
+    tilings = [launch.plan.constants.get("TILING") for launch in launched]
+    assert pixels * 128 in [tiling.pixels for tiling in tilings if tiling]
 
 
 SIZES = [(1, 1), (1, 7), (9, 1), (2, 2), (2, 130), (16, 8), (17, 9), (33, 3), (3, 129)]
@@ -94,7 +117,7 @@ def test_crops_of_a_canvas_of_many_tiles_lose_nothing():
 
 @pytest.mark.parametrize("of", ["affine", "projective"])
 def test_the_same_bits_every_time_and_deterministically(of):
-    """Of a homography: the deterministic gather, which leaves nothing to the atomics."""
+    """Of a homography what the gather leaves is added up in fixed point."""
     image = noise(2, 3, *SIZE, seed=1).float()
     rows = [[0.9, -0.3, 0.12], [0.2, 1.1, -0.21], [0.25, -0.15, 1.0]]
     horizon = [[1.0, 0.3, 0.1], [0.1, 1.0, -0.1], [6.0, 2.0, 1.0]]
@@ -113,7 +136,9 @@ def test_the_same_bits_every_time_and_deterministically(of):
             got = run(sample, image, maps, OUTPUT_SIZE, grad)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert "scatter" not in [launch.kernel for launch in launched]
+    scatters = [launch.plan for launch in launched if launch.kernel == "scatter"]
+    assert bool(scatters) == (of == "projective")
+    assert all(plan.constants["RULES"].into == "fixed" for plan in scatters)
     exact, rival = (
         run(pytorch, image.to(dtype), maps.to(dtype), OUTPUT_SIZE, grad)
         for dtype in (torch.float64, torch.float32)

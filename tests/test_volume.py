@@ -234,6 +234,8 @@ WINDOWS = {
     "shrunk": (near_identity(seed=5) * 2.3, True),
     "sheared": (torch.tensor([[1.0, 2.3, 0.1, 0.07], [0, 1, 0, 0.1], [0, 0.3, 1, 0.13]]), True),
     "far_away": (near_identity(seed=5) + torch.tensor([0, 0, 0, 9.0]), True),
+    "upright": (torch.tensor([[1.3, 0, 0, 0.07], [0, 1.0, 0, 0.1], [0, 0, 1.6, 0.13]]), True),
+    "mirrored": (torch.tensor([[-1.3, 0, 0, 0.07], [0, 1.1, 0, 0.1], [0, 0, -1, 0.13]]), True),
     "magnified_a_lot": (near_identity(seed=5) / 30, False),
     "a_plane": (torch.tensor([[0.7, 0.1, 0, 0.1], [0.2, 0.8, 0, 0.2], [0.3, 0, 0, 0.1]]), False),
     "a_point": (torch.tensor([[0, 0, 0, 0.13], [0, 0, 0, 0.26], [0, 0, 0, 0.31]]), False),

@@ -52,8 +52,8 @@ def _sites(kernel: str) -> Sites | None:
     if kernel == "gather":
         return call_sites(one.gather, "gather_tiles")
     if kernel == "gather_maps":
-        found = call_sites(several.gather_map, "through")
-        return {name.split(", ")[-1]: frames for name, frames in found.items()}
+        dispatchers = several.gather_map, several.gather_turned
+        return {k: v for of in dispatchers for k, v in call_sites(of, "through").items()}
     return None
 
 

@@ -52,7 +52,7 @@ class Instruction:
 
 
 def call_sites(dispatcher: triton.JITFunction, callee: str) -> Sites:
-    """Where a kernel function calls ``callee``, by the arguments in which the calls differ."""
+    """Where a kernel function calls ``callee``, by the last argument in which the calls differ."""
     lines, first = inspect.getsourcelines(dispatcher.fn)
     file = Path(inspect.getsourcefile(dispatcher.fn)).name
     tree = ast.parse(textwrap.dedent("".join(lines)))
@@ -62,10 +62,11 @@ def call_sites(dispatcher: triton.JITFunction, callee: str) -> Sites:
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == callee
     ]
     texts = [[ast.unparse(a) for a in (*call.args, *call.keywords)] for call in calls]
-    differing = [i for i, column in enumerate(zip(*texts, strict=True)) if len(set(column)) > 1]
+    columns = enumerate(zip(*texts, strict=True))
+    last = max(i for i, column in columns if len(set(column)) > 1)
     sites = defaultdict(set)
     for call, arguments in zip(calls, texts, strict=True):
-        name = ", ".join(arguments[i].split("=")[-1] for i in differing)
+        name = arguments[last].split("=")[-1]
         # Triton notes the line of the last argument, of whichever it may be.
         sites[name] |= {(file, first + n - 1) for n in range(call.lineno, call.end_lineno + 1)}
     return {name: frozenset(frames) for name, frames in sites.items()}

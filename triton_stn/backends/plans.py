@@ -2,7 +2,6 @@
 
 A plan is a function of the tensors' layouts and of what is computed, and of nothing else: a call
 that repeats a layout finds its plan again, and the static kernel report compiles exactly what runs.
-Images are volumes of depth one here.
 """
 
 from __future__ import annotations
@@ -16,21 +15,22 @@ from typing import NamedTuple
 import torch
 import triton.language as tl
 
-from triton_stn.backends.launch import INT32_MAX, Plan
-from triton_stn.backends.layout import Layout, channels_lie_last, layout
-from triton_stn.kernels import configs
-from triton_stn.kernels.arguments import (
-    Buffer,
-    Canvas,
-    Frame,
-    Image,
-    InputSums,
-    Rules,
-    Scale,
-    Sums,
-    Theta,
-    Work,
+from triton_stn.backends.arguments import (
+    Sampling,
+    canvas_of,
+    image_of,
+    numbers_of,
+    problem_of,
+    rules_of,
+    scale_of,
+    sum_dtype,
+    theta_of,
+    tl_dtype,
 )
+from triton_stn.backends.launch import INT32_MAX, Plan
+from triton_stn.backends.layout import Layout, layout
+from triton_stn.kernels import configs
+from triton_stn.kernels.arguments import Buffer, InputSums, Rules, Sums, Work
 from triton_stn.kernels.coordinates import FIELDS, SUMS, VOLUME_SUMS
 from triton_stn.kernels.forward import forward
 from triton_stn.kernels.gather.one import gather
@@ -41,28 +41,6 @@ from triton_stn.kernels.scatter import scatter
 from triton_stn.kernels.settle import settle
 from triton_stn.kernels.spline import spline_gradient
 from triton_stn.kernels.sums import FIXED_BITS, largest
-
-# Fewer channels than this in a channels-last image fill no 16-byte run worth a kernel of its own:
-# the NCHW kernel reads them from the same sectors.
-MIN_RUN = 8
-
-
-class Sampling(NamedTuple):
-    """What of a call decides its launches beside the layouts.
-
-    ``source`` says what theta is: "affine", "projective", "spline", "grid", "flow" or "patch"
-    (`coordinates.source` has their shapes).
-    """
-
-    mode: str
-    padding_mode: str
-    align_corners: bool
-    source: str = "affine"
-
-    @property
-    def gathers(self) -> bool:
-        """Whether grad_input is gathered, what `leaves_rest` leaves apart; else it is scattered."""
-        return self.mode in ("nearest", "bilinear") and self.source in ("affine", "projective")
 
 
 class Wanted(NamedTuple):
@@ -110,28 +88,19 @@ def added_into(dtype: torch.dtype, ndim: int, sampling: Sampling, wanted: Wanted
     return "float" if dtype.itemsize == 2 else "dX"
 
 
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of coordinates, weights and sums for an image of ``dtype``."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _tl_dtype(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 @lru_cache(maxsize=4096)
 def plan_forward(input: Layout, theta: Layout, output: Layout, sampling: Sampling) -> Plan:
     """X (N, C, *), THETA (N, K, *) -> Y (N, K, C, *)."""
     n, k, c, *size = output.shape
     ndim = len(size)
-    problem = _problem(n * k, c, size, input, output)
+    problem = problem_of(n * k, c, size, input, output)
     config = configs.forward(problem)
-    rules = _rules(input, sampling, input, output, theta)
+    rules = rules_of(input, sampling, input, output, theta)
     return _plan(
         forward,
         config,
-        dict(X=_image(input, ndim), THETA=_theta(theta, sampling), Y=_image(output, ndim)),
-        _numbers(input, output, sampling, config),
+        dict(X=image_of(input, ndim), THETA=theta_of(theta, sampling), Y=image_of(output, ndim)),
+        numbers_of(input, output, sampling, config),
         replace(rules, several=k > 1),
     )
 
@@ -202,35 +171,35 @@ class _BackwardCall:
         c, *size = image.shape[-len(self.input.shape) + 1 :]
         images = math.prod(image.shape[: -len(size) - 1])
         others = (image,) if image is self.grad_output else (self.grad_input,)
-        return configs.forward(_problem(images, c, size, self.input, *others))
+        return configs.forward(problem_of(images, c, size, self.input, *others))
 
     def over_input(self) -> configs.Config:
         n, c, *size = self.input.shape
-        problem = _problem(n, c, size, self.input, self.grad_output, self.grad_input)
+        problem = problem_of(n, c, size, self.input, self.grad_output, self.grad_input)
         one_theta = self.grad_output.shape[1] == 1
         return configs.gather(problem, one_theta, self.input.dtype.itemsize)
 
     def over_output(self, scatters: bool, rest: bool) -> configs.Config:
         n, k, c, *size = self.grad_output.shape
         others = (self.grad_output, self.grad_input) if scatters else (self.grad_output,)
-        problem = _problem(n * k, c, size, self.input, *others)
+        problem = problem_of(n * k, c, size, self.input, *others)
         return configs.output_side(problem, scatters, rest)
 
     def plan(self, kernel, config: configs.Config, rules: dict, slots: int, first: int) -> Plan:
         ndim = len(self.input.shape) - 2
         images = [self.input, self.grad_output]
         tensors = dict(
-            X=_image(self.input, ndim),
-            THETA=_theta(self.theta, self.sampling),
-            dY=_image(self.grad_output, ndim),
+            X=image_of(self.input, ndim),
+            THETA=theta_of(self.theta, self.sampling),
+            dY=image_of(self.grad_output, ndim),
             P=Buffer(sum_dtype(self.input.dtype)),
         )
         if kernel is not grad_theta:
-            tensors |= dict(dX=_image(self.grad_input, ndim), SUMS=self.input_sums())
+            tensors |= dict(dX=image_of(self.grad_input, ndim), SUMS=self.input_sums())
             images.append(self.grad_input)
         several = self.grad_output.shape[1] > 1 and kernel not in (gather_maps, settle)
-        of_call = _rules(self.input, self.sampling, *images, self.theta)
-        numbers = _numbers(self.input, self.grad_output, self.sampling, config, slots, first)
+        of_call = rules_of(self.input, self.sampling, *images, self.theta)
+        numbers = numbers_of(self.input, self.grad_output, self.sampling, config, slots, first)
         return _plan(kernel, config, tensors, numbers, replace(of_call, several=several, **rules))
 
     def reduced(self, plans: tuple[Plan, ...], slots: int, splits: int) -> Backward:
@@ -269,8 +238,8 @@ class _BackwardCall:
     def plan_reduce(self, slots: int, wide: int, columns: int, affine: int) -> Plan:
         n, k = self.grad_output.shape[:2]
         rows, block = configs.reduce(slots, columns)
-        scale = _scale(self.input, self.grad_output.shape[3:], self.sampling.align_corners)
-        dtype = _tl_dtype(self.input.dtype)
+        scale = scale_of(self.input, self.grad_output.shape[3:], self.sampling.align_corners)
+        dtype = tl_dtype(self.input.dtype)
         return Plan(
             kernel=reduce,
             grid=(n * k, configs.cdiv(columns, block), 1),
@@ -291,18 +260,18 @@ class _BackwardCall:
         pixels = size[0] * size[1]
         grid, block_p, block_t = configs.spline_gradient(n * k, pixels, self.theta.shape[2])
         index = tl.int32 if pixels + block_p <= INT32_MAX else tl.int64
-        rules = replace(_rules(self.input, self.sampling, self.input), index=index)
+        rules = replace(rules_of(self.input, self.sampling, self.input), index=index)
         buffer = Buffer(sum_dtype(self.input.dtype))
         return Plan(
             kernel=spline_gradient,
             grid=grid,
             arguments=dict(
-                THETA=_theta(self.theta, self.sampling),
+                THETA=theta_of(self.theta, self.sampling),
                 dG=buffer,
                 P=buffer,
                 WORK=Work(k, 0, splits, 0, 0, 0, 0),
-                CANVAS=_canvas(size),
-                SCALE=_scale(self.input, size, self.sampling.align_corners),
+                CANVAS=canvas_of(size),
+                SCALE=scale_of(self.input, size, self.sampling.align_corners),
             ),
             constants=dict(BLOCK_P=block_p, BLOCK_T=block_t, RULES=rules),
             num_warps=configs.WARPS,
@@ -322,108 +291,5 @@ def _plan(kernel, config: configs.Config, tensors: dict, numbers: dict, rules: R
     )
 
 
-def _problem(images: int, channels: int, size, input: Layout, *others: Layout) -> configs.Problem:
-    run = run_length(input, *others)
-    align = alignment(channels, input, *others) if run > 1 else 1
-    return configs.Problem(images, channels, _deep(size), run, align)
-
-
-def run_length(input: Layout, *others: Layout) -> int:
-    """Channels that a program reads of one pixel at a time: 1 in NCHW, a line in channels-last."""
-    run = configs.RUN_BYTES // input.dtype.itemsize
-    channel = 1 - len(input.shape)  # counted from the end: others may have a K
-    near = all(run * other.strides[channel] <= INT32_MAX for other in others)
-    last = channels_lie_last(input.shape, input.strides)
-    return run if last and input.shape[1] >= MIN_RUN and near else 1
-
-
-def alignment(channels: int, *images: Layout) -> int:
-    """The power of two, up to 16 bytes, that divides the channels and every stride but theirs."""
-    align = 16 // images[0].dtype.itemsize
-    for image in images:
-        channel = len(image.shape) - len(images[0].shape) + 1
-        for axis, stride in enumerate(image.strides):
-            while axis != channel and stride % align:
-                align //= 2
-    while channels % align:
-        align //= 2
-    return align
-
-
-def _image(layout: Layout, ndim: int) -> Image:
-    """Strides by name; of an axis of one, which has none to speak of, 0, and of columns 1."""
-    strides = [0 if size == 1 else s for size, s in zip(layout.shape, layout.strides, strict=True)]
-    *n_k, c = strides[:-ndim]
-    n, k = n_k if len(n_k) == 2 else (*n_k, 0)
-    d, h, w = (*(0,) * (3 - ndim), *strides[-ndim:])
-    return Image(layout.dtype, n, k, c, d, h, 1 if layout.shape[-1] == 1 else w)
-
-
-def _theta(layout: Layout, sampling: Sampling) -> Theta:
-    n, k, *inner = layout.strides
-    h, w, c = inner if sampling.source in FIELDS else (0, 0, 0)
-    points = layout.shape[2] - 3 if sampling.source == "spline" else 0
-    return Theta(layout.dtype, n, k, h, w, c, points)
-
-
-def _numbers(
-    input: Layout,
-    output: Layout,
-    sampling: Sampling,
-    config: configs.Config,
-    slots: int = 0,
-    first_slot: int = 0,
-) -> dict[str, NamedTuple]:
-    k, c, *size = output.shape[1:]
-    work = Work(k, c, config.splits, config.channels_a_split, config.tiles, slots, first_slot)
-    return dict(
-        WORK=work,
-        CANVAS=_canvas(size),
-        FRAME=_frame(input, sampling.align_corners),
-        SCALE=_scale(input, size, sampling.align_corners),
-    )
-
-
 def _meta(image: Layout) -> torch.Tensor:
     return torch.empty_strided(image.shape, image.strides, dtype=image.dtype, device="meta")
-
-
-def _deep(size) -> tuple[int, int, int]:
-    """(D, H, W); an image has depth one."""
-    return (*(1,) * (3 - len(size)), *size)
-
-
-def _canvas(size) -> Canvas:
-    deep = _deep(size)
-    return Canvas(*deep, *((extent - 1) / 2 for extent in deep))
-
-
-def _frame(input: Layout, align_corners: bool) -> Frame:
-    deep = _deep(input.shape[2:])
-    lasts = (float(extent - 1) for extent in deep)
-    return Frame(*deep, *lasts, 0.0 if align_corners else -0.5)
-
-
-def _scale(input: Layout, size, align_corners: bool) -> Scale:
-    less = 1 if align_corners else 0
-    spans = [extent - less for extent in reversed(_deep(input.shape[2:]))]  # x first
-    extents = [max(extent - less, 1) for extent in reversed(_deep(size))]
-    ratios = (span / extent for span in spans for extent in extents)
-    return Scale(*ratios, *(span / 2 for span in spans), *(2 / extent for extent in extents[:2]))
-
-
-def _rules(input: Layout, sampling: Sampling, *tensors: Layout) -> Rules:
-    """What every launch of a call has in common. ``tensors``: all that offsets reach into."""
-    inner = 1 - len(input.shape)  # all but N, and K
-    far = max(
-        sum((size - 1) * s for size, s in zip(t.shape[inner:], t.strides[inner:], strict=True))
-        for t in tensors
-    )
-    return Rules(
-        ndim=len(input.shape) - 2,
-        source=sampling.source,
-        mode=sampling.mode,
-        padding=sampling.padding_mode,
-        dtype=_tl_dtype(input.dtype),
-        index=tl.int32 if far <= INT32_MAX else tl.int64,
-    )

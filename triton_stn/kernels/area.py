@@ -74,12 +74,13 @@ def pixel_sides(pixel_map, THETA, part, spot, RULES: tl.constexpr):
 
 @triton.jit
 def samples_along(d_x, d_y):
-    """Samples along a side (d_x, d_y): 1 to 16, and 1 where it is NaN, whatever `min` makes of it.
+    """Samples along a side (d_x, d_y): 1 to 16, and 1 where it is not finite.
 
     A hair's tolerance: rounding does not turn a zoom by 2 into 3 samples.
     """
     length = tl.sqrt(d_x * d_x + d_y * d_y) - 0.01
-    return tl.where(length > 1, tl.where(length < 16, tl.ceil(length), 16.0), 1.0)
+    minified = (length > 1) & (tl.abs(d_x) + tl.abs(d_y) < float("inf"))
+    return tl.where(minified, tl.where(length < 16, tl.ceil(length), 16.0), 1.0)
 
 
 @triton.jit

@@ -31,6 +31,9 @@ FORWARD_PASS = 4
 # Channels a pass share the window's weights. With the sums of one theta 8 at once spill registers;
 # of several, whose windows every pass makes anew, they fit.
 GATHER_PASS, GATHER_PASS_OF_MANY = 4, 8
+# Pixels of a thread that gathers few channels of several thetas, which share what every map is
+# loaded, moved to pixels and looked at for.
+PIXELS_OF_MANY = 2
 WIDE_GATHER_PASS = 2  # in float64, whose numbers take two registers
 MASKED_GATHER_PASS = 3  # where 4 do not come out even, and masks take registers too
 HALF_GATHER_PASS = 2  # of 16-bit images, which spill one or two registers on sm_80 with 3
@@ -117,9 +120,11 @@ def gather(problem: Problem, one_theta: bool, itemsize: int) -> Config:
     maxnreg = GATHER_REGISTERS
     if problem.run > 1 or itemsize == 8:
         maxnreg = GATHER_RUN_REGISTERS
-    elif few and one_theta:
+    elif few:
         maxnreg = FEW_REGISTERS
-    return _cut(problem, a_pass, BACKWARD_TILES if few and one_theta else 1, maxnreg)
+    tiles = BACKWARD_TILES if few and one_theta else 1
+    pixels = PIXELS_OF_MANY if few and not one_theta else 1
+    return _cut(problem, a_pass, tiles, maxnreg, pixels)
 
 
 def output_side(problem: Problem, scatters: bool, rest: bool) -> Config:
@@ -161,7 +166,11 @@ def _block(problem: Problem) -> tuple[int, int, int]:
 
 
 def _cut(
-    problem: Problem, most_channels_a_pass: int, most_tiles: int, maxnreg: int | None = None
+    problem: Problem,
+    most_channels_a_pass: int,
+    most_tiles: int,
+    maxnreg: int | None = None,
+    most_pixels: int = 1,
 ) -> Config:
     images, channels = problem.images, problem.channels
     depth, height, width = problem.size
@@ -173,6 +182,9 @@ def _cut(
     channels_a_pass = 1 if problem.run > 1 else min(channels, most_channels_a_pass)
     step = channels_a_pass * block_c
     columns = cdiv(width, block_w)
+    patch = (block_d, block_h, block_w) == (1, PATCH_H, PATCH_W)
+    if patch and images * columns * cdiv(height, most_pixels * block_h) >= ENOUGH_PROGRAMS:
+        block_h *= most_pixels
     bands = cdiv(depth, block_d) * cdiv(height, block_h)
     # Tiles are shared by fewer programs as long as enough of them remain.
     tiles = max(1, min(most_tiles, images * columns * bands // ENOUGH_PROGRAMS))

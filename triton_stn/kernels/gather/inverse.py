@@ -20,6 +20,7 @@ WIDE = tl.constexpr(6)
 PERSPECTIVE = tl.constexpr(7)
 NOTHING = tl.constexpr(8)  # zeros
 VOLUME = tl.constexpr(9)
+EIGHT = tl.constexpr(10)
 
 
 class Inverse(NamedTuple):

@@ -19,7 +19,9 @@ from triton_stn.kernels.gather.candidates import (
     with_left,
     zero_pass,
 )
+from triton_stn.kernels.gather.eight import eight_moments, is_eight
 from triton_stn.kernels.gather.inverse import (
+    EIGHT,
     NOTHING,
     ON_SIDE,
     PERSPECTIVE,
@@ -31,6 +33,7 @@ from triton_stn.kernels.gather.inverse import (
     WIDE,
     inverse_map,
     is_axis,
+    is_finite,
     meets,
     tile_box,
     window_kind,
@@ -38,6 +41,7 @@ from triton_stn.kernels.gather.inverse import (
 from triton_stn.kernels.gather.perspective import inverse_homography
 from triton_stn.kernels.gather.rest import leaves_rest
 from triton_stn.kernels.gather.three import three_moments
+from triton_stn.kernels.gather.volume import inverse_3d
 from triton_stn.kernels.gather.windows import Job, first_candidate, gather_pass, open_window
 from triton_stn.kernels.moments import store_moments, zero_moments
 from triton_stn.kernels.sums import into
@@ -72,8 +76,14 @@ def gather(
     MOMENTS: tl.constexpr = RULES.sums if RULES.sums > 0 else 1
     moments = zero_moments(MOMENTS, TILING, RULES)
     if RULES.ndim == 3:
-        job = Job(pixel_map, (), part.count, WORK, CANVAS, FRAME, X, dY, out)
-        moments = gather_tiles(moments, job, VOLUME, RULES, TILING)
+        inverse = inverse_3d(pixel_map, CANVAS, RULES)
+        job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)
+        if (job.inverse.gathered == 0) | (is_finite(pixel_map) == 0):
+            moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
+        elif is_eight(pixel_map):
+            moments = gather_tiles(moments, job, EIGHT, RULES, TILING)
+        else:
+            moments = gather_tiles(moments, job, VOLUME, RULES, TILING)
     elif RULES.source == "projective":
         inverse = inverse_homography(pixel_map, CANVAS, RULES)
         job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)
@@ -138,6 +148,8 @@ def gather_tile(moments, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILIN
         sums = zero_moments(4, TILING, RULES)
     elif KIND == THREE:
         sums = zero_moments(9, TILING, RULES)
+    elif KIND == EIGHT:
+        sums = zero_moments(8, TILING, RULES)
     else:
         sums = moments
     for _ in range(1 if TILING.one_pass else tl.cdiv(job.count, TILING.step)):
@@ -154,6 +166,8 @@ def gather_tile(moments, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILIN
             moments = axis_moments(moments, sums, window, KIND == ON_SIDE)
         elif KIND == THREE:
             moments = three_moments(moments, sums, window)
+        elif KIND == EIGHT:
+            moments = eight_moments(moments, sums, window)
         else:
             moments = sums
     return moments

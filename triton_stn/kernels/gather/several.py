@@ -19,7 +19,9 @@ from triton_stn.kernels.gather.candidates import (
     with_left,
     zero_pass,
 )
+from triton_stn.kernels.gather.eight import is_eight
 from triton_stn.kernels.gather.inverse import (
+    EIGHT,
     ON_SIDE,
     PERSPECTIVE,
     STRAIGHT,
@@ -30,6 +32,7 @@ from triton_stn.kernels.gather.inverse import (
     WIDE,
     inverse_map,
     is_axis,
+    is_finite,
     meets,
     near,
     tile_box,
@@ -37,6 +40,7 @@ from triton_stn.kernels.gather.inverse import (
 )
 from triton_stn.kernels.gather.perspective import inverse_homography
 from triton_stn.kernels.gather.rest import image_leaves_rest
+from triton_stn.kernels.gather.volume import inverse_3d
 from triton_stn.kernels.gather.windows import Job, first_candidate, gather_pass, open_window
 from triton_stn.kernels.moments import zero_moments
 from triton_stn.kernels.sums import into
@@ -88,7 +92,12 @@ def gather_maps(
 def gather_map(acc, job, pixels, at, RULES: tl.constexpr, TILING: tl.constexpr):
     """What one map gives to the channels of a pass."""
     if RULES.ndim == 3:
-        acc = through(acc, (), job, pixels, at, VOLUME, RULES, TILING)
+        inverse = inverse_3d(job.pixel_map, job.canvas, RULES)
+        if inverse.gathered & is_finite(job.pixel_map):
+            if is_eight(job.pixel_map):
+                acc = through(acc, inverse, job, pixels, at, EIGHT, RULES, TILING)
+            else:
+                acc = through(acc, inverse, job, pixels, at, VOLUME, RULES, TILING)
     elif RULES.source == "projective":
         inverse = inverse_homography(job.pixel_map, job.canvas, RULES)
         if inverse.gathered:
@@ -134,6 +143,6 @@ def through(
     window = open_window(job, pixels, KIND, RULES)
     G = first_candidate(job, window, pixels, KIND, RULES)
     X = plane_of(job.x, 0, pixels.channels, RULES)  # not read
-    sums = zero_moments(9 if KIND == THREE else 4, TILING, RULES)
+    sums = zero_moments(9 if KIND == THREE else 8 if KIND == EIGHT else 4, TILING, RULES)
     gathered = gather_pass(Gathered(acc, sums), X, G, window, pixels, job, at, KIND, RULES, TILING)
     return gathered.acc

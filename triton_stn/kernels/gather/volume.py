@@ -20,7 +20,7 @@ from triton_stn.kernels.gather.candidates import (
     output_offsets,
     with_sign,
 )
-from triton_stn.kernels.gather.inverse import inverse_3x3, is_finite, largest_of
+from triton_stn.kernels.gather.inverse import inverse_3x3, largest_of
 
 # More candidates a voxel than this are scattered. By reasoning, not measured.
 MOST_VOXELS = tl.constexpr(1000)
@@ -120,7 +120,7 @@ def gather_volume(gathered, X, G, JOB, at, pixels, RULES: tl.constexpr, TILING: 
         at.first_row.to(dtype) + extent[1],
         at.first_slice.to(dtype) + extent[2],
     )
-    inverse = inverse_3d(pixel_map, CANVAS, RULES)
+    inverse = JOB.inverse
     along_j = candidates_along(
         inverse.j, pixel_map, pixels, middle, extent, CANVAS.width.to(dtype), CANVAS.centre_w
     )
@@ -130,8 +130,7 @@ def gather_volume(gathered, X, G, JOB, at, pixels, RULES: tl.constexpr, TILING: 
     along_k = candidates_along(
         inverse.k, pixel_map, pixels, middle, extent, CANVAS.depth.to(dtype), CANVAS.centre_d
     )
-    seen = along_j.meets & along_i.meets & along_k.meets
-    if inverse.gathered & is_finite(pixel_map) & seen:
+    if along_j.meets & along_i.meets & along_k.meets:
         values = load_pass(X, pixels.mask, pixels, RULES, TILING)
         k = along_k.first
         for _ in range(along_k.count):

@@ -7,7 +7,9 @@ import triton.language as tl
 
 from triton_stn.kernels.gather.axis import axis_window, gather_axis
 from triton_stn.kernels.gather.candidates import Gathered, Plane, plane_of
+from triton_stn.kernels.gather.eight import eight_window, gather_eight
 from triton_stn.kernels.gather.inverse import (
+    EIGHT,
     ON_SIDE,
     PERSPECTIVE,
     STRAIGHT,
@@ -46,6 +48,8 @@ def open_window(job, pixels, KIND: tl.constexpr, RULES: tl.constexpr):
         window = axis_window(job.pixel_map, pixels, job.dy, job.canvas, KIND == ON_SIDE, RULES)
     elif KIND == THREE:
         window = three_window(job.pixel_map, job.inverse, pixels, job.dy, job.canvas, RULES)
+    elif KIND == EIGHT:
+        window = eight_window(job.pixel_map, pixels, job.dy, job.canvas, RULES)
     else:
         window = ()
     return window
@@ -54,7 +58,7 @@ def open_window(job, pixels, KIND: tl.constexpr, RULES: tl.constexpr):
 @triton.jit
 def first_candidate(job, window, pixels, KIND: tl.constexpr, RULES: tl.constexpr):
     """dY at the first candidate of a narrow window; of another at the first pixel."""
-    if KIND == UPRIGHT or KIND == ON_SIDE or KIND == THREE:
+    if KIND == UPRIGHT or KIND == ON_SIDE or KIND == THREE or KIND == EIGHT:
         G = plane_of(job.dy, window.offs, pixels.channels, RULES)
         G = Plane(G.ptr, G.offs, G.stride_c, window.stride_p)
     else:
@@ -74,6 +78,9 @@ def gather_pass(
         gathered = Gathered(acc, ts)
     elif KIND == THREE:
         acc, ts = gather_three(gathered.acc, gathered.moments, X, G, window, pixels, RULES, TILING)
+        gathered = Gathered(acc, ts)
+    elif KIND == EIGHT:
+        acc, ts = gather_eight(gathered.acc, gathered.moments, X, G, window, pixels, RULES, TILING)
         gathered = Gathered(acc, ts)
     elif KIND == STRAIGHT:
         gathered = gather_straight(gathered, X, G, job, pixels, RULES, TILING)

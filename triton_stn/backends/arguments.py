@@ -1,0 +1,151 @@
+"""Layouts -> the named arguments of kernels (`kernels/arguments.py`).
+
+Images are volumes of depth one here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+
+from triton_stn.backends.launch import INT32_MAX
+from triton_stn.backends.layout import Layout, channels_lie_last
+from triton_stn.kernels import configs
+from triton_stn.kernels.arguments import Canvas, Frame, Image, Rules, Scale, Theta, Work
+from triton_stn.kernels.coordinates import FIELDS
+
+# Fewer channels than this in a channels-last image fill no 16-byte run worth a kernel of its own:
+# the NCHW kernel reads them from the same sectors.
+MIN_RUN = 8
+
+
+class Sampling(NamedTuple):
+    """What of a call decides its launches beside the layouts.
+
+    ``source`` says what theta is: "affine", "projective", "spline", "grid", "flow" or "patch"
+    (`coordinates.source` has their shapes).
+    """
+
+    mode: str
+    padding_mode: str
+    align_corners: bool
+    source: str = "affine"
+
+    @property
+    def gathers(self) -> bool:
+        """Whether grad_input is gathered, what `leaves_rest` leaves apart; else it is scattered."""
+        return self.mode in ("nearest", "bilinear") and self.source in ("affine", "projective")
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of coordinates, weights and sums for an image of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def tl_dtype(dtype: torch.dtype) -> tl.dtype:
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def problem_of(images: int, channels: int, size, input: Layout, *others: Layout) -> configs.Problem:
+    run = run_length(input, *others)
+    align = alignment(channels, input, *others) if run > 1 else 1
+    return configs.Problem(images, channels, deep(size), run, align)
+
+
+def run_length(input: Layout, *others: Layout) -> int:
+    """Channels that a program reads of one pixel at a time: 1 in NCHW, a line in channels-last."""
+    run = configs.RUN_BYTES // input.dtype.itemsize
+    channel = 1 - len(input.shape)  # counted from the end: others may have a K
+    near = all(run * other.strides[channel] <= INT32_MAX for other in others)
+    last = channels_lie_last(input.shape, input.strides)
+    return run if last and input.shape[1] >= MIN_RUN and near else 1
+
+
+def alignment(channels: int, *images: Layout) -> int:
+    """The power of two, up to 16 bytes, that divides the channels and every stride but theirs."""
+    align = 16 // images[0].dtype.itemsize
+    for image in images:
+        channel = len(image.shape) - len(images[0].shape) + 1
+        for axis, stride in enumerate(image.strides):
+            while axis != channel and stride % align:
+                align //= 2
+    while channels % align:
+        align //= 2
+    return align
+
+
+def image_of(layout: Layout, ndim: int) -> Image:
+    """Strides by name; of an axis of one, which has none to speak of, 0, and of columns 1."""
+    strides = [0 if size == 1 else s for size, s in zip(layout.shape, layout.strides, strict=True)]
+    *n_k, c = strides[:-ndim]
+    n, k = n_k if len(n_k) == 2 else (*n_k, 0)
+    d, h, w = (*(0,) * (3 - ndim), *strides[-ndim:])
+    return Image(layout.dtype, n, k, c, d, h, 1 if layout.shape[-1] == 1 else w)
+
+
+def theta_of(layout: Layout, sampling: Sampling) -> Theta:
+    n, k, *inner = layout.strides
+    h, w, c = inner if sampling.source in FIELDS else (0, 0, 0)
+    points = layout.shape[2] - 3 if sampling.source == "spline" else 0
+    return Theta(layout.dtype, n, k, h, w, c, points)
+
+
+def numbers_of(
+    input: Layout,
+    output: Layout,
+    sampling: Sampling,
+    config: configs.Config,
+    slots: int = 0,
+    first_slot: int = 0,
+) -> dict[str, NamedTuple]:
+    k, c, *size = output.shape[1:]
+    work = Work(k, c, config.splits, config.channels_a_split, config.tiles, slots, first_slot)
+    return dict(
+        WORK=work,
+        CANVAS=canvas_of(size),
+        FRAME=frame_of(input, sampling.align_corners),
+        SCALE=scale_of(input, size, sampling.align_corners),
+    )
+
+
+def deep(size) -> tuple[int, int, int]:
+    """(D, H, W); an image has depth one."""
+    return (*(1,) * (3 - len(size)), *size)
+
+
+def canvas_of(size) -> Canvas:
+    sizes = deep(size)
+    return Canvas(*sizes, *((extent - 1) / 2 for extent in sizes))
+
+
+def frame_of(input: Layout, align_corners: bool) -> Frame:
+    sizes = deep(input.shape[2:])
+    lasts = (float(extent - 1) for extent in sizes)
+    return Frame(*sizes, *lasts, 0.0 if align_corners else -0.5)
+
+
+def scale_of(input: Layout, size, align_corners: bool) -> Scale:
+    less = 1 if align_corners else 0
+    spans = [extent - less for extent in reversed(deep(input.shape[2:]))]  # x first
+    extents = [max(extent - less, 1) for extent in reversed(deep(size))]
+    ratios = (span / extent for span in spans for extent in extents)
+    return Scale(*ratios, *(span / 2 for span in spans), *(2 / extent for extent in extents[:2]))
+
+
+def rules_of(input: Layout, sampling: Sampling, *tensors: Layout) -> Rules:
+    """What every launch of a call has in common. ``tensors``: all that offsets reach into."""
+    inner = 1 - len(input.shape)  # all but N, and K
+    far = max(
+        sum((size - 1) * s for size, s in zip(t.shape[inner:], t.strides[inner:], strict=True))
+        for t in tensors
+    )
+    return Rules(
+        ndim=len(input.shape) - 2,
+        source=sampling.source,
+        mode=sampling.mode,
+        padding=sampling.padding_mode,
+        dtype=tl_dtype(input.dtype),
+        index=tl.int32 if far <= INT32_MAX else tl.int64,
+    )
