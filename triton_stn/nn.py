@@ -51,15 +51,10 @@ class SpatialTransformer(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("features", features), ("num_transforms", num_transforms)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        checks.check_count("features", features, 1)
+        checks.check_count("num_transforms", num_transforms, 1)
         self.transform = resolve(transform)
-        checks.check_choice("mode", mode, checks.MODES)
-        checks.check_choice("padding_mode", padding_mode, checks.PADDING_MODES)
-        checks.check_bool("align_corners", align_corners)
+        checks.check_options(mode, padding_mode, align_corners)
         self.output_size = output_size
         self.num_transforms = num_transforms
         self.mode = mode
@@ -97,12 +92,12 @@ class SpatialTransformer(nn.Module):
             ValueError: the localisation net does not give ``features`` numbers a sample.
         """
         features = self.localization(x)
-        expected = (x.shape[0], self.head.in_features)
+        n, expected = x.shape[0], self.head.in_features
         flat = features.flatten(1) if features.ndim > 1 else features
-        if tuple(flat.shape) != expected:
+        if flat.shape != (n, expected):
             raise ValueError(
-                f"the localization net must give features = {expected[1]} numbers for each of "
-                f"{expected[0]} samples, got an output of shape {tuple(features.shape)}"
+                f"the localization net must give features = {expected} numbers for each of "
+                f"{n} samples, got an output of shape {tuple(features.shape)}"
             )
         with torch.autocast(x.device.type, enabled=False):
             theta = self.head(flat.to(self.head.weight.dtype))
