@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -61,23 +62,19 @@ class SpatialTransformer(nn.Module):
         self.padding_mode = padding_mode
         self.align_corners = align_corners
         self.localization = localization
-        start = self._start(theta)
-        self.head = nn.Linear(features, start.numel())
-        with torch.no_grad():
-            self.head.weight.zero_()
-            self.head.bias.copy_(start.flatten())
-
-    def _start(self, theta: torch.Tensor | None) -> torch.Tensor:
         one = tuple(self.transform.theta_shape)
-        every = (self.num_transforms, *one)
+        every = (num_transforms, *one)
         if theta is None:
-            return self.transform.identity(self.num_transforms)
-        if tuple(theta.shape) not in (one, every):
+            theta = self.transform.identity(num_transforms)
+        elif tuple(theta.shape) not in (one, every):
             raise ValueError(
                 f"theta must have shape {one} or (num_transforms, *theta_shape) = {every}, "
                 f"got {tuple(theta.shape)}"
             )
-        return theta.detach().expand(every)
+        self.head = nn.Linear(features, math.prod(every))
+        with torch.no_grad():
+            self.head.weight.zero_()
+            self.head.bias.copy_(theta.expand(every).flatten())
 
     def forward(
         self, x: torch.Tensor, return_theta: bool = False

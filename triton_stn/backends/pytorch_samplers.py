@@ -27,8 +27,9 @@ def sample_planes(input, theta, rules, differentiable=False):
     groups = _channel_groups(n, c, _PLANES // 2)
     if groups > 1 or math.prod(canvas) >= math.prod(extent):
         x = x.contiguous()  # reading planes repays cutting them out
-    if n * c == 1:  # rows serve as the batch
-        blocks = _row_blocks(canvas[0])
+    if n * c == 1:  # rows serve as the batch, in equal blocks that occupy the threads
+        threads = 1 if torch.compiler.is_compiling() else torch.get_num_threads()
+        blocks = next(b for b in range(threads, 0, -1) if canvas[0] % b == 0)
         x = x.expand(blocks, *x.shape[1:])
         grid = grid.reshape(blocks, canvas[0] // blocks, *grid.shape[2:])
     elif groups > 1:
@@ -178,10 +179,3 @@ def _for_each_group(grid: torch.Tensor, groups: int) -> torch.Tensor:
     planes = grid.movedim(-1, 1)
     planes = planes[:, None].expand(-1, groups, *planes.shape[1:])
     return planes.flatten(0, 1).movedim(1, -1)
-
-
-def _row_blocks(rows: int) -> int:
-    """Into how many equal blocks of rows to cut one output, to occupy the threads."""
-    if torch.compiler.is_compiling():
-        return 1
-    return next(b for b in range(torch.get_num_threads(), 0, -1) if rows % b == 0)
