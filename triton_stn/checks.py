@@ -15,21 +15,31 @@ MODES = ("nearest", "bilinear", "bicubic")
 MODES_3D = ("nearest", "bilinear")
 PADDING_MODES = ("zeros", "border", "reflection")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NAMES = ", ".join(map(str, DTYPES))
 
 
 def shape_of(tensor: torch.Tensor) -> str:
     return f"({', '.join(str(size) for size in tensor.shape)})"
 
 
-def check_tensor(name: str, value: Any) -> None:
+def check_floating(name: str, value: Any) -> None:
+    """A tensor of a floating dtype."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{name} must have one of the dtypes {_NAMES}, got {value.dtype}")
 
 
-def check_dtype(name: str, tensor: torch.Tensor) -> None:
-    if tensor.dtype not in DTYPES:
-        expected = ", ".join(str(dtype) for dtype in DTYPES)
-        raise TypeError(f"{name} must have one of the dtypes {expected}, got {tensor.dtype}")
+def check_shape(name: str, tensor: torch.Tensor, fits: bool, expected: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} must have shape {expected}, got {shape_of(tensor)}")
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def check_input(input: Any, volumes: bool = False) -> None:
@@ -51,9 +61,8 @@ def check_input(input: Any, volumes: bool = False) -> None:
 def _refuse_image(input: Any) -> NoReturn:
     """It is no tensor of a floating dtype: say what came, and what makes one of it."""
     if isinstance(input, torch.Tensor):
-        expected = ", ".join(map(str, DTYPES))
         raise TypeError(
-            f"input must have one of the dtypes {expected}, got {input.dtype} in input of shape "
+            f"input must have one of the dtypes {_NAMES}, got {input.dtype} in input of shape "
             f"{shape_of(input)}{_use('input', input.shape, input.dtype == torch.uint8)}"
         )
     kind = type(input)
@@ -93,9 +102,8 @@ def check_splat_input(input: Any, k: int | None) -> None:
     """``k`` is theta's or the grid's, or None."""
     if not isinstance(input, torch.Tensor) or input.dtype not in DTYPES:
         _refuse_image(input)
-    if input.ndim != (4 if k is None else 5) or (k is not None and input.shape[1] != k):
-        shape = "(N, C, h, w)" if k is None else f"(N, {k}, C, h, w)"
-        raise ValueError(f"input must have shape {shape}, got {shape_of(input)}")
+    fits = input.ndim == 4 if k is None else input.ndim == 5 and input.shape[1] == k
+    check_shape("input", input, fits, "(N, C, h, w)" if k is None else f"(N, {k}, C, h, w)")
     if 0 in input.shape[-2:]:
         raise ValueError(f"input must have h > 0 and w > 0, got shape {shape_of(input)}")
 
@@ -107,15 +115,13 @@ def check_fill_value(fill_value: Any, input: torch.Tensor, padding_mode: str) ->
     if padding_mode != "zeros":
         raise ValueError(f"fill_value needs padding_mode='zeros', got {padding_mode!r}")
     if isinstance(fill_value, torch.Tensor):
-        channels = input.shape[1]
-        if fill_value.shape not in ((), (channels,)):
-            raise ValueError(
-                f"fill_value must be a number or have shape (C,) = ({channels},), "
-                f"got {shape_of(fill_value)}"
-            )
+        c = input.shape[1]
+        if fill_value.shape not in ((), (c,)):
+            expected = f"a number or have shape (C,) = ({c},)"
+            raise ValueError(f"fill_value must be {expected}, got {shape_of(fill_value)}")
         if fill_value.is_complex() or fill_value.dtype == torch.bool:
             raise TypeError(f"fill_value must be real, got {fill_value.dtype}")
-        check_device("fill_value", fill_value, input)
+        check_beside("fill_value", fill_value, input, batch=False)
     elif isinstance(fill_value, bool) or not isinstance(fill_value, (int, float)):
         raise TypeError(f"fill_value must be a number or a tensor, got {type(fill_value).__name__}")
 
@@ -130,8 +136,7 @@ def check_antialias(antialias: Any, mode: str, input: torch.Tensor) -> None:
 
 def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:
     """``theta`` has the transform's shape, after nothing, (N,) or (N, K)."""
-    check_tensor("theta", theta)
-    check_dtype("theta", theta)
+    check_floating("theta", theta)
     last = transform.theta_shape
     leading = theta.ndim - len(last)
     if leading not in (0, 1, 2) or theta.shape[leading:] != last:
@@ -142,41 +147,29 @@ def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:
             f"theta of {article} {name} transform must have shape ({one}), (N, {one}) or "
             f"(N, K, {one}) for an input of shape {shape_of(input)}, got {shape_of(theta)}"
         )
-    if leading > 0:
-        check_batch("theta", theta, input)
-    check_device("theta", theta, input)
+    check_beside("theta", theta, input, batch=leading > 0)
 
 
 def check_grid(grid: Any, input: torch.Tensor) -> None:
-    check_tensor("grid", grid)
-    check_dtype("grid", grid)
-    if grid.ndim not in (4, 5) or grid.shape[-1] != 2:
-        raise ValueError(
-            "grid must have shape (N, H_out, W_out, 2) or (N, K, H_out, W_out, 2), "
-            f"got {shape_of(grid)}"
-        )
-    check_batch("grid", grid, input)
-    check_device("grid", grid, input)
+    check_floating("grid", grid)
+    fits = grid.ndim in (4, 5) and grid.shape[-1] == 2
+    check_shape("grid", grid, fits, "(N, H_out, W_out, 2) or (N, K, H_out, W_out, 2)")
+    check_beside("grid", grid, input)
 
 
 def check_flow(flow: Any, input: torch.Tensor) -> None:
-    check_tensor("flow", flow)
-    check_dtype("flow", flow)
-    if flow.ndim != 4 or flow.shape[1] != 2:
-        raise ValueError(f"flow must have shape (N, 2, H_out, W_out), got {shape_of(flow)}")
-    check_batch("flow", flow, input)
-    check_device("flow", flow, input)
+    check_floating("flow", flow)
+    check_shape("flow", flow, flow.ndim == 4 and flow.shape[1] == 2, "(N, 2, H_out, W_out)")
+    check_beside("flow", flow, input)
 
 
-def check_batch(name: str, tensor: torch.Tensor, input: torch.Tensor) -> None:
-    if tensor.shape[0] != input.shape[0]:
+def check_beside(name: str, tensor: torch.Tensor, input: torch.Tensor, batch: bool = True) -> None:
+    """On the device of ``input``, and with ``batch`` of as many samples."""
+    if batch and tensor.shape[0] != input.shape[0]:
         raise ValueError(
             f"{name} must have the batch size of input, N = {input.shape[0]}, "
             f"got {tensor.shape[0]} in {name} of shape {shape_of(tensor)}"
         )
-
-
-def check_device(name: str, tensor: torch.Tensor, input: torch.Tensor) -> None:
     if tensor.device != input.device:
         raise ValueError(
             f"{name} must be on the device of input, {input.device}, got {tensor.device}"
@@ -214,6 +207,13 @@ def _check_size(size: Any, output_size: Any) -> int:
     if size <= 0:
         raise ValueError(f"output_size must be positive, got {output_size!r}")
     return size
+
+
+def check_options(mode: Any, padding_mode: Any, align_corners: Any, ndim: int = 4) -> None:
+    """Those of every sampling, of an input of ``ndim`` dimensions."""
+    check_choice("mode", mode, MODES if ndim == 4 else MODES_3D)
+    check_choice("padding_mode", padding_mode, PADDING_MODES)
+    check_bool("align_corners", align_corners)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

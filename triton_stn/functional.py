@@ -78,7 +78,7 @@ def spatial_transform(
     checks.check_input(input, volumes=True)
     transform = transforms.resolve(transform, input.ndim - 2)
     checks.check_dimensions(transform, input)
-    _check_options(mode, padding_mode, align_corners, input.ndim)
+    checks.check_options(mode, padding_mode, align_corners, input.ndim)
     checks.check_theta(theta, input, transform)
     checks.check_fill_value(fill_value, input, padding_mode)
     checks.check_antialias(antialias, mode, input)
@@ -118,7 +118,7 @@ def grid_sample(
         TypeError, ValueError: as in `spatial_transform`.
     """
     checks.check_input(input)
-    _check_options(mode, padding_mode, align_corners)
+    checks.check_options(mode, padding_mode, align_corners)
     checks.check_grid(grid, input)
     checks.check_fill_value(fill_value, input, padding_mode)
     grids = grid if grid.ndim == 5 else grid[:, None]
@@ -149,7 +149,7 @@ def flow_warp(
         TypeError, ValueError: as in `spatial_transform`.
     """
     checks.check_input(input)
-    _check_options(mode, padding_mode, False)
+    checks.check_options(mode, padding_mode, False)
     checks.check_flow(flow, input)
     field = flow.permute(0, 2, 3, 1)[:, None]
     # In pixels -1 and 1 mean nothing: the edges of reflection alone depend on align_corners.
@@ -189,12 +189,10 @@ def splat(
         TypeError, ValueError: as in `spatial_transform`.
     """
     transform = transforms.resolve(transform)
-    _check_options(mode, padding_mode, align_corners)
+    checks.check_options(mode, padding_mode, align_corners)
     checks.check_bool("normalize", normalize)
-    has_k = isinstance(theta, torch.Tensor) and theta.ndim == len(transform.theta_shape) + 2
-    checks.check_splat_input(input, theta.shape[1] if has_k else None)
+    planes = _planes(input, theta, len(transform.theta_shape) + 2)
     checks.check_theta(theta, input, transform)
-    planes = input if has_k else input[:, None]  # (N, K, C, h, w)
     checks.check_dimensions(transform, planes[:, 0])
     size = checks.check_output_size(output_size, planes[:, 0])
     source, theta, _ = _operand(transform, theta, planes, planes.shape[3:], align_corners)
@@ -225,12 +223,11 @@ def grid_splat(
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
     """
-    _check_options(mode, padding_mode, align_corners)
+    checks.check_options(mode, padding_mode, align_corners)
     checks.check_bool("normalize", normalize)
-    has_k = isinstance(grid, torch.Tensor) and grid.ndim == 5
-    checks.check_splat_input(input, grid.shape[1] if has_k else None)
+    planes = _planes(input, grid, 5)
     checks.check_grid(grid, input)
-    planes, grids = (input, grid) if has_k else (input[:, None], grid[:, None])
+    grids = grid if grid.ndim == 5 else grid[:, None]
     if grids.shape[2:4] != planes.shape[3:]:
         raise ValueError(
             f"grid must have the size of input, {tuple(planes.shape[3:])}, "
@@ -240,12 +237,6 @@ def grid_splat(
     return _splat(planes, grids, size, (mode, padding_mode, align_corners, "grid"), normalize)
 
 
-def _check_options(mode, padding_mode, align_corners, ndim=4) -> None:
-    checks.check_choice("mode", mode, checks.MODES if ndim == 4 else checks.MODES_3D)
-    checks.check_choice("padding_mode", padding_mode, checks.PADDING_MODES)
-    checks.check_bool("align_corners", align_corners)
-
-
 def _operand(
     transform, theta, input, size, align_corners, antialias=False
 ) -> tuple[str, torch.Tensor, bool]:
@@ -253,12 +244,11 @@ def _operand(
     leading = theta.ndim - len(transform.theta_shape)
     if input.dtype == torch.float64:
         theta = theta.double()
+    of_kernel = None
     if antialias and not transform.is_affine:
         of_kernel = "patch", transform.patches(theta, size, align_corners)
-    elif backends.uses_triton(input) or transform.is_affine:
+    elif transform.is_affine or backends.uses_triton(input):
         of_kernel = transform.kernel_theta(theta)
-    else:
-        of_kernel = None
     source, theta = of_kernel or ("grid", transform.grid(theta, size, align_corners))
     if leading == 0:
         theta = theta.expand(input.shape[0], 1, *theta.shape)
@@ -278,14 +268,20 @@ def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
     output = sample(wide, theta, size, *rules)
     ones = torch.ones((), dtype=wide.dtype, device=input.device).expand_as(input[:, :1])
     inside = sample(ones, theta, size, *rules)
-    if isinstance(fill_value, torch.Tensor):
-        fill = fill_value.to(wide.dtype).view(-1, *(1 for _ in size))
-    else:
-        fill = torch.full((), fill_value, dtype=wide.dtype, device=input.device)
+    if not isinstance(fill_value, torch.Tensor):
+        fill_value = torch.full((), fill_value, dtype=wide.dtype, device=input.device)
+    fill = fill_value.to(wide.dtype).view(-1, *(1 for _ in size))
     # Rounding leaves up to 1e-6 outside where nothing is: there even an inf is not read.
     some = (inside - 1).abs() > 1e-6  # bicubic weights outside may be negative
     outside = torch.where(some, fill, 0.0) * (1 - inside)
     return (output + outside).to(input.dtype, memory_format=torch.preserve_format)
+
+
+def _planes(input, theta, with_k: int) -> torch.Tensor:
+    """What is splatted, checked, as (N, K, C, h, w); ``with_k`` is theta's ndim where it has K."""
+    has_k = isinstance(theta, torch.Tensor) and theta.ndim == with_k
+    checks.check_splat_input(input, theta.shape[1] if has_k else None)
+    return input if has_k else input[:, None]
 
 
 def _splat(planes, theta, size, rules, normalize) -> torch.Tensor:

@@ -17,7 +17,8 @@ import torch
 
 from triton_stn import checks
 from triton_stn.backends.numbers import vector
-from triton_stn.transforms import Transform, check_size, resolve
+from triton_stn.transforms import Transform, resolve
+from triton_stn.transforms.base import check_size
 
 Number = float | torch.Tensor
 Pair = Sequence[Number] | torch.Tensor
@@ -258,7 +259,7 @@ def _pair(name: str, value: Any) -> Sequence[Any]:
 def _broadcast(values: Sequence[Any], dtype, device) -> Sequence[torch.Tensor]:
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     for tensor in tensors:
-        checks.check_dtype("every tensor", tensor)
+        checks.check_floating("every tensor", tensor)
     if tensors:
         dtype = dtype or reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
         device = tensors[0].device if device is None else device
@@ -275,13 +276,9 @@ def _broadcast(values: Sequence[Any], dtype, device) -> Sequence[torch.Tensor]:
 
 def _square(name: str, theta: Any) -> torch.Tensor:
     """θ as a homogeneous matrix, at least float32."""
-    checks.check_tensor(name, theta)
-    checks.check_dtype(name, theta)
-    if theta.shape[-2:] not in ((2, 3), (3, 4), (3, 3)):
-        raise ValueError(
-            f"{name} must have shape (..., 2, 3), (..., 3, 4) or (..., 3, 3), "
-            f"got {checks.shape_of(theta)}"
-        )
+    checks.check_floating(name, theta)
+    fits = theta.shape[-2:] in ((2, 3), (3, 4), (3, 3))
+    checks.check_shape(name, theta, fits, "(..., 2, 3), (..., 3, 4) or (..., 3, 3)")
     theta = theta if theta.dtype == torch.float64 else theta.float()
     rows, columns = theta.shape[-2:]
     if rows == columns:
@@ -292,10 +289,7 @@ def _square(name: str, theta: Any) -> torch.Tensor:
 
 def _check_pixel_matrix(name: str, matrix: Any) -> torch.Tensor:
     square = _square(name, matrix)
-    if square.shape[-1] != 3:
-        raise ValueError(
-            f"{name} must have shape (..., 2, 3) or (..., 3, 3), got {checks.shape_of(matrix)}"
-        )
+    checks.check_shape(name, matrix, square.shape[-1] == 3, "(..., 2, 3) or (..., 3, 3)")
     return square
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -51,38 +52,29 @@ class SpatialTransformer(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("features", features), ("num_transforms", num_transforms)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        checks.check_count("features", features, 1)
+        checks.check_count("num_transforms", num_transforms, 1)
         self.transform = resolve(transform)
-        checks.check_choice("mode", mode, checks.MODES)
-        checks.check_choice("padding_mode", padding_mode, checks.PADDING_MODES)
-        checks.check_bool("align_corners", align_corners)
+        checks.check_options(mode, padding_mode, align_corners)
         self.output_size = output_size
         self.num_transforms = num_transforms
         self.mode = mode
         self.padding_mode = padding_mode
         self.align_corners = align_corners
         self.localization = localization
-        start = self._start(theta)
-        self.head = nn.Linear(features, start.numel())
-        with torch.no_grad():
-            self.head.weight.zero_()
-            self.head.bias.copy_(start.flatten())
-
-    def _start(self, theta: torch.Tensor | None) -> torch.Tensor:
         one = tuple(self.transform.theta_shape)
-        every = (self.num_transforms, *one)
+        every = (num_transforms, *one)
         if theta is None:
-            return self.transform.identity(self.num_transforms)
-        if tuple(theta.shape) not in (one, every):
+            theta = self.transform.identity(num_transforms)
+        elif tuple(theta.shape) not in (one, every):
             raise ValueError(
                 f"theta must have shape {one} or (num_transforms, *theta_shape) = {every}, "
                 f"got {tuple(theta.shape)}"
             )
-        return theta.detach().expand(every)
+        self.head = nn.Linear(features, math.prod(every))
+        with torch.no_grad():
+            self.head.weight.zero_()
+            self.head.bias.copy_(theta.expand(every).flatten())
 
     def forward(
         self, x: torch.Tensor, return_theta: bool = False
@@ -97,12 +89,12 @@ class SpatialTransformer(nn.Module):
             ValueError: the localisation net does not give ``features`` numbers a sample.
         """
         features = self.localization(x)
-        expected = (x.shape[0], self.head.in_features)
+        n, expected = x.shape[0], self.head.in_features
         flat = features.flatten(1) if features.ndim > 1 else features
-        if tuple(flat.shape) != expected:
+        if flat.shape != (n, expected):
             raise ValueError(
-                f"the localization net must give features = {expected[1]} numbers for each of "
-                f"{expected[0]} samples, got an output of shape {tuple(features.shape)}"
+                f"the localization net must give features = {expected} numbers for each of "
+                f"{n} samples, got an output of shape {tuple(features.shape)}"
             )
         with torch.autocast(x.device.type, enabled=False):
             theta = self.head(flat.to(self.head.weight.dtype))

@@ -103,8 +103,8 @@ def _axes(extent, align_corners, dtype, device):
     """
     like = torch.empty((), dtype=dtype, device=device)
     middle = [(n - 1) / 2 for n in reversed(extent)]
-    half = [m if align_corners else m + 0.5 for m in middle]
-    half = [h or 1.0 for h in half]  # of an axis without extent, whose coordinates mean nothing
+    # An axis without extent gets some: its coordinates mean nothing.
+    half = [(m if align_corners else m + 0.5) or 1.0 for m in middle]
     below = _BELOW * torch.finfo(dtype).eps
     lifted = [m + 2 + h * below for m, h in zip(middle, half, strict=True)]
     first = [-m / h for m, h in zip(middle, half, strict=True)]
@@ -119,7 +119,7 @@ def _centres(n, half, align_corners, like):
     """The pixels -1, 0, ..., n: the least normalised coordinates that do not lead below them.
 
     To a pixel leads half·(place + 1) - 1/2, or without the 1/2, in F.grid_sample, whichever of the
-    operations are fused; in `pytorch._taps` half·place + middle.
+    operations are fused; in `pytorch_samplers._taps` half·place + middle.
     """
     wide = torch.float32 if like.device.type == "mps" else torch.float64  # which has no float64
     pixel = torch.arange(-1, n + 1, dtype=wide, device=like.device)

@@ -1,0 +1,128 @@
+"""The PyTorch path's sampling grids: made of θ, fit for F.grid_sample, and their gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from triton_stn.backends import kinks
+from triton_stn.backends.numbers import kept, vector
+
+# F.grid_sample on the CPU faults on coordinates that no int32 holds. Under this bound a normalised
+# coordinate times any image's width stays far inside.
+_SAFE_COORDINATE = 1024.0
+
+
+class Rules(NamedTuple):
+    """A call without its tensors; ``size`` is the output's."""
+
+    size: tuple[int, ...]
+    mode: str
+    padding_mode: str
+    align_corners: bool
+
+
+def in_float(input: torch.Tensor) -> torch.Tensor:
+    """The image in the dtype of coordinates, weights and sums."""
+    return input if input.dtype == torch.float64 else input.float()
+
+
+@kept
+def centred(size: int, edge: int, align_corners: bool, dtype: torch.dtype, device) -> torch.Tensor:
+    """Normalised coordinates of ``size`` pixels, from -1 to 1 or from half a pixel inside; with an
+    ``edge`` of 1 those of their size + 1 edges. One pixel lies at 0, with either align_corners."""
+    last = (size - 1 + edge) / (max(size - 1, 1) if align_corners else size)
+    return torch.linspace(-last, last, size + edge, dtype=dtype, device=device)
+
+
+@kept
+def _moment_and_sum(size: int, align_corners: bool, dtype: torch.dtype, device) -> torch.Tensor:
+    """(2, size), whose product with the numbers of an axis is their moment and their sum."""
+    coordinate = centred(size, 0, align_corners, dtype, device)
+    return torch.stack((coordinate, torch.ones_like(coordinate)))
+
+
+def safe_grid(theta, x, rules, derivative=False):
+    """(grid, hole): coordinates that F.grid_sample takes, and where they are not finite.
+
+    ``grid`` (N, K·H_out, W_out, 2), the K one below another, or of volumes; of theta (N, K, *).
+    ``hole`` (N, K·H_out, W_out) is None where all is known to be well. To know costs a look at
+    θ's values, so on the CPU alone; a coordinate of an affine map is at most the sum of four.
+    ``derivative``: the grid is for one along the coordinates (`kinks`).
+    """
+    theta = theta.to(x.dtype)
+    if theta.ndim == 5:
+        grid = theta.flatten(1, 2)
+    else:
+        at_kinks = derivative and rules.mode == "bilinear"
+        grid = _affine_grid(theta, rules, x.shape[2:] if at_kinks else None)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        bound = _SAFE_COORDINATE / 4
+        values = theta.detach()
+        # Not the infinity norm, which takes seven times as long (docs/performance.md).
+        if float(values.amax()) < bound and float(values.amin()) > -bound:  # no NaN either
+            return grid, None
+    finite = grid.isfinite().all(-1)
+    grid = torch.where(finite[..., None], grid, 0.0)
+    if rules.padding_mode == "reflection":  # has period 4 in normalised coordinates
+        grid = torch.where(grid.abs() < _SAFE_COORDINATE, grid, grid.remainder(4.0))
+    else:
+        grid = grid.clamp(-_SAFE_COORDINATE, _SAFE_COORDINATE)
+    return grid, ~finite
+
+
+def _affine_grid(
+    theta: torch.Tensor, rules: Rules, extent: Sequence[int] | None = None
+) -> torch.Tensor:
+    """The sampling grid (N, K·H_out, W_out, 2) of theta (N, K, 2, 3), the K one below another.
+
+    Of (N, K, 3, 4) it is (N, K·D_out, H_out, W_out, 3). With the ``extent`` of the input it is the
+    one to differentiate at (`kinks`).
+    """
+    # The coordinates are kept in planes of their own: the CPU sampler reads both layouts equally
+    # well, and a plane is written by one broadcast addition (an addcmul is not vectorised there).
+    theta = theta.transpose(1, 2).contiguous()  # (N, ndim, K, ndim + 1)
+    terms = [
+        theta[..., -axis, None] * centred(n, 0, rules.align_corners, theta.dtype, theta.device)
+        for axis, n in enumerate(rules.size, 2)
+    ]
+    shift = theta[..., -1:]
+    if extent is not None:
+        edges = rules.padding_mode, rules.align_corners
+        terms, shift = kinks.settle(terms, shift, theta, extent, *edges)
+    planes = shift + terms[0]
+    for axis, along in enumerate(terms[1:], 1):
+        # (N, ndim, K, D_out, H_out, ...)
+        planes = along.view(*theta.shape[:3], *[1] * axis, -1) + planes[..., None]
+    return planes.flatten(2, 3).movedim(1, -1)
+
+
+def theta_gradient(grad_grid, theta, rules):
+    """The adjoint of `_affine_grid`: (N, K·H_out, W_out, 2) -> (N, K, 2, 3), or of volumes.
+
+    Axis by axis, the slowest first: a product takes the rest to its moment and its sum.
+    """
+    n, k, ndim = theta.shape[:3]
+    moments = []
+    rest = grad_grid
+    with torch.autocast(rest.device.type, enabled=False):
+        for extent in rules.size:
+            basis = _moment_and_sum(extent, rules.align_corners, rest.dtype, rest.device)
+            both = basis @ rest.reshape(n, k, extent, -1)  # (N, K, (moment, sum), the rest)
+            moment, rest = both.unbind(2)
+            moments.append(moment.unflatten(-1, (-1, ndim)).sum(2))
+    return torch.stack((*reversed(moments), rest), -1).to(theta.dtype)
+
+
+def flow_grid(flow, input, align_corners):
+    """The grid of displacements in pixels (N, K, H_out, W_out, 2)."""
+    flow = flow.to(in_float(input).dtype)
+    h_out, w_out = flow.shape[2:4]
+    x = torch.arange(w_out, dtype=flow.dtype, device=flow.device)
+    y = torch.arange(h_out, dtype=flow.dtype, device=flow.device)[:, None]
+    last = vector([input.shape[3] - 1, input.shape[2] - 1], flow)
+    extent = last if align_corners else last + 1
+    centred = torch.stack((flow[..., 0] + x, flow[..., 1] + y), -1) - last / 2
+    return centred * (2 / extent)

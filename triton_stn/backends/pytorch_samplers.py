@@ -1,0 +1,181 @@
+"""The PyTorch path's ways to sample: F.grid_sample on planes, and sums of channels-last pixels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from triton_stn.backends.numbers import vector
+from triton_stn.backends.pytorch_grid import in_float, safe_grid, theta_gradient
+
+# F.grid_sample goes through the planes of a tensor point by point: with more planes at a time than
+# this, of all tensors, their rows push one another out of the first-level cache.
+_PLANES = 32
+
+
+def sample_planes(input, theta, rules, differentiable=False):
+    """By F.grid_sample, which reads plane by plane and parallelises over the batch alone.
+
+    ``differentiable``: for its derivatives, not for its value.
+    """
+    n, c, *extent = input.shape
+    x = in_float(input)
+    grid, hole = safe_grid(theta, x, rules, differentiable)
+    canvas = grid.shape[1:-1]
+    groups = _channel_groups(n, c, _PLANES // 2)
+    if groups > 1 or math.prod(canvas) >= math.prod(extent):
+        x = x.contiguous()  # reading planes repays cutting them out
+    if n * c == 1:  # rows serve as the batch, in equal blocks that occupy the threads
+        threads = 1 if torch.compiler.is_compiling() else torch.get_num_threads()
+        blocks = next(b for b in range(threads, 0, -1) if canvas[0] % b == 0)
+        x = x.expand(blocks, *x.shape[1:])
+        grid = grid.reshape(blocks, canvas[0] // blocks, *grid.shape[2:])
+    elif groups > 1:
+        x = x.view(n * groups, c // groups, *extent)
+        grid = _for_each_group(grid, groups)
+    y = F.grid_sample(x, grid, *rules[1:]).view(n, c, *canvas)
+    return _finish(y, hole, theta.shape[1])
+
+
+def sample_rows(input, theta, rules, differentiable=False):
+    """By weighted sums of channels-last pixels, C numbers at a time.
+
+    ``differentiable``: by operations that all are, to any order.
+    """
+    n, c, h, w = input.shape
+    x = in_float(input)
+    grid, hole = safe_grid(theta, x, rules, differentiable)
+    index, weight = _taps(grid, h, w, rules, differentiable)
+    index += torch.arange(0, n * h * w, h * w, device=x.device)[:, None, None, None, None]
+    index = index.reshape(-1, index.shape[-1] ** 2)
+    weight = weight.reshape(index.shape)
+    pixels = x.permute(0, 2, 3, 1).reshape(-1, c)
+    if differentiable:
+        weight = weight[..., None]
+        y = torch.where(weight != 0, pixels[index] * weight, 0.0).sum(1)
+    else:
+        y = F.embedding_bag(index, pixels, mode="sum", per_sample_weights=weight)
+        unread = (weight == 0).all(-1)  # such a point names pixels, and may meet an inf there
+        if torch.compiler.is_compiling() or unread.any():
+            y[unread] = 0.0
+    y = y.view(*grid.shape[:3], c).permute(0, 3, 1, 2)
+    return _finish(y, hole, theta.shape[1])
+
+
+def _finish(y, hole, k):
+    """Restore the NaNs; (N, C, K·H_out, W_out) -> (N, K, C, H_out, W_out), or of volumes."""
+    if hole is not None:
+        y = y.masked_fill(hole[:, None], torch.nan)
+    n, c, rows, *rest = y.shape
+    return y.view(n, c, k, rows // k, *rest).transpose(1, 2)
+
+
+def _taps(grid, h, w, rules, differentiable):
+    """The pixels that each point of a grid (..., 2) reads: (index in an image, weight).
+
+    Both (..., taps along y, taps along x). A tap outside the image has weight 0 and the index of a
+    pixel at its edge.
+    """
+    _, mode, padding_mode, align_corners = rules
+    last = vector([w - 1, h - 1], grid)
+    extent = last if align_corners else last + 1
+    x = torch.addcmul(last / 2, grid, extent / 2)  # in pixels
+    low = 0.0 if align_corners else -0.5
+    if padding_mode == "reflection" and mode != "bicubic":
+        x = _reflect(x, extent, low)
+    if padding_mode != "zeros" and mode != "bicubic":
+        # PyTorch's derivative is zero at and beyond the edge.
+        x = torch.where((x > 0) & (x < last), x, torch.minimum(x.detach().clamp(min=0), last))
+    left = x.detach().floor()
+    if mode == "nearest":
+        tap = x.detach().round().unsqueeze(-2)
+        weight = torch.ones_like(tap)
+    elif mode == "bilinear":
+        # Without derivatives, a tap whose weight is 0 is the other one: no inf next door leaks in.
+        right = left + 1 if differentiable else x.ceil()
+        tap = torch.stack((left, right), -2)
+        share = x - left
+        if differentiable:  # a weight of exactly 0 has no derivative in `sample_rows`
+            share = share + torch.finfo(x.dtype).eps ** 2
+        weight = torch.stack((1 - share, share), -2)
+    else:
+        tap = torch.stack([left + o for o in (-1, 0, 1, 2)], -2)
+        weight = _cubic((x.unsqueeze(-2) - tap.detach()).abs())
+        if padding_mode == "reflection":
+            tap = _reflect(tap, extent, low)
+        if padding_mode != "zeros":
+            tap = torch.minimum(tap.clamp(min=0), last)
+    near = torch.minimum(tap.clamp(min=0), last)
+    weight = torch.where(near == tap, weight, 0.0)
+    column, row = near.long().unbind(-1)
+    index = torch.add(column[..., None, :], row[..., :, None], alpha=w)
+    return index, weight[..., None, :, 0] * weight[..., :, None, 1]
+
+
+def _cubic(d):
+    """Keys' kernel with A = -0.75 at distances of 0 to 2."""
+    a = -0.75
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    return torch.where(d <= 1, near, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a)
+
+
+def _reflect(x, span, low):
+    """Reflect into [low, low + span]; an axis whose span is 0 has one place."""
+    distance = x - low
+    flips = (distance.detach() / span.clamp(min=1e-9)).floor()
+    rest = distance - flips * span  # in [0, span)
+    place = torch.where(flips % 2 == 0, rest, span - rest) + low
+    return torch.where(span > 0, place, x * 0.0)
+
+
+def gradients(grad_output, input, theta, rules, needs_input, needs_theta):
+    """The gradients of input and of theta or the grid, by F.grid_sample's own backward."""
+    n, c, *extent = input.shape
+    x = in_float(input)
+    grid, hole = safe_grid(theta, x, rules, needs_theta)
+    grad = grad_output.to(x.dtype).transpose(1, 2).flatten(2, 3)  # (N, C, K·H_out, W_out)
+    if hole is not None:
+        grad = grad.masked_fill(hole[:, None], 0.0)
+    groups = _channel_groups(n, c, _PLANES // 4)  # grad_input and grad_output too
+    if groups > 1:
+        x = x.reshape(n * groups, c // groups, *extent)
+        grad = grad.reshape(n * groups, c // groups, *grad.shape[2:])
+        grid = _for_each_group(grid, groups)
+    of_images = torch.ops.aten.grid_sampler_2d_backward
+    backward = of_images if len(extent) == 2 else torch.ops.aten.grid_sampler_3d_backward
+    mode = ("bilinear", "nearest", "bicubic").index(rules.mode)
+    padding_mode = ("zeros", "border", "reflection").index(rules.padding_mode)
+    wanted = (needs_input, True)
+    grad_input, grad_grid = backward(grad, x, grid, mode, padding_mode, rules.align_corners, wanted)
+    grad_input = grad_input.view(input.shape).to(input.dtype) if needs_input else None
+    if needs_input and torch.compiler.is_compiling():
+        # A compiled `splat` returns it; in torch 2.11 what is written in place has no gradient.
+        grad_input = grad_input.clone()
+    if not needs_theta:
+        return grad_input, None
+    if groups > 1:
+        grad_grid = grad_grid.view(n, groups, *grad_grid.shape[1:]).sum(1)
+    if theta.ndim == 5:
+        return grad_input, grad_grid.view(theta.shape).to(theta.dtype)
+    return grad_input, theta_gradient(grad_grid, theta, rules)
+
+
+def _channel_groups(n: int, c: int, most: int) -> int:
+    """Into how many equal groups of at most ``most`` to cut the channels of each image, which then
+    serve as the batch: the planes of one stay in the cache, and one image occupies all threads."""
+    if torch.compiler.is_compiling():  # which does not trace the number of threads
+        return 1
+    if n == 1:
+        most, least = min(most, c // torch.get_num_threads()), 1
+    else:
+        least = most // 2  # smaller groups would not repay the copies of the grid
+    return c // next((size for size in range(most, least - 1, -1) if c % size == 0), c)
+
+
+def _for_each_group(grid: torch.Tensor, groups: int) -> torch.Tensor:
+    """(N, *, ndim) -> (N·groups, *, ndim), without a copy where N = 1."""
+    planes = grid.movedim(-1, 1)
+    planes = planes[:, None].expand(-1, groups, *planes.shape[1:])
+    return planes.flatten(0, 1).movedim(1, -1)

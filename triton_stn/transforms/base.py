@@ -1,0 +1,175 @@
+"""What every transform has: θ's shape, identity and grid, and what a kernel takes of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from triton_stn import checks
+from triton_stn.backends.numbers import vector
+from triton_stn.backends.pytorch_grid import centred
+
+
+class Transform(ABC):
+    """The base of every transform.
+
+    Attributes:
+        name: ``"affine"``, ``"attention"``, ``"similarity"``, ``"projective"`` or ``"tps"``.
+        ndim: the image's spatial dimensions, 2 or 3.
+        theta_shape: the last dimensions of θ.
+        is_affine: whether θ amounts to a matrix (ndim, ndim + 1), which ``matrix(theta)`` gives.
+    """
+
+    name: ClassVar[str]
+    ndim: int = 2
+    theta_shape: tuple[int, ...]
+    is_affine: ClassVar[bool] = False
+
+    def identity(
+        self,
+        batch: int | Sequence[int] | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> torch.Tensor:
+        """The θ that leaves an image as it is: ``(*batch, *theta_shape)``.
+
+        ``batch`` is None for none, an int N or a tuple; ``dtype`` and ``device`` default to
+        PyTorch's own. The tensor is new, and its elements are its own.
+        """
+        batch = () if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
+        device = torch.get_default_device() if device is None else torch.device(device)
+        one = self._identity_on(device, dtype or torch.get_default_dtype())
+        return one.repeat(*batch, *(1 for _ in self.theta_shape))
+
+    def _identity_on(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        one = self._identity()
+        if torch.compiler.is_compiling():
+            return one.to(device, dtype)
+        like = torch.empty((), dtype=dtype, device=device)
+        return vector(one.flatten().tolist(), like).view(one.shape)
+
+    def matrix(self, theta: torch.Tensor) -> torch.Tensor:
+        """θ as the matrix ``(..., ndim, ndim + 1)`` of ``F.affine_grid``, differentiable.
+
+        Raises:
+            TypeError: the transform has none (``is_affine`` is False).
+        """
+        raise TypeError(f"transform must be affine, attention or similarity, got {self!r}")
+
+    def grid(
+        self,
+        theta: torch.Tensor,
+        output_size: int | Sequence[int],
+        align_corners: bool = False,
+    ) -> torch.Tensor:
+        """The sampling grid: the normalised source coordinates of every output pixel.
+
+        Args:
+            theta: ``(..., *theta_shape)``.
+            output_size: ``(H_out, W_out)`` or ``(D_out, H_out, W_out)``, or an int for all.
+            align_corners: whether -1 and 1 are the centres of the corner pixels or the outer edges.
+
+        Returns:
+            ``(..., *output_size, ndim)``, (x, y[, z]) last, differentiable, float64 for a float64 θ
+            and float32 otherwise. Non-finite where a θ that is not finite reaches.
+        """
+        arguments = self._checked(theta, output_size, align_corners)
+        return self._grid(*arguments).unflatten(-2, arguments[1])
+
+    def patches(
+        self,
+        theta: torch.Tensor,
+        output_size: int | Sequence[int],
+        align_corners: bool = False,
+    ) -> torch.Tensor:
+        """What every output pixel covers, a parallelogram: its centre and its sides, normalised.
+
+        The sides are those of an affine map near the pixel: the differences of `source` between
+        opposite edges, which may lie beyond [-1, 1], or its derivative. A number of them that is
+        not finite becomes 0. In 2-D.
+
+        Args:
+            theta, output_size, align_corners: as in `grid`.
+
+        Returns:
+            ``(..., H_out, W_out, 6)``: the source coordinates (x, y) of the centre, then their
+            change over one pixel along j (to the right), and along i (downwards), differentiable.
+        """
+        arguments = self._checked(theta, output_size, align_corners)
+        centres, sides = self._linearised(*arguments)
+        sides = torch.where(sides.isfinite(), sides, 0.0)
+        return torch.cat((centres, sides), -1).unflatten(-2, arguments[1])
+
+    def _checked(self, theta, output_size, align_corners) -> tuple[torch.Tensor, tuple, bool]:
+        size = check_size("output_size", output_size, self.ndim)
+        checks.check_bool("align_corners", align_corners)
+        return self.check_theta(theta), size, align_corners
+
+    def _grid(self, theta, size, align_corners) -> torch.Tensor:
+        """(..., prod(size), ndim)."""
+        return self.source(theta, pixels(size, align_corners, theta))
+
+    def _linearised(self, theta, size, align_corners) -> tuple[torch.Tensor, torch.Tensor]:
+        """The centres (..., P, 2) and sides (..., P, 4) of `patches`."""
+        h, w = size
+        across, down = (
+            self.source(theta, pixels(size, align_corners, theta, edges)).unflatten(-2, shape)
+            for edges, shape in (((0, 1), (h, w + 1)), ((1, 0), (h + 1, w)))
+        )
+        sides = torch.cat((across.diff(dim=-2), down.diff(dim=-3)), -1)
+        return self._grid(theta, size, align_corners), sides.flatten(-3, -2)
+
+    def kernel_theta(self, theta: torch.Tensor) -> tuple[str, torch.Tensor] | None:
+        """(source, θ) as the kernels take it, ``kernels.coordinates.source`` says in what shape.
+
+        None: the kernels can not evaluate the transform, and read its ``grid``.
+        """
+        return ("affine", self.matrix(theta)) if self.is_affine else None
+
+    @abstractmethod
+    def source(self, theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """The source coordinates ``(..., P, ndim)`` of output points ``(P, ndim)``, normalised."""
+
+    @abstractmethod
+    def _identity(self) -> torch.Tensor:
+        """float64, (*theta_shape,)."""
+
+    def check_theta(self, theta: Any) -> torch.Tensor:
+        """θ, its shape checked, in the dtype of its coordinates: float64 or float32."""
+        checks.check_floating("theta", theta)
+        if theta.shape[-len(self.theta_shape) :] != self.theta_shape:
+            expected = ", ".join(map(str, self.theta_shape))
+            raise ValueError(
+                f"theta of {self!r} must have shape (..., {expected}), got {checks.shape_of(theta)}"
+            )
+        return theta if theta.dtype == torch.float64 else theta.float()
+
+
+def check_size(name: str, size: Any, ndim: int) -> tuple[int, ...]:
+    """``size``, an int or ``ndim`` ints, as a tuple."""
+    sizes = tuple(size) if isinstance(size, Sequence) else (size,) * ndim
+    if not all(isinstance(n, (int, torch.SymInt)) for n in sizes) or isinstance(size, bool):
+        raise TypeError(f"{name} must be an int or {ndim} ints, got {size!r}")
+    if len(sizes) != ndim or any(n < 1 for n in sizes):
+        raise ValueError(f"{name} must be an int or {ndim} ints, all positive, got {size!r}")
+    return sizes
+
+
+def pixels(
+    size: Sequence[int],
+    align_corners: bool,
+    like: torch.Tensor,
+    edges: Sequence[int] = (0, 0, 0),
+) -> torch.Tensor:
+    """Normalised coordinates of the pixel centres, row by row: (prod(size), ndim), x first.
+
+    ``edges`` is 1 for an axis along which to take the n + 1 edges of the pixels instead.
+    """
+    axes = [
+        centred(n, edge, align_corners, like.dtype, like.device)
+        for n, edge in zip(size, edges, strict=False)
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).flatten(0, -2)

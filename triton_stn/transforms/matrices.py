@@ -1,0 +1,138 @@
+"""The transforms whose θ is, or becomes, a matrix: affine maps and homographies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from triton_stn.transforms.base import Transform, pixels
+
+# A point is out of view where the homogeneous coordinate w is at most this share of the largest |w|
+# that θ gives in the square |X|, |Y| <= 1. A float32 w that small is one tenth rounding error.
+MIN_W = 1e-6
+# The normalised coordinate, along both axes, of a point that has none: far outside of any padding.
+OUT_OF_VIEW = 1e4
+
+
+class _ToMatrix(Transform):
+    """What amounts to an affine map."""
+
+    is_affine = True
+
+    def source(self, theta, points):
+        matrix = self.matrix(theta)[..., None, :, :]
+        return matrix[..., -1] + sum(matrix[..., d] * points[:, d, None] for d in range(self.ndim))
+
+
+@dataclass(frozen=True)
+class Affine(_ToMatrix):
+    """θ (2, 3), or (3, 4) with ``ndim=3``: the matrix of ``F.affine_grid``.
+
+    Source: Jaderberg et al. 2015, arXiv 1506.02025, equation 1.
+    """
+
+    ndim: int = 2
+    name: ClassVar[str] = "affine"
+
+    def __post_init__(self):
+        if self.ndim not in (2, 3):
+            raise ValueError(f"ndim must be 2 or 3, got {self.ndim!r}")
+
+    @property
+    def theta_shape(self):
+        return self.ndim, self.ndim + 1
+
+    def matrix(self, theta):
+        return self.check_theta(theta)
+
+    def _identity(self):
+        return torch.eye(*self.theta_shape, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Attention(_ToMatrix):
+    """θ (3,) = (s, t_x, t_y): isotropic scale and translation, the matrix [s 0 t_x; 0 s t_y].
+
+    Source: Jaderberg et al. 2015, arXiv 1506.02025, equation 2.
+    """
+
+    name: ClassVar[str] = "attention"
+    theta_shape: ClassVar[tuple[int, ...]] = (3,)
+
+    def matrix(self, theta):
+        s, t_x, t_y = self.check_theta(theta).unbind(-1)
+        zero = torch.zeros_like(s)
+        return torch.stack((s, zero, t_x, zero, s, t_y), -1).unflatten(-1, (2, 3))
+
+    def _identity(self):
+        return torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Similarity(_ToMatrix):
+    """θ (4,) = (scale, angle in radians, t_x, t_y): [s·cos −s·sin t_x; s·sin s·cos t_y].
+
+    The rotation is of normalised coordinates: of an image that is not square it shears the pixels
+    (``geometry.affine`` does not).
+    """
+
+    name: ClassVar[str] = "similarity"
+    theta_shape: ClassVar[tuple[int, ...]] = (4,)
+
+    def matrix(self, theta):
+        scale, angle, t_x, t_y = self.check_theta(theta).unbind(-1)
+        c, s = scale * angle.cos(), scale * angle.sin()
+        return torch.stack((c, -s, t_x, s, c, t_y), -1).unflatten(-1, (2, 3))
+
+    def _identity(self):
+        return torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Projective(Transform):
+    """θ (3, 3): a homography; x = (θ00·X + θ01·Y + θ02)/w, y likewise, w = θ20·X + θ21·Y + θ22.
+
+    θ and c·θ are the same map for c > 0. A point lies behind the viewer, and is out of view, where
+    w <= 1e-6·(|θ20| + |θ21| + |θ22|), a share of the largest |w| in the square |X|, |Y| <= 1. Its
+    coordinates are then 1e4 in both, with a gradient of zero.
+
+    Source: Hartley and Zisserman, "Multiple View Geometry", 2004, section 2.3.
+    """
+
+    name: ClassVar[str] = "projective"
+    theta_shape: ClassVar[tuple[int, ...]] = (3, 3)
+
+    def source(self, theta, points):
+        return self._view(self.check_theta(theta), points)[0]
+
+    def _view(self, theta, points) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The source coordinates (..., P, 2); those in view, else 0; w (..., P, 1), else inf."""
+        rows = theta[..., None, :, :]
+        place = rows[..., 0] * points[:, 0, None] + rows[..., 1] * points[:, 1, None] + rows[..., 2]
+        xy, w = place.split((2, 1), -1)
+        largest = theta.detach()[..., None, 2:, :].abs().sum(-1)  # (..., 1, 1)
+        out = w <= MIN_W * largest
+        lost = ~place.isfinite().all(-1, keepdim=True)
+        # Safe operands first: the branch not taken has a gradient too. 0·θ carries NaN.
+        w = torch.where(out | lost, torch.inf, w)
+        near = torch.where(lost, 0.0, xy) / w
+        far = torch.where(lost & ~out, torch.nan, OUT_OF_VIEW + 0.0 * largest)
+        return torch.where(out | lost, far, near), near, w
+
+    def _linearised(self, theta, size, align_corners):
+        # By the derivative: a pixel whose edge is behind the viewer has one too.
+        centres, near, w = self._view(theta, pixels(size, align_corners, theta))
+        rows = theta[..., None, :, :]
+        along_j, along_i = (
+            (rows[..., :2, d] - near * rows[..., 2:, d]) / w * (2 / max(n - align_corners, 1))
+            for d, n in enumerate(reversed(size))
+        )
+        return centres, torch.cat((along_j, along_i), -1)
+
+    def kernel_theta(self, theta):
+        return "projective", self.check_theta(theta)
+
+    def _identity(self):
+        return torch.eye(3, dtype=torch.float64)
