@@ -20,15 +20,18 @@ _kept: dict[tuple, Call] = {}
 MOST = 4096  # calls; more are as many layouts, and begin anew
 
 
-def key_of(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...]) -> tuple | None:
-    """What a call is kept by; None where something watches, or the arguments are none of a call."""
-    if (
-        type(input) not in autograd.PLAIN
-        or type(theta) not in autograd.PLAIN
-        or not autograd.is_plain()
-        or forward_ad._current_level >= 0
-    ):
-        return None
+def is_plain(input: torch.Tensor, theta: torch.Tensor) -> bool:
+    """Whether nothing watches, and the arguments may be those of a call."""
+    return (
+        type(input) in autograd.PLAIN
+        and type(theta) in autograd.PLAIN
+        and autograd.is_plain()
+        and forward_ad._current_level < 0
+    )
+
+
+def key_of(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...]) -> tuple:
+    """What a plain call is kept by."""
     return (
         input.shape, input.stride(), input.dtype, input.device,
         theta.shape, theta.stride(), theta.dtype, theta.device,
@@ -36,24 +39,30 @@ def key_of(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ..
     )  # fmt: skip
 
 
-def find(key: tuple | None) -> Call | None:
+def find(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...]) -> Call | None:
+    """The call as it was kept."""
+    if not is_plain(input, theta) or not _kept:  # as on the CPU, where none is
+        return None
     try:
-        return _kept.get(key)
+        return _kept.get(key_of(input, theta, options))
     except TypeError:  # an argument of a wrong type, which the checks will name
         return None
 
 
-def keep(key: tuple | None, *call: Any) -> None:
+def keep(
+    input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...], *checked: Any
+) -> None:
     """Keep a call that has been checked, if it is one of those that can be."""
-    if key is None or not Call.serves(*call):
+    if not is_plain(input, theta) or not Call.serves(input, theta, *checked):
         return
+    key = key_of(input, theta, options)
     try:
         hash(key)  # a list as output_size has none
     except TypeError:
         return
     if len(_kept) >= MOST:
         _kept.clear()
-    _kept[key] = Call(*call)
+    _kept[key] = Call(input, theta, *checked)
 
 
 def forget() -> None:

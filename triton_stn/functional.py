@@ -68,11 +68,10 @@ def spatial_transform(
 
     Source: Jaderberg et al., "Spatial Transformer Networks", 2015, arXiv 1506.02025, section 3.
     """
-    key = None
-    if fill_value is None and antialias is False:
-        options = (output_size, transform, mode, padding_mode, align_corners)
-        key = calls.key_of(input, theta, options)
-        call = calls.find(key)
+    options = (output_size, transform, mode, padding_mode, align_corners)
+    usual = fill_value is None and antialias is False
+    if usual:
+        call = calls.find(input, theta, options)
         if call is not None:
             return call(input, theta)
     checks.check_input(input, volumes=True)
@@ -83,8 +82,8 @@ def spatial_transform(
     checks.check_fill_value(fill_value, input, padding_mode)
     checks.check_antialias(antialias, mode, input)
     size = checks.check_output_size(output_size, input)
-    if key is not None and backends.uses_triton(input) and type(transform) is transforms.Affine:
-        calls.keep(key, input, theta, size, (mode, padding_mode, align_corners))
+    if usual and backends.uses_triton(input) and type(transform) is transforms.Affine:
+        calls.keep(input, theta, options, size, (mode, padding_mode, align_corners))
     source, theta, has_k = _operand(transform, theta, input, size, align_corners, antialias)
     rules = ("area" if antialias else mode, padding_mode, align_corners, source)
     output = _sample(input, theta, size, rules, fill_value)
