@@ -53,7 +53,7 @@ BUDGETS = {
     ("forward", "1", "512x512"): {"per_tile": 72},
     ("forward", "3", "512x512"): {"per_tile": 124},
     ("forward", "64", "56x56"): {"per_channel": 16},
-    ("gather", "1", "512x512 → input+θ"): _gather(118, 327, "per_tile", registers=128),
+    ("gather", "1", "512x512 → input+θ"): _gather(118, 325, "per_tile", registers=128),
     ("gather", "3", "512x512 → input+θ"): _gather(170, 436, "per_tile", registers=128),
     ("gather", "64", "56x56 → input+θ"): _gather(33, 60, "per_channel"),
     ("gather", "1", "512x512 → input"): _gather(74, 215, "per_tile"),

@@ -272,8 +272,13 @@ def add_moments(moments, x, y, j, i, RULES: tl.constexpr):
 @triton.jit
 def output_offsets(G, j, i, CANVAS, RULES: tl.constexpr):
     """Offsets in dY of centred output pixels (j, i)."""
-    rows = (i + CANVAS.centre_h).to(RULES.index) * G.stride_h
-    return rows + (j + CANVAS.centre_w).to(RULES.index) * G.stride_w
+    return pixel_offsets(G, j + CANVAS.centre_w, i + CANVAS.centre_h, RULES)
+
+
+@triton.jit
+def pixel_offsets(G, column, row, RULES: tl.constexpr):
+    """Offsets in dY of output pixels, given as floats."""
+    return row.to(RULES.index) * G.stride_h + column.to(RULES.index) * G.stride_w
 
 
 @triton.jit

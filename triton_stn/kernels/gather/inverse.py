@@ -140,12 +140,12 @@ def window_kind(pixel_map, inverse):
 
 @triton.jit
 def window_corner(pixel_map, inverse, pixels, CANVAS):
-    """Centred indices (j, i) of the first candidate of each pixel."""
+    """Column and row in the output, as floats, of the first candidate of each pixel."""
     x = pixels.u - pixel_map.x_1
     y = pixels.v - pixel_map.y_1
     j = tl.fma(inverse.j_x, x, inverse.j_y * y) + (CANVAS.centre_w - inverse.reach_j)
     i = tl.fma(inverse.i_x, x, inverse.i_y * y) + (CANVAS.centre_h - inverse.reach_i)
-    return tl.ceil(j) - CANVAS.centre_w, tl.ceil(i) - CANVAS.centre_h
+    return tl.ceil(j), tl.ceil(i)
 
 
 class Box(NamedTuple):

@@ -11,7 +11,7 @@ from triton_stn.kernels.gather.candidates import (
     at_row,
     hat,
     load_pass,
-    output_offsets,
+    pixel_offsets,
     with_sign,
 )
 from triton_stn.kernels.gather.inverse import window_corner
@@ -60,8 +60,10 @@ def locate(pixel_map, j, i, pixels, RULES: tl.constexpr):
 @triton.jit
 def three_window(pixel_map, inverse, pixels, G, CANVAS, RULES: tl.constexpr):
     """The `ThreeWindow` of each pixel of a tile."""
-    j, i = window_corner(pixel_map, inverse, pixels, CANVAS)
-    offs = output_offsets(G, j, i, CANVAS, RULES)
+    column, row = window_corner(pixel_map, inverse, pixels, CANVAS)
+    offs = pixel_offsets(G, column, row, RULES)
+    j = column - CANVAS.centre_w
+    i = row - CANVAS.centre_h
     rows = ()
     columns = ()
     for n in tl.static_range(3):

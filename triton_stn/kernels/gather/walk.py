@@ -11,7 +11,7 @@ from triton_stn.kernels.gather.candidates import (
     candidate,
     in_output,
     load_pass,
-    output_offsets,
+    pixel_offsets,
 )
 from triton_stn.kernels.gather.inverse import window_corner
 
@@ -21,8 +21,10 @@ def gather_walk(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl.con
     """One pass of channels through the window."""
     pixel_map, inverse, CANVAS = JOB.pixel_map, JOB.inverse, JOB.canvas
     values = load_pass(X, pixels.mask, pixels, RULES, TILING)
-    j_first, i = window_corner(pixel_map, inverse, pixels, CANVAS)
-    row = G.offs + output_offsets(JOB.dy, j_first, i, CANVAS, RULES)
+    column, first_row = window_corner(pixel_map, inverse, pixels, CANVAS)
+    row = G.offs + pixel_offsets(JOB.dy, column, first_row, RULES)
+    j_first = column - CANVAS.centre_w
+    i = first_row - CANVAS.centre_h
     for _ in range((2 * inverse.reach_i + 1).to(tl.int32)):
         offs = row
         j = j_first
