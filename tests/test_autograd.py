@@ -173,8 +173,8 @@ def test_tiles_cover_a_tall_or_wide_canvas_within_the_grids_limit(monkeypatch, p
         _, columns, rows = plan.grid
         assert max(columns, rows) <= 65_535
         tiling, tiles = plan.constants["TILING"], plan.arguments["WORK"].tiles
-        assert columns * tiling.block_w >= size[1]
-        assert rows * tiling.block_h * tiles >= size[0]
+        assert columns * tiling.block_w * tiles >= size[1]
+        assert rows * tiling.block_h >= size[0]
 
 
 @pytest.mark.parametrize("theta_dtype", [torch.float16, torch.float64])

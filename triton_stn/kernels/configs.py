@@ -175,8 +175,8 @@ def _cut(
     images, channels = problem.images, problem.channels
     depth, height, width = problem.size
     block_d, block_h, block_w = _block(problem)
-    while cdiv(width, block_w) > MAX_GRID:
-        block_w *= 2
+    while cdiv(depth, block_d) * cdiv(height, block_h) > MAX_GRID:
+        block_h *= 2
     run = problem.run if problem.align > 1 else min(problem.run, UNALIGNED_RUN)
     block_c = min(next_power_of_2(channels), run)
     channels_a_pass = 1 if problem.run > 1 else min(channels, most_channels_a_pass)
@@ -188,8 +188,8 @@ def _cut(
     bands = cdiv(depth, block_d) * cdiv(height, block_h)
     # Tiles are shared by fewer programs as long as enough of them remain.
     tiles = max(1, min(most_tiles, images * columns * bands // ENOUGH_PROGRAMS))
-    walkers = min(cdiv(bands, tiles), MAX_GRID)
-    programs = images * columns * walkers
+    walkers = min(cdiv(columns, tiles), MAX_GRID)
+    programs = images * bands * walkers
     splits = 1
     while programs * splits < ENOUGH_PROGRAMS:
         filled = programs * splits >= ENOUGH_PROGRAMS // 2
@@ -201,7 +201,7 @@ def _cut(
     splits = cdiv(channels, a_split)
     one_pass = channels == step
     return Config(
-        grid=(images * splits, columns, walkers),
+        grid=(images * splits, walkers, bands),
         tiling=Tiling(
             block_d=block_d,
             block_h=block_h,
@@ -214,7 +214,7 @@ def _cut(
         ),
         splits=splits,
         channels_a_split=a_split,
-        tiles=cdiv(bands, walkers),
+        tiles=cdiv(columns, walkers),
         num_warps=WARPS,
         maxnreg=maxnreg,
     )

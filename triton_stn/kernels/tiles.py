@@ -2,10 +2,11 @@
 
 Every launch that samples, gathers or scatters has the grid
 
-    (N·K·splits, tiles along W, programs that walk bands of tiles)
+    (N·K·splits, programs that walk along W, bands)
 
 splits fastest. A band is a row of tiles; in volumes bands go down a slice of tiles, then on to the
-next slice. A program walks ``WORK.tiles`` bands, one below another.
+next slice. A program walks ``WORK.tiles`` tiles of a band to the right, so that a sector that two
+tiles touch, as at any shift by a part of a pixel, comes from L2 once.
 """
 
 from typing import NamedTuple
@@ -119,8 +120,8 @@ def tile(t, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
     The pixels are one axis, so that no version of the compiler lays the threads out otherwise. In
     channels-last, threads lie along the channels first.
     """
-    band = tl.program_id(2) * WORK.tiles + t
-    first_column = tl.program_id(1) * TILING.block_w
+    band = tl.program_id(2)
+    first_column = (tl.program_id(1) * WORK.tiles + t) * TILING.block_w
     pixels = tl.arange(0, TILING.pixels)[:, None]
     channels = tl.arange(0, TILING.block_c)[None, :]
     columns = first_column + pixels % TILING.block_w
