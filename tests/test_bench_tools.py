@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -89,6 +91,30 @@ def test_report_writes_the_readme_from_the_csv_and_checks_it(tmp_path, measured)
     assert "3.00 (3.00)" in text and "(speedup.png)" in text
 
 
+def test_until_there_is_a_gpu_the_readme_has_the_cpus_rows_and_what_is_predicted(
+    tmp_path, measured, monkeypatch
+):
+    """The predictions here are made up: they test the table."""
+    monkeypatch.setattr(report, "latest", lambda _: None)
+    rows = [
+        {"case": "tutorial_28", "pass": pass_name, "theta_kind": kind, "provider": provider}
+        | {"predicted ms": 0.001 * n, "binds": "issue"}
+        for pass_name in ("forward", "backward")
+        for kind in report.SHOWN_THETAS
+        for n, provider in enumerate(("triton_stn", "eager"), 4)
+    ]
+    predicted = tmp_path / "predicted.csv"
+    pd.DataFrame(rows).to_csv(predicted, index=False)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{report.BEGIN}\n{report.END}\n", encoding="utf-8")
+    sources = ["--cpu", str(measured), "--predicted", str(predicted)]
+    assert report.main(["--readme", str(readme), *sources]) == 0
+    text = readme.read_text(encoding="utf-8")
+    assert text.index("Nothing has been timed") < text.index("3.00 (3.00)")
+    assert text.index("3.00 (3.00)") < text.index("Predicted, not measured")
+    assert "| 64x1x1x28x28 → 28x28 | 4 issue (5)" in re.sub(" +", " ", text)
+
+
 def test_a_volume_shows_its_depth_and_an_image_none(measured):
     frame = table.read(measured)
     assert (frame.d == 0).all() and "2x1x3x8x8 → 8x8" in report.whole(frame)
@@ -122,7 +148,7 @@ def test_without_a_run_on_a_gpu_the_readme_says_that_nothing_was_timed(
     assert report.main(["--readme", str(readme), "--check"]) == 1
     assert report.main(["--readme", str(readme)]) == 0
     text = readme.read_text(encoding="utf-8")
-    assert "Nothing has been timed" in text and "3x" not in text
+    assert "Nothing has been timed" in text and "3x faster" not in text
 
     gpu = tmp_path / "results" / "a-gpu" / "results.csv"
     gpu.parent.mkdir()

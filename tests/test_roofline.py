@@ -134,9 +134,13 @@ def test_no_tile_that_an_output_reads_counts_as_out_of_view(theta_kind, k):
 
 def test_floors_divide_by_what_the_gpu_has():
     gpu = roofline.GPU("made up", "sm_90", 10, 1e9, 2e12, 4e12, 4)
-    work = Work(bytes=2e6, touched=Touched(lines=0, cycles=2e4, sectors=2.5e5), instructions=8e4)
-    assert work.floors(gpu) == pytest.approx({"memory": 1, "L2": 2, "L1": 2, "issue": 2})
-    assert Work(2e6, None, None).floors(gpu) == {"memory": 1, "L2": None, "L1": None, "issue": None}
+    work = Work(
+        bytes=2e6, touched=Touched(lines=0, cycles=2e4, sectors=2.5e5), instructions=8e4, waits=3e3
+    )
+    floors = {"memory": 1, "L2": 2, "L1": 2, "issue": 2, "latency": 3}
+    assert work.floors(gpu) == pytest.approx(floors)
+    unknown = dict.fromkeys(("L2", "L1", "issue", "latency"))
+    assert Work(2e6, None, None).floors(gpu) == {"memory": 1} | unknown
 
 
 def test_bytes_of_eager_are_the_published_ones():
@@ -186,7 +190,7 @@ def test_the_largest_floor_is_the_prediction_and_instructions_are_compiled(tmp_p
     assert done.returncode == 0, done.stderr
     assert "predicted" in done.stdout
     frame = pd.read_csv(out).set_index("provider")
-    floors = frame[["memory µs", "L2 µs", "L1 µs", "issue µs"]]
+    floors = frame[["memory µs", "L2 µs", "L1 µs", "issue µs", "latency µs"]]
     assert frame["predicted ms"].tolist() == pytest.approx((floors.max(axis=1) / 1e3).tolist())
     assert floors.loc["triton_stn"].gt(0).all() and np.isnan(floors.loc["eager", "issue µs"])
     # 64 images of 8 tiles of 128 threads, and 250 to 1000 instructions each.

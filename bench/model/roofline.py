@@ -1,15 +1,17 @@
 """``python -m bench roofline``: predict each kernel's time on a named GPU, and what bounds it.
 
-A prediction is the largest of four floors under the time of a pass:
+A prediction is the largest of five floors under the time of a pass:
 
     memory   device-memory bytes / bandwidth of a copy
     L2       32-byte sectors that the warps' addresses touch / L2 bandwidth
     L1       cycles in which an L1 looks up the 128-byte lines of those addresses / (SMs x clock)
     issue    instructions of the warps, on the branch that θ takes in the kernel as it is launched
              (bench.model.counts) / (4 schedulers x SMs x clock)
+    latency  rounds of loads that wait for one another in a program, θ's and one a tile and pass of
+             channels, x waves of programs that fit by registers and threads x `LATENCY` / clock
 
-A floor is not a time: latency, launches and a kernel's tail come on top. Float32, contiguous, zeros
-padding. Of volumes only the bytes are modelled.
+A floor is not a time: floors add up where they do not overlap, and launches and a kernel's tail
+come on top. Float32, contiguous, zeros padding. Of volumes only the bytes are modelled.
 """
 
 from __future__ import annotations
@@ -26,15 +28,20 @@ from pathlib import Path
 import pandas as pd
 import torch
 from tqdm import tqdm
+from triton.compiler import CompiledKernel
 
 from bench import cli
-from bench.model import addresses, counts, launches
+from bench.model import addresses, counts, launches, sass
 from bench.model.addresses import SIZE, WARP
+from bench.model.launches import Specialisation
 from bench.output import table
 from bench.suite.cases import CASES, Case, Task, angle_and_scale, in_view, min_bytes
 
 PASSES = ("forward", "backward")
 KEYS = ["case", "theta_kind", "pass", "provider"]  # what tells a row from the others
+# Cycles from a load to its use, of L2 and device memory together: assumed, not from a document.
+LATENCY = 600
+THREADS, REGISTERS = 2048, 65536  # of a multiprocessor (CUDA programming guide)
 SCHEDULERS = 4  # an SM issues four warps' instructions a cycle (CUDA programming guide)
 
 
@@ -59,6 +66,8 @@ GPUS = {
     # Copy: PyTorch's on an H200, 8.6 GB in 2.0 ms (datasheet: 4.8e12). SMs: as PyTorch reports
     # them. Clock: 29.6e12 lane-instructions/s; up to 1.98e9 was read under load, 11% less time.
     "H200": GPU("NVIDIA H200", "sm_90", 132, 1.755e9, 4.3e12, 5120 * 1.755e9, 4),
+    # Copy: the datasheet's 3.35e12, by the share of its own that the H200 reached: assumed.
+    "H100": GPU("NVIDIA H100 80GB HBM3", "sm_90", 132, 1.755e9, 3.0e12, 5120 * 1.755e9, 4),
     # Datasheet and whitepaper: 108 SMs, 1,410 MHz, 2,039 GB/s. No copy was timed.
     "A100": GPU("NVIDIA A100-SXM4-80GB", "sm_80", 108, 1.41e9, 2.039e12, 5120 * 1.41e9, 4),
 }
@@ -76,13 +85,16 @@ class Work:
     bytes: float
     touched: addresses.Touched | None
     instructions: float | None  # of warps
+    waits: float | None = None  # cycles of loads that wait for one another, wave after wave
 
     def floors(self, gpu: GPU) -> dict[str, float | None]:
         """Microseconds, by what bounds."""
         l1 = self.touched and self.touched.cycles / (gpu.sms * gpu.hz)
         l2 = self.touched and self.touched.sectors * addresses.SECTOR / gpu.l2
         issue = self.instructions and self.instructions / (gpu.sms * SCHEDULERS * gpu.hz)
-        seconds = {"memory": self.bytes / gpu.copy, "L2": l2, "L1": l1, "issue": issue}
+        latency = self.waits and self.waits / gpu.hz
+        memory = self.bytes / gpu.copy
+        seconds = {"memory": memory, "L2": l2, "L1": l1, "issue": issue, "latency": latency}
         return {name: t and 1e6 * t for name, t in seconds.items()}
 
 
@@ -96,7 +108,7 @@ def ours(task: Task, gpu: GPU) -> Work:
         return Work(bytes, None, None)
     touched = addresses.ours(case, task.theta_kind, task.pass_name, gpu.tags)
     threads = instructions(task, gpu.target)
-    return Work(bytes, touched, threads and threads / WARP)
+    return Work(bytes, touched, threads and threads / WARP, threads and waits(task, gpu))
 
 
 def window(task: Task) -> str:
@@ -162,6 +174,37 @@ def instructions(task: Task, target: str) -> float | None:
     return total
 
 
+def waits(task: Task, gpu: GPU) -> float:
+    """Cycles that the programs of a pass's launches wait, were every tile in view."""
+    case = task.case
+    kernels = ["forward"]
+    if task.pass_name == "backward":
+        kernels = ["gather", "reduce"] if case.k == 1 else ["gather_maps", "grad_theta", "reduce"]
+    cycles = 0.0
+    for kernel in kernels:
+        spec, compiled = launched(case, kernel, gpu.target)
+        threads = spec.plan.num_warps * WARP
+        registers = -(-sass.resources(compiled)["registers"] // 8) * 8 * threads
+        resident = gpu.sms * min(THREADS // threads, REGISTERS // registers)
+        rounds = 1.0
+        if kernel != "reduce":
+            work = spec.plan.arguments["WORK"]
+            passes = math.ceil(work.channels_a_split / spec.tiling.step)
+            rounds += work.tiles * passes * (work.maps if kernel == "gather_maps" else 1)
+        cycles += math.ceil(spec.programs / resident) * rounds * LATENCY
+    return cycles
+
+
+@lru_cache(maxsize=256)
+def launched(case: Case, kernel: str, target: str) -> tuple[Specialisation, CompiledKernel]:
+    """A launch of a case, and what it is compiled to."""
+    shape, nchw = (case.n, case.c, case.h, case.w), torch.contiguous_format
+    size = (case.h_out, case.w_out)
+    specs = launches.passes(shape, torch.float32, nchw, launches.BOTH, k=case.k, size=size)
+    (spec,) = (s for s in specs if s.kernel == kernel)
+    return spec, launches.compiled(spec, target)
+
+
 @lru_cache(maxsize=256)
 def of_kernel(
     case: Case, kernel: str, window: str, target: str, candidates: tuple[int, ...] = ()
@@ -170,17 +213,14 @@ def of_kernel(
 
     ``candidates``: rows, and how many in each, of a window that is walked.
     """
-    shape, nchw = (case.n, case.c, case.h, case.w), torch.contiguous_format
-    size = (case.h_out, case.w_out)
-    specs = launches.passes(shape, torch.float32, nchw, launches.BOTH, k=case.k, size=size)
-    (spec,) = (s for s in specs if s.kernel == kernel)
-    found = counts.path(spec, launches.compiled(spec, target), window)
+    spec, compiled = launched(case, kernel, target)
+    found = counts.path(spec, compiled, window)
     threads = spec.programs * spec.plan.num_warps * WARP
     return threads * found.total(counts.turns(spec, found, candidates))
 
 
 def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:
-    """A row a task × provider: the four floors in µs, which binds, and the *predicted* ms."""
+    """A row a task × provider: the five floors in µs, which binds, and the *predicted* ms."""
     rows = []
     for task in tqdm(tasks, desc="predicting", unit="task", disable=None):
         backward = PASSES.index(task.pass_name)
@@ -247,7 +287,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench roofline",
-        description="Predict times as the largest of four floors: device memory, L2, L1, issue.",
+        description="Predict times as the largest of five floors: memory, L2, L1, issue, latency.",
     )
     parser.add_argument("--gpu", choices=list(GPUS), default="H200", help="default: %(default)s")
     cli.add_filter(parser, "tasks whose case/pass/theta")
@@ -271,8 +311,8 @@ def _print(frame: pd.DataFrame, gpu: GPU, csv: Path | None) -> None:
         "",
         table.to_markdown(frame.rename(columns={"theta_kind": "θ"})),
         "",
-        "Eager's issue floor is not known: nobody counted its instructions. A launch takes time of "
-        "its own, which is in no floor.",
+        "Eager's issue and latency floors are not known: nobody counted its instructions. A launch "
+        "takes time of its own, which is in no floor.",
     ]
     notes = {
         "STRAIGHT": "its instructions are not counted.",

@@ -1,14 +1,17 @@
 """A results table in words: the Markdown beside its CSV, and the README's results.
 
-``python -m bench report`` writes those of the README from a CSV, so that they agree.
+``python -m bench report`` writes those of the README from a CSV, so that they agree: of the latest
+run on a GPU; until there is one, of the CPU's, and apart what `bench roofline` predicts.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +21,14 @@ from bench.output import table, targets
 from bench.suite.cases import CASES, PASSES, THETA_KINDS
 
 ROOT = Path(__file__).parents[2]
+CPU = ROOT / "docs" / "cpu" / "results.csv"  # bench --out docs/cpu
+PREDICTED = ROOT / "docs" / "predicted-h100.csv"  # bench roofline --gpu H100 --out
 NOTHING = (
-    "Nothing has been timed on a GPU yet, so there is no table here. "
-    "`python -m bench --suite full` on one\nwrites it, and `python -m bench report` puts it here.\n"
+    "**Nothing has been timed on a GPU yet.** `python -m bench --suite full` on one writes a "
+    "table, and\n`python -m bench report` puts it here in place of what follows.\n"
 )
+KNOWN = 10  # cases that people know: the suite's first
+SHOWN_THETAS = {"identity": "identity", "rotation_30": "30°"}
 SHAPE_OF = "NxKxC[xD]xHxW → out"
 NUMBERS = {
     **{"ms_p50": "ms", "ms_p20": "p20", "ms_p80": "p80", "call_ms": "call"},
@@ -40,17 +47,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "csv", type=Path, nargs="?", metavar="CSV", help="default: the latest run on a GPU, if any"
     )
+    parser.add_argument("--cpu", type=Path, default=CPU, metavar="CSV", help="of a CPU")
+    parser.add_argument("--predicted", type=Path, default=PREDICTED, metavar="CSV")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if it would")
     options = parser.parse_args(argv)
     try:
         csv = options.csv or latest(table.RESULTS)
         old = options.readme.read_text(encoding="utf-8")
-        content = NOTHING
+        parts = []
+        if csv is None:
+            parts = [NOTHING]
+            csv = options.cpu if options.cpu.exists() else None
         if csv is not None:
             figure = os.path.relpath(csv.parent / "speedup.png", options.readme.parent)
-            content = block(table.read(csv), Path(figure).as_posix())
-        new = replace(old, content)
+            parts.append(block(table.read(csv), Path(figure).as_posix()))
+        if parts[0] is NOTHING and options.predicted.exists():
+            parts.append(predicted(pd.read_csv(options.predicted)))
+        new = replace(old, "\n".join(parts))
     except (OSError, ValueError) as exception:
         print(exception, file=sys.stderr)
         return 2
@@ -138,6 +152,35 @@ def block(frame: pd.DataFrame, figure: str) -> str:
         "All rows:",
         *_verdict(frame),
         f"![Speedup over eager PyTorch against size]({figure})",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def predicted(frame: pd.DataFrame) -> str:
+    """What `bench roofline` predicts of the cases that people know, of a few θ."""
+    lines = []
+    for name, of_case in list(frame.groupby("case", sort=False))[:KNOWN]:
+        (case,) = (case for case in CASES if case.name == name)
+        line = {"case": name, SHAPE_OF: table.shape_of(pd.Series(asdict(case)))}
+        for pass_name, (kind, shown) in itertools.product(
+            ("forward", "backward"), SHOWN_THETAS.items()
+        ):
+            rows = of_case[(of_case["pass"] == pass_name) & (of_case.theta_kind == kind)]
+            ours, eager = (
+                rows[rows.provider == provider].iloc[0] for provider in ("triton_stn", "eager")
+            )
+            line[f"{pass_name}, {shown}"] = (
+                f"{1e3 * ours['predicted ms']:.3g} {ours.binds} ({1e3 * eager['predicted ms']:.3g})"
+            )
+        lines.append(line)
+    parts = [
+        "**Predicted, not measured**, for an H100: microseconds of triton_stn as the largest of "
+        "five floors, which one, and in brackets the largest floor that is known of eager "
+        "PyTorch. Floors are not times: launches (1 and 2 of ours, 11 and 12 of eager's), a "
+        "kernel's tail, eager's instructions and its atomics are in none, so no ratio of the two "
+        "is a speedup. `python -m bench roofline --gpu H100` has every case, with `--out` the "
+        "file that this is from.",
+        table.to_markdown(pd.DataFrame(lines)),
     ]
     return "\n\n".join(parts) + "\n"
 
