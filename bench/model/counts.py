@@ -52,8 +52,9 @@ def _sites(kernel: str) -> Sites | None:
     if kernel == "gather":
         return call_sites(one.gather, "gather_tiles")
     if kernel == "gather_maps":
-        dispatchers = several.gather_map, several.gather_turned
-        return {k: v for of in dispatchers for k, v in call_sites(of, "through").items()}
+        maps = call_sites(several.gather_map, "through")
+        turned = call_sites(several.gather_turned, "through")
+        return maps | turned | call_sites(several.gather_map, "gather_turned")
     return None
 
 

@@ -52,7 +52,8 @@ class Instruction:
 
 
 def call_sites(dispatcher: triton.JITFunction, callee: str) -> Sites:
-    """Where a kernel function calls ``callee``, by the last argument in which the calls differ."""
+    """Where a kernel function calls ``callee``, by the last argument in which the calls differ; a
+    single call by the callee's name."""
     lines, first = inspect.getsourcelines(dispatcher.fn)
     file = Path(inspect.getsourcefile(dispatcher.fn)).name
     tree = ast.parse(textwrap.dedent("".join(lines)))
@@ -63,10 +64,10 @@ def call_sites(dispatcher: triton.JITFunction, callee: str) -> Sites:
     ]
     texts = [[ast.unparse(a) for a in (*call.args, *call.keywords)] for call in calls]
     columns = enumerate(zip(*texts, strict=True))
-    last = max(i for i, column in columns if len(set(column)) > 1)
+    last = max((i for i, column in columns if len(set(column)) > 1), default=None)
     sites = defaultdict(set)
     for call, arguments in zip(calls, texts, strict=True):
-        name = arguments[last].split("=")[-1]
+        name = callee if last is None else arguments[last].split("=")[-1]
         # Triton notes the line of the last argument, of whichever it may be.
         sites[name] |= {(file, first + n - 1) for n in range(call.lineno, call.end_lineno + 1)}
     return {name: frozenset(frames) for name, frames in sites.items()}
