@@ -37,7 +37,8 @@ PIXELS_OF_MANY = 2
 WIDE_GATHER_PASS = 2  # in float64, whose numbers take two registers
 MASKED_GATHER_PASS = 3  # where 4 do not come out even, and masks take registers too
 HALF_GATHER_PASS = 2  # of 16-bit images, which spill one or two registers on sm_80 with 3
-UNALIGNED_RUN = 32  # channels of a pixel at a time where none lie aligned: 64 spill a hundred
+# Channels of a pixel at a time where they do not lie in 16-byte lanes: 64 spill a hundred registers.
+UNALIGNED_RUN, LANES = 32, 8
 VOLUME_FORWARD_PASS = 3  # eight loads a channel
 # Enough programs for every multiprocessor of the largest GPUs (132 to 160) to hold about 16 warps.
 ENOUGH_PROGRAMS = 1024
@@ -111,8 +112,8 @@ def gather(problem: Problem, one_theta: bool, itemsize: int) -> Config:
     """Of the input."""
     few = problem.channels <= FEW_CHANNELS
     a_pass = GATHER_PASS if one_theta or problem.size[0] > 1 else GATHER_PASS_OF_MANY
-    if itemsize == 8 and not few:
-        a_pass = WIDE_GATHER_PASS
+    if itemsize == 8 and problem.channels >= FEW_CHANNELS:
+        a_pass = 1 if one_theta and problem.channels % WIDE_GATHER_PASS else WIDE_GATHER_PASS
     elif itemsize == 2 and one_theta and not few:
         a_pass = HALF_GATHER_PASS
     elif one_theta and problem.channels % GATHER_PASS and not few:
@@ -155,8 +156,10 @@ def _block(problem: Problem) -> tuple[int, int, int]:
     """(block_d, block_h, block_w)"""
     depth, height, _ = problem.size
     if problem.run > 1:
-        # Where runs are not aligned a thread reads one channel, so half the pixels keep it busy.
-        aligned = problem.align > 1
+        # Where runs are not aligned a thread reads one channel, so half the pixels keep it busy; of
+        # a whole line in float64, two registers a number, that is as much as fits.
+        wide = problem.run == RUN_BYTES // 8 and problem.channels > problem.run // 2
+        aligned = problem.align > 1 and not wide
         if depth > 1 and aligned:
             return RUN_CUBE
         return 1, RUN_PATCH_H if aligned else RUN_PATCH_H // 2, RUN_PATCH_W
@@ -177,7 +180,8 @@ def _cut(
     block_d, block_h, block_w = _block(problem)
     while cdiv(depth, block_d) * cdiv(height, block_h) > MAX_GRID:
         block_h *= 2
-    run = problem.run if problem.align > 1 else min(problem.run, UNALIGNED_RUN)
+    in_lanes = problem.align == problem.run // LANES
+    run = problem.run if in_lanes else min(problem.run, UNALIGNED_RUN)
     block_c = min(next_power_of_2(channels), run)
     channels_a_pass = 1 if problem.run > 1 else min(channels, most_channels_a_pass)
     step = channels_a_pass * block_c
