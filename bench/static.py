@@ -115,8 +115,6 @@ def _calls(full: bool) -> Iterator[Specialisation]:
     yield from passes((8, 64, 56, 56), SINGLE, LAST, BOTH, k=3)
     yield from passes((1, 1, 65536, 65536), SINGLE, NCHW, BOTH)  # offsets beyond int32
     yield from passes(large, SINGLE, NCHW, BOTH, "bilinear", "border")
-    yield from passes(large, HALF, NCHW, BOTH, "bilinear", "reflection")
-    yield from passes(deep, HALF, LAST, BOTH, "bilinear", "border")
     yield from passes((8, 3, 512, 512), SINGLE, NCHW, BOTH, "bilinear", "border", k=3)
     yield from passes(large, SINGLE, NCHW, BOTH, "nearest")
     yield from passes(deep, HALF, LAST, BOTH, "nearest", "reflection")

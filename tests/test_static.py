@@ -51,7 +51,7 @@ def test_all_compile_for_sm_90_and_no_register_is_spilled(of_plain):
     status, rows, printed = of_plain
     assert status == 0, printed
     kernels = {"forward", "gather", "gather_maps", "grad_theta", "reduce", "scatter"}
-    assert set(rows.kernel) == {*kernels, "spline_gradient"}
+    assert set(rows.kernel) == {*kernels, "spline_gradient", "largest", "settle"}
     assert (rows.spilled == 0).all() and (rows.registers > 0).all()
 
 
@@ -109,7 +109,7 @@ def test_the_sweep_has_every_number_of_channels_and_a_sample_is_drawn_by_its_see
 
 def test_other_targets_have_a_third_of_the_kernels():
     most, few = (len(static.spread(full)) for full in (True, False))
-    assert few <= most / 3 and most < 70
+    assert few <= most / 3 and most < 85
 
 
 @pytest.mark.parametrize(

@@ -127,14 +127,16 @@ def plan_backward(
     call = _BackwardCall(grad_output, input, theta, sampling, sums, into)
     launches = []  # (kernel, configuration, the rules that differ)
     of_input = dict(rest=rest, into=into, needs_input=True)
+    # Whatever is sampled, and how: one kernel.
+    of_any = dict(into=into, source="affine", mode="bilinear", padding="zeros")
     if into == "fixed":
-        launches.append((largest, call.over(grad_output), of_input))
+        launches.append((largest, call.over(grad_output), of_any))
     if gathers:
         launches.append((gather if k == 1 else gather_maps, call.over_input(), of_input))
     if scatters:
         launches.append((scatter, call.over_output(scatters=True, rest=rest), of_input))
     if into != "dX":
-        launches.append((settle, call.over(input), of_input))
+        launches.append((settle, call.over(input), of_input if rest else of_any))
     if apart:
         launches.append((grad_theta, call.over_output(scatters=False, rest=False), {}))
     plans, first = [], 0

@@ -37,7 +37,7 @@ PIXELS_OF_MANY = 2
 WIDE_GATHER_PASS = 2  # in float64, whose numbers take two registers
 MASKED_GATHER_PASS = 3  # where 4 do not come out even, and masks take registers too
 HALF_GATHER_PASS = 2  # of 16-bit images, which spill one or two registers on sm_80 with 3
-# Channels of a pixel at a time where they do not lie in 16-byte lanes: 64 spill a hundred registers.
+# Channels of a pixel at a time where they lie in no 16-byte lanes: 64 spill a hundred registers.
 UNALIGNED_RUN, LANES = 32, 8
 VOLUME_FORWARD_PASS = 3  # eight loads a channel
 # Enough programs for every multiprocessor of the largest GPUs (132 to 160) to hold about 16 warps.
