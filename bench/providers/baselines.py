@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import triton_stn
 from bench.suite import sources
 from bench.suite.passes import Forward
-from triton_stn.transforms import Transform
+from triton_stn.transforms.base import pixels
 
 
 def ours(
@@ -68,8 +68,8 @@ def eager_spline(input, theta, size, padding_mode, align_corners, transform, mod
     """``eager`` of a spline evaluated anew, with the roundings that a kernel has too: the measure
     of errors. The matrix that ``eager`` keeps is rounded from float64.
     """
-    grid = Transform.grid(sources.spline(transform), theta, size, align_corners)  # keeps no matrix
-    grid = grid.to(input.dtype)
+    grid = sources.spline(transform).source(theta, pixels(size, align_corners, theta))
+    grid = grid.unflatten(-2, tuple(size)).to(input.dtype)
     return F.grid_sample(input, grid, mode, padding_mode, align_corners)
 
 
