@@ -179,7 +179,8 @@ class _BackwardCall:
         n, c, *size = self.input.shape
         problem = problem_of(n, c, size, self.input, self.grad_output, self.grad_input)
         one_theta = self.grad_output.shape[1] == 1
-        return configs.gather(problem, one_theta, self.input.dtype.itemsize)
+        folds = self.sampling.padding_mode != "zeros"
+        return configs.gather(problem, one_theta, self.input.dtype.itemsize, folds)
 
     def over_output(self, scatters: bool, rest: bool) -> configs.Config:
         n, k, c, *size = self.grad_output.shape

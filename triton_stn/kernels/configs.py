@@ -108,8 +108,8 @@ def forward(problem: Problem) -> Config:
     return _cut(problem, VOLUME_FORWARD_PASS if problem.size[0] > 1 else FORWARD_PASS, tiles)
 
 
-def gather(problem: Problem, one_theta: bool, itemsize: int) -> Config:
-    """Of the input."""
+def gather(problem: Problem, one_theta: bool, itemsize: int, folds: bool = False) -> Config:
+    """Of the input; ``folds``: under a padding rule whose comparisons take registers too."""
     few = problem.channels <= FEW_CHANNELS
     a_pass = GATHER_PASS if one_theta or problem.size[0] > 1 else GATHER_PASS_OF_MANY
     if itemsize == 8 and problem.channels >= FEW_CHANNELS:
@@ -124,7 +124,7 @@ def gather(problem: Problem, one_theta: bool, itemsize: int) -> Config:
     elif few:
         maxnreg = FEW_REGISTERS
     tiles = BACKWARD_TILES if few and one_theta else 1
-    pixels = PIXELS_OF_MANY if few and not one_theta else 1
+    pixels = PIXELS_OF_MANY if few and not one_theta and not folds else 1
     return _cut(problem, a_pass, tiles, maxnreg, pixels)
 
 
