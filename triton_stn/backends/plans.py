@@ -6,7 +6,6 @@ that repeats a layout finds its plan again, and the static kernel report compile
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -57,10 +56,14 @@ class Backward:
 
     plans: tuple[Plan, ...]
     dtype: torch.dtype  # of sums
-    gathers: bool  # or grad_input is added up from zeros
     into: str  # where it is added up, see `kernels/sums.py`
     partial: tuple[int, ...] = ()  # shape of the partial sums; none where P is grad_theta
     coefficients: tuple[int, ...] = ()  # of a spline, a second one
+
+    @cached_property
+    def gathers(self) -> bool:
+        """Or grad_input is added up from zeros."""
+        return any(plan.kernel in (gather, gather_maps) for plan in self.plans)
 
     @cached_property
     def adds_floats(self) -> bool:
@@ -149,7 +152,7 @@ def plan_backward(
         plans.append(call.plan(kernel, config, differing, slots, first))
         first += config.slots if "sums" in differing else 0
     if not wanted.grad_theta:
-        return Backward(tuple(plans), sum_dtype(input.dtype), gathers, into)
+        return Backward(tuple(plans), sum_dtype(input.dtype), into)
     return call.reduced(tuple(plans), slots, splits)
 
 
@@ -209,14 +212,12 @@ class _BackwardCall:
         """The launches, and those that make grad_theta of the partial sums."""
         n, k, _, *size = self.grad_output.shape
         dtype = sum_dtype(self.input.dtype)
-        gathers = self.sampling.gathers
-        made = functools.partial(Backward, dtype=dtype, gathers=gathers, into=self.into)
         source, ndim = self.sampling.source, len(size)
         if self.sums:
             wide = 6 * configs.cdiv(self.sums, 6)
             affine = ndim if source == "affine" else 0
             plan = self.plan_reduce(slots, wide, self.sums, affine)
-            return made((*plans, plan), partial=(n, k, slots, wide))
+            return Backward((*plans, plan), dtype, self.into, (n, k, slots, wide))
         field = (n, k, splits, *size, FIELDS.get(source, 2))
         numbers = FIELDS.get(source, 2) * size[0] * size[1]
         if source == "spline":
@@ -224,11 +225,12 @@ class _BackwardCall:
             of_spline = self.plan_spline(splits)
             chunks = of_spline.grid[1]
             plan = self.plan_reduce(chunks, 4 * t, 4 * t, 0)
-            return made((*plans, of_spline, plan), partial=field, coefficients=(n, k, chunks, t, 4))
+            launches = (*plans, of_spline, plan)
+            return Backward(launches, dtype, self.into, field, (n, k, chunks, t, 4))
         if splits == 1 and self.theta.dtype == dtype:
-            return made(plans)  # P is grad_theta itself
+            return Backward(plans, dtype, self.into)  # P is grad_theta itself
         plan = self.plan_reduce(splits, numbers, numbers, 0)
-        return made((*plans, plan), partial=field)
+        return Backward((*plans, plan), dtype, self.into, field)
 
     def input_sums(self) -> InputSums:
         k = self.grad_output.shape[1]
