@@ -42,8 +42,9 @@ CHANNELS = (*range(1, 67), 96, 128, 255, 256)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _gather(axis: float, three: float, unit: str, **registers: int) -> dict[str, float]:
-    return {f"{window} {unit}": axis for window in AXIS} | {f"THREE {unit}": three} | registers
+def _gather(unit: str, axis: float, **others: float) -> dict[str, float]:
+    windows = {f"{window} {unit}": axis for window in AXIS}
+    return windows | {f"{window} {unit}": most for window, most in others.items()}
 
 
 # Instructions that a thread may execute on sm_90, of kernels of ``PLAIN`` images as they are
@@ -53,15 +54,18 @@ BUDGETS = {
     ("forward", "1", "512x512"): {"per_tile": 72},
     ("forward", "3", "512x512"): {"per_tile": 124},
     ("forward", "64", "56x56"): {"per_channel": 16},
-    ("gather", "1", "512x512 → input+θ"): _gather(118, 325, "per_tile", registers=128),
-    ("gather", "3", "512x512 → input+θ"): _gather(170, 436, "per_tile", registers=128),
-    ("gather", "64", "56x56 → input+θ"): _gather(33, 60, "per_channel"),
-    ("gather", "1", "512x512 → input"): _gather(74, 215, "per_tile"),
-    ("gather", "3", "512x512 → input"): _gather(113, 282, "per_tile"),
-    ("gather", "64", "56x56 → input"): _gather(24, 42, "per_channel"),
+    ("gather", "1", "512x512 → input+θ"): _gather("per_tile", 118, THREE=178, OUTPUT=80)
+    | {"registers": 80},
+    ("gather", "3", "512x512 → input+θ"): _gather("per_tile", 170, THREE=245, OUTPUT=115)
+    | {"registers": 80},
+    ("gather", "64", "56x56 → input+θ"): _gather("per_channel", 31, THREE=39, OUTPUT=18)
+    | {"registers": 128},
+    ("gather", "1", "512x512 → input"): _gather("per_tile", 74, THREE=176),
+    ("gather", "3", "512x512 → input"): _gather("per_tile", 113, THREE=245),
+    ("gather", "64", "56x56 → input"): _gather("per_channel", 24, THREE=39),
     ("grad_theta", "1", "512x512 → θ"): {"per_tile": 80},
     ("grad_theta", "3", "512x512 → θ"): {"per_tile": 125},
-    ("grad_theta", "64", "56x56 → θ"): {"per_channel": 20},
+    ("grad_theta", "64", "56x56 → θ"): {"per_channel": 18},
 }
 
 

@@ -75,15 +75,19 @@ def ours(case: Case, theta_kind: str, pass_name: str, tags: int) -> Touched:
     at, k = _gather_tiles(case)
     reads = _candidates(at, maps[k], at.image * case.k + k, window(maps[0]), target)
     touched = _loads(reads, tags) * case.k + _writes([at.own(source)], tags)
-    if case.k == 1:
+    if from_input(case, theta_kind):
         here = np.where(_met(at, maps[k], case), at.own(source), -1)
         return Touched(*(touched + _loads([here], tags)) * at.weight)
-    # grad_theta of several maps comes from the output's side.
     cut = configs.output_side(output_problem(case), scatters=False, rest=False)
     out = _tiles(cut, case.n * case.k, *target)
     taps = _taps(out, maps[out.image % case.k], out.image // case.k, source, target, False)
     of_theta = _loads(taps, tags) + _loads([out.own(target)], tags)
     return Touched(*touched * at.weight + of_theta * out.weight)
+
+
+def from_input(case: Case, theta_kind: str) -> bool:
+    """Whether the gather makes grad_theta, too; else it comes from the output's side."""
+    return case.k == 1 and window(pixel_maps(case, theta_kind)[0]) in (*EXACT, "STRAIGHT")
 
 
 def output_problem(case: Case) -> configs.Problem:

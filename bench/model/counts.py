@@ -6,11 +6,15 @@ each branch is counted by itself:
     UPRIGHT  no rotation and no magnification      ON_SIDE   likewise at exact quarter turns
     THREE    any other θ that magnifies by little  STRAIGHT  no rotation, magnifying
     WALK     any other θ that magnifies            WIDE      by very much: not counted
+
+Where grad_theta is wanted too, THREE, WALK and WIDE go on to OUTPUT, which takes it from the
+output's side and is counted apart.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from triton.compiler import CompiledKernel
 
@@ -22,7 +26,9 @@ from bench.model.sass import Sites, call_sites
 from triton_stn.kernels.gather import one, several
 
 NUMBERS_AN_OUTPUT = 5  # that grad_theta loads for a pixel·channel: dY and four taps of X
+JOINT = ("UPRIGHT", "ON_SIDE", "STRAIGHT")  # windows that make grad_theta, too
 NARROW = ("UPRIGHT", "ON_SIDE", "THREE")  # windows whose candidates no loop walks
+OUTPUT = "OUTPUT"
 MISSED = "MISSED"  # where a tile is out of a map's view
 
 
@@ -50,7 +56,10 @@ def row(spec: Specialisation, target: str, windows: Sequence[str] = ()) -> dict[
 def _sites(kernel: str) -> Sites | None:
     """Where a gather calls its windows."""
     if kernel == "gather":
-        return call_sites(one.gather, "gather_tiles")
+        sites = call_sites(one.gather, "gather_tiles")
+        # Behind any of the windows: of a θ that is not finite, behind the shortest.
+        output = sites["NOTHING"] | call_sites(one.gather, "walk_share")["walk_share"]
+        return sites | {OUTPUT: output}
     if kernel == "gather_maps":
         maps = call_sites(several.gather_map, "through")
         turned = call_sites(several.gather_turned, "through")
@@ -64,7 +73,11 @@ def path(spec: Specialisation, compiled: CompiledKernel, window: str = "") -> Pa
         # A tile is then stored as zeros, as that of a θ that is not finite is; of several maps the
         # longest way past all windows is counted.
         window = "NOTHING" if spec.kernel == "gather" else ""
-    return paths.count(compiled, _sites(spec.kernel), window)
+    found = paths.count(compiled, _sites(spec.kernel), window)
+    if window == OUTPUT:  # its loop over bands is walked once, where the output is as large
+        bands, *loops = found.loops
+        found = replace(found, outside=found.outside + bands, loops=tuple(loops))
+    return found
 
 
 def pixels(spec: Specialisation) -> float:
@@ -75,7 +88,7 @@ def pixels(spec: Specialisation) -> float:
 def channels_a_turn(spec: Specialisation, found: Path) -> float:
     """Channels that a thread takes in a turn of the loop over them, which may be unrolled."""
     part = found.loops[1]
-    if spec.kernel == "grad_theta":
+    if spec.kernel == "grad_theta" or not paths.moved(part, "STG"):
         numbers = paths.moved(part, "LDG") / spec.itemsize / NUMBERS_AN_OUTPUT
     elif spec.kernel == "gather_maps":  # stores after its loop over the maps
         return spec.tiling.step

@@ -102,7 +102,9 @@ def ours(task: Task, gpu: GPU) -> Work:
     """triton_stn's work."""
     case = task.case
     bytes = min_bytes(task)
-    if task.pass_name == "backward" and case.k > 1:  # grad_input and grad_theta each read dY
+    backward = task.pass_name == "backward"
+    if backward and case.ndim == 2 and not addresses.from_input(case, task.theta_kind):
+        # grad_input and grad_theta each read dY.
         bytes += SIZE * case.n * case.c * in_view(case, task.theta_kind)[1]
     if case.ndim == 3 or window(task) == "WIDE":
         return Work(bytes, None, None)
@@ -169,20 +171,21 @@ def instructions(task: Task, target: str) -> float | None:
     total = share * of_kernel(case, gather, kind, target, candidates)
     if share < 1:
         total += (1 - share) * of_kernel(case, gather, counts.MISSED, target)
-    if case.k > 1:
+    if "grad_theta" in launched(case, target):
         total += of_kernel(case, "grad_theta", "", target)
+    elif kind not in counts.JOINT:
+        total += of_output(case, target)
     return total
 
 
 def waits(task: Task, gpu: GPU) -> float:
     """Cycles that the programs of a pass's launches wait, were every tile in view."""
     case = task.case
-    kernels = ["forward"]
-    if task.pass_name == "backward":
-        kernels = ["gather", "reduce"] if case.k == 1 else ["gather_maps", "grad_theta", "reduce"]
+    backward = task.pass_name == "backward"
     cycles = 0.0
-    for kernel in kernels:
-        spec, compiled = launched(case, kernel, gpu.target)
+    for kernel, (spec, compiled) in launched(case, gpu.target).items():
+        if backward == (kernel == "forward"):
+            continue
         threads = spec.plan.num_warps * WARP
         registers = -(-sass.resources(compiled)["registers"] // 8) * 8 * threads
         resident = gpu.sms * min(THREADS // threads, REGISTERS // registers)
@@ -191,18 +194,19 @@ def waits(task: Task, gpu: GPU) -> float:
             work = spec.plan.arguments["WORK"]
             passes = math.ceil(work.channels_a_split / spec.tiling.step)
             rounds += work.tiles * passes * (work.maps if kernel == "gather_maps" else 1)
+        if kernel == "gather" and window(task) not in counts.JOINT:
+            rounds += passes * output_tiles(spec)
         cycles += math.ceil(spec.programs / resident) * rounds * LATENCY
     return cycles
 
 
-@lru_cache(maxsize=256)
-def launched(case: Case, kernel: str, target: str) -> tuple[Specialisation, CompiledKernel]:
-    """A launch of a case, and what it is compiled to."""
+@lru_cache(maxsize=64)
+def launched(case: Case, target: str) -> dict[str, tuple[Specialisation, CompiledKernel]]:
+    """The launches of a case's passes, and what they are compiled to, by kernel."""
     shape, nchw = (case.n, case.c, case.h, case.w), torch.contiguous_format
     size = (case.h_out, case.w_out)
     specs = launches.passes(shape, torch.float32, nchw, launches.BOTH, k=case.k, size=size)
-    (spec,) = (s for s in specs if s.kernel == kernel)
-    return spec, launches.compiled(spec, target)
+    return {spec.kernel: (spec, launches.compiled(spec, target)) for spec in specs}
 
 
 @lru_cache(maxsize=256)
@@ -213,10 +217,26 @@ def of_kernel(
 
     ``candidates``: rows, and how many in each, of a window that is walked.
     """
-    spec, compiled = launched(case, kernel, target)
+    spec, compiled = launched(case, target)[kernel]
     found = counts.path(spec, compiled, window)
     threads = spec.programs * spec.plan.num_warps * WARP
     return threads * found.total(counts.turns(spec, found, candidates))
+
+
+def output_tiles(spec: Specialisation) -> float:
+    """Tiles of the output that a program of the gather walks where it takes grad_theta from there."""
+    canvas, tiling, (_, walkers, bands) = spec.plan.arguments["CANVAS"], spec.tiling, spec.plan.grid
+    columns = math.ceil(math.ceil(canvas.width / tiling.block_w) / walkers)
+    return columns * math.ceil(canvas.height / tiling.block_h) / bands
+
+
+@lru_cache(maxsize=256)
+def of_output(case: Case, target: str) -> float:
+    """Instructions of the gather's threads that it takes grad_theta from the output's side with."""
+    spec, compiled = launched(case, target)["gather"]
+    found = counts.path(spec, compiled, counts.OUTPUT)
+    turns = [output_tiles(spec), *counts.turns(spec, found)[1:]]
+    return spec.programs * spec.plan.num_warps * WARP * (found.total(turns) - found.once)
 
 
 def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:

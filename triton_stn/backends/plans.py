@@ -41,6 +41,9 @@ from triton_stn.kernels.settle import settle
 from triton_stn.kernels.spline import spline_gradient
 from triton_stn.kernels.sums import FIXED_BITS, largest
 
+# Of an output so many times as large as the input grad_theta has a launch of its own.
+OUTPUT_ALONE = 4
+
 
 class Wanted(NamedTuple):
     """Which gradients, and whether they have to have the same bits every time."""
@@ -122,14 +125,16 @@ def plan_backward(
     into = added_into(input.dtype, ndim, sampling, wanted)
     gathers = wanted.grad_input and sampling.gathers
     scatters = wanted.grad_input and (rest or not sampling.gathers)
-    # Of several maps a gather would reduce the sums of each in every tile. From the output's side a
-    # program has one map, and keeps its sums over many tiles.
-    apart = wanted.grad_theta and (k > 1 if gathers else not scatters)
+    # Of several maps a gather would reduce the sums of each in every tile; and a small input has few
+    # programs to share a large output. From the output's side a program has one map, and there are
+    # programs for all of it.
+    unlike = k > 1 or math.prod(grad_output.shape[3:]) > OUTPUT_ALONE * math.prod(input.shape[2:])
+    apart = wanted.grad_theta and (unlike if gathers else not scatters)
     joint = wanted.grad_theta and not apart
     sums = sums_of(ndim, sampling.source)
     call = _BackwardCall(grad_output, input, theta, sampling, sums, into)
     launches = []  # (kernel, configuration, the rules that differ)
-    of_input = dict(rest=rest, into=into, needs_input=True)
+    of_input = dict(rest=rest, into=into)
     # Whatever is sampled, and how: one kernel.
     of_any = dict(into=into, source="affine", mode="bilinear", padding="zeros")
     if into == "fixed":
@@ -137,7 +142,8 @@ def plan_backward(
     if gathers:
         launches.append((gather if k == 1 else gather_maps, call.over_input(), of_input))
     if scatters:
-        launches.append((scatter, call.over_output(scatters=True, rest=rest), of_input))
+        config = call.over_output(scatters=True, rest=rest)
+        launches.append((scatter, config, dict(of_input, scatters=True)))
     if into != "dX":
         launches.append((settle, call.over(input), of_input if rest else of_any))
     if apart:

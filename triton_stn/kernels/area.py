@@ -106,8 +106,9 @@ def forward_area(X, Y, place, sides, at, count, FRAME, RULES: tl.constexpr, TILI
     """The tile of `forward`, channel after channel."""
     samples = sides.along_j * sides.along_i
     most = tl.max(samples).to(tl.int32)
-    X_ptr = X.ptr + at.channels * X.stride_c
+    X_offs = at.channels.to(RULES.index) * X.stride_c
     Y_ptrs = Y.ptr
+    step = tl.full([1, 1], TILING.block_c, RULES.index)
     for c in range(0, count, TILING.block_c):
         here = at.mask & some(at.channels, count - c, TILING.mask_channels)
         total = tl.zeros(Y_ptrs.shape, RULES.dtype)
@@ -116,13 +117,13 @@ def forward_area(X, Y, place, sides, at, count, FRAME, RULES: tl.constexpr, TILI
             along = taps(sample_place(place, sides, dj, di), FRAME, RULES)
             weights = corner_weights(along)
             masks = corner_masks(along, here & (s < samples), True)
-            ptrs = X_ptr + offsets(left_index(along), X, RULES)
+            offs = X_offs + offsets(left_index(along), X, RULES)
             for n in tl.static_range(4):
-                value = tl.load(corner(ptrs, X, n), mask=masks[n], other=0.0)
+                value = tl.load(corner(X, offs, n), mask=masks[n], other=0.0)
                 total = tl.fma(value.to(RULES.dtype), weights[n], total)
         # Of a coordinate that is not finite no tap is read, and a weight is NaN.
         tl.store(Y_ptrs, (total / samples).to(Y.ptr.dtype.element_ty), mask=here)
-        X_ptr += TILING.block_c * X.stride_c
+        X_offs += step * X.stride_c
         Y_ptrs += TILING.block_c * Y.stride_c
 
 
@@ -135,11 +136,12 @@ def backward_area(
     samples = sides.along_j * sides.along_i
     most = tl.max(samples).to(tl.int32)
     share = 1 / samples
-    X_ptr = X.ptr + at.channels * X.stride_c
-    dX_ptr = dX.ptr + at.channels * dX.stride_c
+    X_offs = at.channels.to(RULES.index) * X.stride_c
+    dX_offs = at.channels.to(RULES.index) * dX.stride_c
     G_ptrs = G.ptr
     zero = tl.zeros(place[0].shape, RULES.dtype)
     slopes = AreaSlopes(zero, zero, zero, zero, zero, zero)
+    step = tl.full([1, 1], TILING.block_c, RULES.index)
     for c in range(0, count, TILING.block_c):
         here = mask & some(at.channels, count - c, TILING.mask_channels)
         g = tl.load(G_ptrs, mask=here, other=0.0).to(RULES.dtype) * share
@@ -149,18 +151,18 @@ def backward_area(
             along = taps(where, FRAME, RULES)
             read = here & (s < samples) & (nonfinite(where) == 0)
             index = left_index(along)
-            if RULES.needs_input:
+            if RULES.scatters:
                 weights = corner_weights(along)
                 written = corner_masks(along, read, True)
-                ptrs = dX_ptr + offsets(index, dX, RULES)
+                offs = dX_offs + offsets(index, dX, RULES)
                 for n in tl.static_range(4):
-                    add(INTO, corner(ptrs, dX, n), g * weights[n], written[n], RULES)
+                    add(INTO, corner(dX, offs, n), g * weights[n], written[n], RULES)
             if RULES.needs_theta:
                 masks = corner_masks(along, read, False)
-                ptrs = X_ptr + offsets(index, X, RULES)
+                offs = X_offs + offsets(index, X, RULES)
                 values = ()
                 for n in tl.static_range(4):
-                    value = tl.load(corner(ptrs, X, n), mask=masks[n], other=0.0)
+                    value = tl.load(corner(X, offs, n), mask=masks[n], other=0.0)
                     values = values + (value.to(RULES.dtype),)
                 s_x = tl.where(read, g * slope_along(values, along, 0), 0.0)
                 s_y = tl.where(read, g * slope_along(values, along, 1), 0.0)
@@ -175,7 +177,7 @@ def backward_area(
                     slopes.x_i + s_x * di,
                     slopes.y_i + s_y * di,
                 )
-        X_ptr += TILING.block_c * X.stride_c
-        dX_ptr += TILING.block_c * dX.stride_c
+        X_offs += step * X.stride_c
+        dX_offs += step * dX.stride_c
         G_ptrs += TILING.block_c * G.stride_c
     return slopes

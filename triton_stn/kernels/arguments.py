@@ -118,7 +118,7 @@ class Rules:
     dtype: object  # of coordinates, weights and sums
     index: object  # of offsets inside one image
     several: bool = False  # K > 1
-    needs_input: bool = False
+    scatters: bool = False  # what it does from the output's side adds to grad_input
     needs_theta: bool = False
     sums: int = 0  # that make up grad_theta where it is wanted; 0 of a field and of a spline
     rest: bool = False  # a scatter follows the gather, for what that leaves

@@ -107,7 +107,7 @@ def backward_bicubic(
             for b in tl.static_range(4):
                 column = along_x.pixels[b].to(RULES.index)
                 read = here & along_y.inside[a] & along_x.inside[b]
-                if RULES.needs_input:
+                if RULES.scatters:
                     weight = along_y.weights[a] * along_x.weights[b]
                     written = read & (weight != 0)
                     ptrs = dX_ptr + (row * dX.stride_h + column * dX.stride_w)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.coordinates import source_map
-from triton_stn.kernels.output_side import Job, backward_program
+from triton_stn.kernels.output_side import OutputJob, backward_program
 from triton_stn.kernels.sums import Into
 from triton_stn.kernels.tiles import of_share, share
 
@@ -30,7 +30,7 @@ def grad_theta(
 ):
     part = share(WORK, RULES, TILING)
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
-    job = Job(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, True)
+    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, True)
     X = of_share(X, part)
     nowhere = Into(X, ())
     backward_program(X, of_share(dY, part), nowhere, P, job, WORK.tiles, RULES, TILING)

@@ -1,4 +1,4 @@
-"""The tile of a backward from the output's side, which `scatter` and `grad_theta` share.
+"""The tile of a backward from the output's side, which every kernel of the backward shares.
 
 With the taps of its coordinate each output pixel has, summed over the channels,
 
@@ -30,10 +30,10 @@ from triton_stn.kernels.taps import (
     slope_along,
     taps,
 )
-from triton_stn.kernels.tiles import of_tile, output_spot, slot, some, tile
+from triton_stn.kernels.tiles import bands_of, of_tile, output_spot, slot, some, tile, tile_at
 
 
-class Job(NamedTuple):
+class OutputJob(NamedTuple):
     """What a program's tiles have in common."""
 
     part: object
@@ -43,7 +43,7 @@ class Job(NamedTuple):
     canvas: object
     frame: object
     scale: object
-    everything: object  # of a theta that no gather takes: pixels in view, too
+    everything: object  # of a theta that no gather takes a scatter takes pixels in view, too
 
 
 @triton.jit
@@ -62,6 +62,22 @@ def backward_program(X, dY, INTO, P, JOB, tiles, RULES: tl.constexpr, TILING: tl
     if RULES.sums > 0:
         nk = JOB.part.n.to(tl.int64) * JOB.work.maps + JOB.part.k
         store_moments(P, nk * JOB.work.slots + slot(JOB.part, JOB.work), moments)
+
+
+@triton.jit
+def walk_share(moments, X, dY, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
+    """moments and what the output gives to them that a program of the input's side has a share in.
+
+    Bands of the output are dealt out to those of the input; along a band every program walks as
+    many tiles. Tensors are of its share of the channels.
+    """
+    walkers = tl.num_programs(1)
+    tiles = tl.cdiv(tl.cdiv(JOB.canvas.width, TILING.block_w), walkers)
+    for band in range(tl.program_id(2), bands_of(JOB.canvas, TILING), tl.num_programs(2)):
+        for t in range(tiles):
+            at = tile_at(band, tl.program_id(1) * tiles + t, JOB.canvas, RULES, TILING)
+            moments = backward_tile(moments, at, X, dY, (), (), JOB, RULES, TILING)
+    return moments
 
 
 @triton.jit
@@ -87,7 +103,8 @@ def backward_tile(moments, at, X, dY, INTO, P, JOB, RULES: tl.constexpr, TILING:
     # An output that is not finite gives nothing to any gradient.
     mask = at.mask & (nonfinite(place) == 0)
     if RULES.rest and RULES.padding != "zeros":
-        mask &= JOB.everything | (in_view(place, frame, RULES) == 0)
+        gathered = in_view(place, frame, RULES)
+        mask &= (JOB.everything | (gathered == 0)) if RULES.scatters else gathered
     G = of_tile(dY, at, RULES)
     slopes = ()
     if RULES.mode == "nearest":
@@ -165,37 +182,49 @@ def backward_linear(
 ):
     """Four taps a pixel, or eight a voxel: adds to INTO, returns the slopes along each axis."""
     NDIM: tl.constexpr = RULES.ndim
-    dX = INTO.image
     PASS: tl.constexpr = TILING.channels_a_pass
     along = taps(place, FRAME, RULES)
     weights = corner_weights(along)
     masks = corner_masks(along, mask, False)
-    written = corner_masks(along, mask, True)
     index = left_index(along)
-    X_ptrs = X.ptr + offsets(index, X, RULES) + at.channels * X.stride_c
-    dX_ptrs = dX.ptr + offsets(index, dX, RULES) + at.channels * dX.stride_c
+    offs = offsets(index, X, RULES) + at.channels * X.stride_c
+    step = tl.full([1, 1], TILING.block_c, RULES.index)
+    if RULES.scatters:
+        dX = INTO.image
+        written = corner_masks(along, mask, True)
+        dX_offs = offsets(index, dX, RULES) + at.channels * dX.stride_c
     G_ptrs = G.ptr
     sums = ()  # over the channels, dY times each tap
+    values = ()  # a tap that is not read keeps the zero that it was before the loop
     for _ in tl.static_range(len(weights)):
         sums = sums + (tl.zeros(G_ptrs.shape, RULES.dtype),)
+    for _ in tl.static_range(PASS * len(weights)):
+        values = values + (tl.zeros(offs.shape, X.ptr.dtype.element_ty),)
     for c in range(0, 1 if TILING.one_pass else count, TILING.step):
+        kept = values
+        values = ()
         for s in tl.static_range(PASS):
             here = some(at.channels + s * TILING.block_c, count - c, TILING.mask_channels)
             g = tl.load(G_ptrs, mask=mask & here, other=0.0).to(RULES.dtype)
             before = sums
             sums = ()
             for n in tl.static_range(len(weights)):
-                if RULES.needs_input:
-                    ptrs = corner(dX_ptrs, dX, n)
+                if RULES.scatters:
+                    ptrs = corner(dX, dX_offs, n)
                     add(INTO, ptrs, g * weights[n], written[n] & here, RULES)
                 if RULES.needs_theta:
-                    value = tl.load(corner(X_ptrs, X, n), mask=masks[n] & here, other=0.0)
+                    # Of a channel that there is not, it may be an inf.
+                    other = 0.0 if TILING.mask_channels else kept[s * len(weights) + n]
+                    value = tl.load(corner(X, offs, n), mask=masks[n] & here, other=other)
+                    values = values + (value,)
                     sums = sums + (tl.fma(g, value.to(RULES.dtype), before[n]),)
                 else:
+                    values = values + (kept[s * len(weights) + n],)
                     sums = sums + (before[n],)
             G_ptrs += TILING.block_c * G.stride_c
-            X_ptrs += TILING.block_c * X.stride_c
-            dX_ptrs += TILING.block_c * dX.stride_c
+            offs += step * X.stride_c
+            if RULES.scatters:
+                dX_offs += step * dX.stride_c
     slopes = ()
     if RULES.needs_theta:
         if TILING.block_c > 1:

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from triton_stn.kernels.coordinates import source_map
 from triton_stn.kernels.gather.rest import is_gathered, leaves_rest
-from triton_stn.kernels.output_side import Job, backward_program
+from triton_stn.kernels.output_side import OutputJob, backward_program
 from triton_stn.kernels.sums import into
 from triton_stn.kernels.tiles import of_share, share
 
@@ -38,6 +38,6 @@ def scatter(
     if RULES.rest:
         everything = is_gathered(pixel_map, CANVAS, RULES) == 0
         tiles = tl.where(leaves_rest(pixel_map, CANVAS, FRAME, RULES), tiles, 0)
-    job = Job(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, everything)
+    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, everything)
     sums = into(dX, SUMS, part, RULES)
     backward_program(of_share(X, part), of_share(dY, part), sums, P, job, tiles, RULES, TILING)

@@ -187,12 +187,18 @@ def offsets(index, IMAGE, RULES: tl.constexpr):
 
 
 @triton.jit
-def corner(ptrs, IMAGE, TAP: tl.constexpr):
-    """From the first tap to another, x fastest. Step by step: sums of strides could overflow."""
+def corner(IMAGE, offs, TAP: tl.constexpr):
+    """Pointers to a tap, x fastest, where the first one has offsets.
+
+    Slices and rows move the pointer that all threads have in common. Step by step: sums of strides
+    could overflow.
+    """
+    ptr = IMAGE.ptr
     if TAP // 4 == 1:
-        ptrs += IMAGE.stride_d
+        ptr += IMAGE.stride_d
     if TAP // 2 % 2 == 1:
-        ptrs += IMAGE.stride_h
+        ptr += IMAGE.stride_h
+    ptrs = ptr + offs
     if TAP % 2 == 1:
         ptrs += IMAGE.stride_w
     return ptrs

@@ -120,8 +120,14 @@ def tile(t, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
     The pixels are one axis, so that no version of the compiler lays the threads out otherwise. In
     channels-last, threads lie along the channels first.
     """
-    band = tl.program_id(2)
-    first_column = (tl.program_id(1) * WORK.tiles + t) * TILING.block_w
+    column = tl.program_id(1) * WORK.tiles + t
+    return tile_at(tl.program_id(2), column, SIZE, RULES, TILING)
+
+
+@triton.jit
+def tile_at(band, column, SIZE, RULES: tl.constexpr, TILING: tl.constexpr):
+    """A tile by its band and its column of tiles."""
+    first_column = column * TILING.block_w
     pixels = tl.arange(0, TILING.pixels)[:, None]
     channels = tl.arange(0, TILING.block_c)[None, :]
     columns = first_column + pixels % TILING.block_w
@@ -139,6 +145,12 @@ def tile(t, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
         rows = first_row + pixels // TILING.block_w % TILING.block_h
         mask = (slices < SIZE.depth) & (rows < SIZE.height) & (columns < SIZE.width)
     return Tile(slices, rows, columns, channels, mask, first_slice, first_row, first_column)
+
+
+@triton.jit
+def bands_of(SIZE, TILING: tl.constexpr):
+    """The bands of a canvas."""
+    return tl.cdiv(SIZE.depth, TILING.block_d) * tl.cdiv(SIZE.height, TILING.block_h)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.gather.candidates import accumulate, at_row, hat, load_pass, with_sign
+from triton_stn.kernels.gather.candidates import add_joint, at_row, hat, load_pass, with_sign
 
 
 class AxisWindow(NamedTuple):
@@ -96,7 +96,7 @@ def gather_axis(acc, ts, X, G, window, pixels, RULES: tl.constexpr, TILING: tl.c
     for n in tl.static_range(4):
         ptr = G.ptr + window.stride_q if n // 2 == 1 else G.ptr
         weight = window.wx[n % 2] * window.wy[n // 2]
-        acc, t = accumulate(
+        acc, t = add_joint(
             acc, ts[n], values, at_row(G, ptr), n % 2, weight, window.inside[n], pixels,
             RULES, TILING,
         )  # fmt: skip

@@ -1,4 +1,8 @@
-"""One candidate of the gathering backward: what an output pixel gives to an input pixel."""
+"""One candidate of the gathering backward: what an output pixel gives to an input pixel.
+
+A joint window sums t = dY · X of each of its candidates too, over the channels, of which the sums
+of grad_theta are made; any other gathers grad_input alone (`one.py` has why).
+"""
 
 from typing import NamedTuple
 
@@ -51,7 +55,7 @@ class Gathered(NamedTuple):
     """What a window adds to, over its candidates."""
 
     acc: object  # grad_input of each channel of a pass, [pixels, block_c]
-    moments: object  # the sums of grad_theta
+    moments: object  # of a joint window the sums of grad_theta, or first the t of its candidates
 
 
 @triton.jit
@@ -183,90 +187,93 @@ def with_sign(value, distance):
 
 
 @triton.jit
-def accumulate(
+def weight_at(place, pixels, RULES: tl.constexpr):
+    """The weight of each pixel at a place; 0, or less, out of its cell."""
+    weight = along_axis(place[0], pixels.u, pixels.last[0], RULES)
+    if RULES.ndim == 3:
+        weight = saturated(weight) * along_axis(place[2], pixels.w, pixels.last[2], RULES)
+    # Of several negative factors one at most is left.
+    return saturated(weight) * along_axis(place[1], pixels.v, pixels.last[1], RULES)
+
+
+@triton.jit
+def saturated(weight):
+    """Between 0 and 1: on NVIDIA a modifier of the addition that made a weight."""
+    return tl.minimum(tl.maximum(weight, 0.0), 1.0)
+
+
+@triton.jit
+def along_axis(x, u, last, RULES: tl.constexpr):
+    """`weight_at` along one axis, negative out of the cell."""
+    if RULES.mode == "nearest":
+        weight = tl.where(round_half_even(x) == u, 1.0, 0.0).to(x.dtype)
+    else:
+        weight = 1 - tl.abs(x - u)
+        if RULES.padding != "zeros":
+            weight = tl.where((x > 0) & (x < last), weight, 0.0)
+    return weight
+
+
+@triton.jit
+def add_candidate(
+    acc,
+    G,  # dY at one candidate a pixel, or
+    COLUMN: tl.constexpr,  # so many columns before it
+    weight,
+    pixels,
+    RULES: tl.constexpr,
+    TILING: tl.constexpr,
+):
+    """Add one candidate to grad_input, for every channel of the pass; nothing where it has no
+    weight, which an overflowing coordinate leaves undefined."""
+    PASS: tl.constexpr = TILING.channels_a_pass
+    out = ()
+    offs = G.offs
+    for c in tl.static_range(PASS):
+        ptrs = G.ptr + offs
+        for _ in tl.static_range(COLUMN):
+            ptrs += G.step
+        mask = (weight > 0) & some(pixels.channels + c, pixels.left, TILING.mask_channels)
+        g = tl.load(ptrs, mask=mask, other=0.0).to(RULES.dtype)
+        out = out + (tl.where(weight > 0, tl.fma(g, weight, acc[c]), acc[c]),)
+        offs += G.stride_c
+    return out
+
+
+@triton.jit
+def add_joint(
     acc,
     t,
     values,  # the pass's X at the tile's pixels
-    G,  # dY at one candidate a pixel, or
-    COLUMN: tl.constexpr,  # so many columns before it
+    G,
+    COLUMN: tl.constexpr,
     weight,
     inside,
     pixels,
     RULES: tl.constexpr,
     TILING: tl.constexpr,
 ):
-    """Add one candidate to grad_input and to its t, for every channel of the pass: (acc, t)."""
-    PASS: tl.constexpr = TILING.channels_a_pass
-    out = ()
-    total = t if TILING.block_c == 1 else tl.zeros(acc[0].shape, RULES.dtype)
-    offs = G.offs
-    for c in tl.static_range(PASS):
-        mask = inside & some(pixels.channels + c, pixels.left, TILING.mask_channels)
-        ptrs = G.ptr + offs
-        for _ in tl.static_range(COLUMN):
-            ptrs += G.step
-        g = tl.load(ptrs, mask=mask, other=0.0).to(RULES.dtype)
-        # A tap with zero weight adds nothing, even of an inf; its derivative still counts in t.
-        out = out + (tl.where(weight > 0, tl.fma(g, weight, acc[c]), acc[c]),)
-        if RULES.needs_theta:
+    """`add_candidate`, and to its t: (acc, t). On the edge of a cell t has what the weight lacks."""
+    if not RULES.needs_theta:
+        acc = add_candidate(acc, G, COLUMN, weight, pixels, RULES, TILING)
+    else:
+        PASS: tl.constexpr = TILING.channels_a_pass
+        total = t if TILING.block_c == 1 else tl.zeros(acc[0].shape, RULES.dtype)
+        out = ()
+        offs = G.offs
+        for c in tl.static_range(PASS):
+            ptrs = G.ptr + offs
+            for _ in tl.static_range(COLUMN):
+                ptrs += G.step
+            mask = inside & some(pixels.channels + c, pixels.left, TILING.mask_channels)
+            g = tl.load(ptrs, mask=mask, other=0.0).to(RULES.dtype)
+            # A tap with zero weight adds nothing, even of an inf.
+            out = out + (tl.where(weight > 0, tl.fma(g, weight, acc[c]), acc[c]),)
             total = tl.fma(g, values[c], total)
-        offs += G.stride_c
-    if RULES.needs_theta:
+            offs += G.stride_c
+        acc = out
         t = total if TILING.block_c == 1 else t + tl.sum(total, 1, keep_dims=True)
-    return out, t
-
-
-@triton.jit
-def candidate(
-    gathered,
-    values,
-    G,  # dY at the candidate, the pass's first channel
-    place,  # its coordinates
-    mask,
-    pixels,
-    RULES: tl.constexpr,
-    TILING: tl.constexpr,
-):
-    """Add an output pixel, wherever it falls, to grad_input.
-
-    Returns (acc, what it gives to -S_x, to -S_y, it lies in the cell). Selects where a product with
-    0 would do but for an overflowing coordinate or an inf of X.
-    """
-    wx, distance_x, in_x = hat(place[0], pixels.u, pixels.last[0], RULES)
-    wy, distance_y, in_y = hat(place[1], pixels.v, pixels.last[1], RULES)
-    inside = in_x & in_y & mask
-    wx = tl.where(inside, wx, 0.0)
-    wy = tl.where(inside, wy, 0.0)
-    acc, t = accumulate(
-        gathered.acc,
-        tl.zeros(wx.shape, wx.dtype),
-        values,
-        G,
-        0,
-        wx * wy,
-        inside,
-        pixels,
-        RULES,
-        TILING,
-    )
-    t = tl.where(inside, t, 0.0)
-    return acc, with_sign(t * wy, distance_x), with_sign(t * wx, distance_y), inside
-
-
-@triton.jit
-def add_moments(moments, x, y, j, i, RULES: tl.constexpr):
-    """moments - (x·j, x·i, x, y·j, y·i, y); nothing where dtheta is not wanted."""
-    if RULES.needs_theta:
-        m0, m1, m2, m3, m4, m5 = moments
-        moments = (
-            tl.fma(-j, x, m0),
-            tl.fma(-i, x, m1),
-            m2 - x,
-            tl.fma(-j, y, m3),
-            tl.fma(-i, y, m4),
-            m5 - y,
-        )
-    return moments
+    return acc, t
 
 
 @triton.jit

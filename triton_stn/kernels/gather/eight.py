@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.gather.axis import axis_candidate, first_inside
-from triton_stn.kernels.gather.candidates import accumulate, at_row, load_pass
+from triton_stn.kernels.gather.candidates import add_joint, at_row, load_pass
 
 
 class Edge(NamedTuple):
@@ -81,7 +81,7 @@ def gather_eight(acc, ts, X, G, window, pixels, RULES: tl.constexpr, TILING: tl.
             ptr += window.stride_q
         weight = x.weight[n % 2] * (y.weight[n // 2 % 2] * z.weight[n // 4])
         inside = x.inside[n % 2] & y.inside[n // 2 % 2] & z.inside[n // 4]
-        acc, t = accumulate(
+        acc, t = add_joint(
             acc, ts[n], values, at_row(G, ptr), n % 2, weight, inside & pixels.mask, pixels,
             RULES, TILING,
         )  # fmt: skip

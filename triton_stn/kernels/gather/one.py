@@ -1,7 +1,12 @@
 """The gather of one theta an image: its window, then the tiles, then the passes of channels.
 
 A window stands outside of the loops, where the compiler hoists what does not change; a narrow one
-is worked out once a tile, all passes go through it, and the moments come at the end.
+is worked out once a tile, and all passes go through it.
+
+Where grad_theta is wanted too, a theta without rotation gathers jointly: its window has few
+candidates beside the four that an output pixel reads, and shares loads and weights. Any other
+gathers grad_input alone, and then the program takes grad_theta from the output's side, where an
+output pixel is looked at once.
 """
 
 import triton
@@ -40,10 +45,10 @@ from triton_stn.kernels.gather.inverse import (
 )
 from triton_stn.kernels.gather.perspective import inverse_homography
 from triton_stn.kernels.gather.rest import leaves_rest
-from triton_stn.kernels.gather.three import three_moments
 from triton_stn.kernels.gather.volume import inverse_3d
 from triton_stn.kernels.gather.windows import Job, first_candidate, gather_pass, open_window
 from triton_stn.kernels.moments import store_moments, zero_moments
+from triton_stn.kernels.output_side import OutputJob, walk_share
 from triton_stn.kernels.sums import into
 from triton_stn.kernels.tiles import of_share, share, slot, tile, tile_offsets
 
@@ -75,6 +80,7 @@ def gather(
     # At least one, for a branch that hands on nothing does not compile.
     MOMENTS: tl.constexpr = RULES.sums if RULES.sums > 0 else 1
     moments = zero_moments(MOMENTS, TILING, RULES)
+    apart = tl.full([], 0, tl.int1)  # grad_theta is still to be taken
     if RULES.ndim == 3:
         inverse = inverse_3d(pixel_map, CANVAS, RULES)
         job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)
@@ -83,11 +89,13 @@ def gather(
         elif is_eight(pixel_map):
             moments = gather_tiles(moments, job, EIGHT, RULES, TILING)
         else:
+            apart = tl.full([], 1, tl.int1)
             moments = gather_tiles(moments, job, VOLUME, RULES, TILING)
     elif RULES.source == "projective":
         inverse = inverse_homography(pixel_map, CANVAS, RULES)
         job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)
-        if job.inverse.gathered:
+        apart = job.inverse.gathered
+        if apart:
             moments = gather_tiles(moments, job, PERSPECTIVE, RULES, TILING)
         else:
             moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
@@ -101,6 +109,7 @@ def gather(
             inverse = inverse_map(pixel_map, RULES)
             turned = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)
             kind = window_kind(pixel_map, inverse)
+            apart = kind != STRAIGHT
             if kind == THREE:
                 moments = gather_tiles(moments, turned, THREE, RULES, TILING)
             elif kind == STRAIGHT:
@@ -112,6 +121,9 @@ def gather(
             else:
                 moments = gather_tiles(moments, turned, NOTHING, RULES, TILING)
     if RULES.sums > 0:
+        if apart:
+            of_output = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, False)
+            moments = walk_share(moments, X, dY, of_output, RULES, TILING)
         row = part.n.to(tl.int64) * WORK.slots + slot(part, WORK)
         store_moments(P, row, moments)
 
@@ -139,15 +151,10 @@ def gather_tile(moments, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILIN
     pixels = tile_pixels(at, job.count, job.frame, RULES)
     window = open_window(job, pixels, KIND, RULES)
     G = first_candidate(job, window, pixels, KIND, RULES)
-    if KIND == WIDE:  # goes from pixel to pixel
-        X = plane_of(job.x, 0, pixels.channels, RULES)
-    else:
-        X = plane_of(job.x, tile_offsets(at, job.x, RULES), pixels.channels, RULES)
+    X = plane_of(job.x, tile_offsets(at, job.x, RULES), pixels.channels, RULES)
     dX = plane_of(job.out.image, tile_offsets(at, job.out.image, RULES), pixels.channels, RULES)
     if KIND == UPRIGHT or KIND == ON_SIDE:
         sums = zero_moments(4, TILING, RULES)
-    elif KIND == THREE:
-        sums = zero_moments(9, TILING, RULES)
     elif KIND == EIGHT:
         sums = zero_moments(8, TILING, RULES)
     else:
@@ -164,8 +171,6 @@ def gather_tile(moments, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILIN
     if RULES.needs_theta:
         if KIND == UPRIGHT or KIND == ON_SIDE:
             moments = axis_moments(moments, sums, window, KIND == ON_SIDE)
-        elif KIND == THREE:
-            moments = three_moments(moments, sums, window)
         elif KIND == EIGHT:
             moments = eight_moments(moments, sums, window)
         else:

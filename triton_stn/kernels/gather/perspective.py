@@ -11,13 +11,12 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.coordinates import fma3, homography, to_pixels
+from triton_stn.kernels.coordinates import fma3, matrix_place
 from triton_stn.kernels.gather.candidates import (
-    Gathered,
+    add_candidate,
     at_offset,
-    candidate,
-    load_pass,
     output_offsets,
+    weight_at,
 )
 from triton_stn.kernels.gather.inverse import MOST_CANDIDATES, inverse_3x3, largest_of
 
@@ -128,14 +127,10 @@ def perspective_window(pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr):
 
 
 @triton.jit
-def gather_perspective(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
-    """One pass of channels; the tile walks as far as the largest of its pixels' windows.
-
-    The moments are along X, Y and 1 of the gradients of the rows of H.
-    """
+def gather_perspective(acc, G, JOB, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
+    """One pass of channels; the tile walks as far as the largest of its pixels' windows."""
     pixel_map, inverse, CANVAS = JOB.pixel_map, JOB.inverse, JOB.canvas
     window = perspective_window(pixel_map, inverse, pixels, CANVAS, RULES)
-    values = load_pass(X, window.i_last >= window.i_first, pixels, RULES, TILING)
     i = window.i_first
     j_first = window.j_first - CANVAS.centre_w
     row = G.offs + output_offsets(JOB.dy, j_first, i - CANVAS.centre_h, CANVAS, RULES)
@@ -143,33 +138,12 @@ def gather_perspective(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING:
         offs = row
         j = window.j_first
         for _ in range((tl.max(window.j_last - window.j_first) + 1).to(tl.int32)):
-            X_out = (j - CANVAS.centre_w) * pixel_map.unit_w
-            Y_out = (i - CANVAS.centre_h) * pixel_map.unit_h
-            x, y, over_w = homography(pixel_map, X_out, Y_out)
-            acc, s_x, s_y, inside = candidate(
-                gathered, values, at_offset(G, offs), to_pixels(pixel_map, x, y),
-                (i <= window.i_last) & (j <= window.j_last), pixels, RULES, TILING,
-            )  # fmt: skip
-            moments = gathered.moments
-            if RULES.needs_theta:
-                over_w = tl.where(inside, over_w, 0.0)
-                s_x *= pixel_map.half_w * over_w
-                s_y *= pixel_map.half_h * over_w
-                s_w = -tl.where(inside, tl.fma(s_x, x, s_y * y), 0.0)
-                moments = add_rows(moments, s_x, s_y, s_w, X_out, Y_out)
-            gathered = Gathered(acc, moments)
+            place = matrix_place(pixel_map, j - CANVAS.centre_w, i - CANVAS.centre_h, 0.0, RULES)
+            here = (i <= window.i_last) & (j <= window.j_last)
+            weight = tl.where(here, weight_at(place, pixels, RULES), 0.0)
+            acc = add_candidate(acc, at_offset(G, offs), 0, weight, pixels, RULES, TILING)
             offs += JOB.dy.stride_w
             j += 1
         row += JOB.dy.stride_h
         i += 1
-    return gathered
-
-
-@triton.jit
-def add_rows(m, s_x, s_y, s_w, X, Y):
-    """moments - (s_x·(X, Y, 1), s_y·(X, Y, 1), s_w·(X, Y, 1))"""
-    return (
-        tl.fma(-X, s_x, m[0]), tl.fma(-Y, s_x, m[1]), m[2] - s_x,
-        tl.fma(-X, s_y, m[3]), tl.fma(-Y, s_y, m[4]), m[5] - s_y,
-        tl.fma(-X, s_w, m[6]), tl.fma(-Y, s_w, m[7]), m[8] - s_w,
-    )  # fmt: skip
+    return acc

@@ -143,6 +143,6 @@ def through(
     window = open_window(job, pixels, KIND, RULES)
     G = first_candidate(job, window, pixels, KIND, RULES)
     X = plane_of(job.x, 0, pixels.channels, RULES)  # not read
-    sums = zero_moments(9 if KIND == THREE else 8 if KIND == EIGHT else 4, TILING, RULES)
+    sums = zero_moments(8 if KIND == EIGHT else 4, TILING, RULES)  # left alone
     gathered = gather_pass(Gathered(acc, sums), X, G, window, pixels, job, at, KIND, RULES, TILING)
     return gathered.acc

@@ -10,7 +10,7 @@ import triton.language as tl
 from triton_stn.kernels.gather.axis import first_inside
 from triton_stn.kernels.gather.candidates import (
     Gathered,
-    accumulate,
+    add_joint,
     at_offset,
     hat,
     load_pass,
@@ -54,8 +54,11 @@ def gather_straight(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl
         for _ in range(candidates_along(a, RULES)):
             wx, distance_x, in_x = hat(tl.fma(a, j, x_1), pixels.u, pixels.last[0], RULES)
             inside = in_y & in_x & (tl.abs(j) <= CANVAS.centre_w)
-            acc, t = accumulate(
-                acc, zero, values, at_offset(G, offs), 0, wx * wy, inside, pixels, RULES, TILING
+            weight = wx * wy
+            if not RULES.needs_theta:  # `add_candidate` looks at the weight alone
+                weight = tl.where(inside, weight, 0.0)
+            acc, t = add_joint(
+                acc, zero, values, at_offset(G, offs), 0, weight, inside, pixels, RULES, TILING
             )
             if RULES.needs_theta:
                 t = tl.where(inside, t, 0.0)

@@ -12,13 +12,10 @@ import triton.language as tl
 
 from triton_stn.kernels.coordinates import affine_3d
 from triton_stn.kernels.gather.candidates import (
-    Gathered,
-    accumulate,
+    add_candidate,
     at_offset,
-    hat,
-    load_pass,
     output_offsets,
-    with_sign,
+    weight_at,
 )
 from triton_stn.kernels.gather.inverse import inverse_3x3, largest_of
 
@@ -109,7 +106,7 @@ def candidates_along(row, pixel_map, pixels, middle, extent, size, centre):
 
 
 @triton.jit
-def gather_volume(gathered, X, G, JOB, at, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
+def gather_volume(acc, G, JOB, at, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
     """One pass of channels through the window of one theta."""
     dtype: tl.constexpr = RULES.dtype
     pixel_map, CANVAS = JOB.pixel_map, JOB.canvas
@@ -131,7 +128,6 @@ def gather_volume(gathered, X, G, JOB, at, pixels, RULES: tl.constexpr, TILING: 
         inverse.k, pixel_map, pixels, middle, extent, CANVAS.depth.to(dtype), CANVAS.centre_d
     )
     if along_j.meets & along_i.meets & along_k.meets:
-        values = load_pass(X, pixels.mask, pixels, RULES, TILING)
         k = along_k.first
         for _ in range(along_k.count):
             i = along_i.first
@@ -142,48 +138,11 @@ def gather_volume(gathered, X, G, JOB, at, pixels, RULES: tl.constexpr, TILING: 
                 for _ in range(along_j.count):
                     inside = (tl.abs(k) <= CANVAS.centre_d) & (tl.abs(i) <= CANVAS.centre_h)
                     inside &= pixels.mask & (tl.abs(j) <= CANVAS.centre_w)
-                    gathered = voxel_candidate(
-                        gathered, values, at_offset(G, offs), pixel_map, (j, i, k), inside, pixels,
-                        RULES, TILING,
-                    )  # fmt: skip
+                    weight = weight_at(affine_3d(pixel_map, j, i, k), pixels, RULES)
+                    weight = tl.where(inside, weight, 0.0)
+                    acc = add_candidate(acc, at_offset(G, offs), 0, weight, pixels, RULES, TILING)
                     offs += JOB.dy.stride_w
                     j += 1
                 i += 1
             k += 1
-    return gathered
-
-
-@triton.jit
-def voxel_candidate(
-    gathered, values, G, pixel_map, index, inside, pixels, RULES: tl.constexpr, TILING: tl.constexpr
-):
-    """Add one output voxel, wherever it falls."""
-    x, y, z = affine_3d(pixel_map, index[0], index[1], index[2])
-    wx, distance_x, in_x = hat(x, pixels.u, pixels.last[0], RULES)
-    wy, distance_y, in_y = hat(y, pixels.v, pixels.last[1], RULES)
-    wz, distance_z, in_z = hat(z, pixels.w, pixels.last[2], RULES)
-    inside &= in_x & in_y & in_z
-    wx = tl.where(inside, wx, 0.0)
-    wy = tl.where(inside, wy, 0.0)
-    wz = tl.where(inside, wz, 0.0)
-    acc, t = accumulate(
-        gathered.acc, tl.zeros(wx.shape, RULES.dtype), values, G, 0, wx * wy * wz, inside, pixels,
-        RULES, TILING,
-    )  # fmt: skip
-    moments = gathered.moments
-    if RULES.needs_theta:
-        t = tl.where(inside, t, 0.0)
-        slopes = (
-            with_sign(t * (wy * wz), distance_x),
-            with_sign(t * (wx * wz), distance_y),
-            with_sign(t * (wx * wy), distance_z),
-        )
-        before = moments
-        moments = ()
-        for n in tl.static_range(12):
-            s = slopes[n // 4]
-            if n % 4 < 3:
-                moments = moments + (tl.fma(-index[n % 4], s, before[n]),)
-            else:
-                moments = moments + (before[n] - s,)
-    return Gathered(acc, moments)
+    return acc

@@ -5,22 +5,19 @@ import triton.language as tl
 
 from triton_stn.kernels.coordinates import affine_2d
 from triton_stn.kernels.gather.candidates import (
-    Gathered,
-    add_moments,
+    add_candidate,
     at_offset,
-    candidate,
     in_output,
-    load_pass,
     pixel_offsets,
+    weight_at,
 )
 from triton_stn.kernels.gather.inverse import window_corner
 
 
 @triton.jit
-def gather_walk(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
+def gather_walk(acc, G, JOB, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
     """One pass of channels through the window."""
     pixel_map, inverse, CANVAS = JOB.pixel_map, JOB.inverse, JOB.canvas
-    values = load_pass(X, pixels.mask, pixels, RULES, TILING)
     column, first_row = window_corner(pixel_map, inverse, pixels, CANVAS)
     row = G.offs + pixel_offsets(JOB.dy, column, first_row, RULES)
     j_first = column - CANVAS.centre_w
@@ -30,13 +27,10 @@ def gather_walk(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl.con
         j = j_first
         for _ in range((2 * inverse.reach_j + 1).to(tl.int32)):
             here = pixels.mask & in_output(j, i, CANVAS)
-            place = affine_2d(pixel_map, j, i)
-            acc, s_x, s_y, _ = candidate(
-                gathered, values, at_offset(G, offs), place, here, pixels, RULES, TILING
-            )
-            gathered = Gathered(acc, add_moments(gathered.moments, s_x, s_y, j, i, RULES))
+            weight = tl.where(here, weight_at(affine_2d(pixel_map, j, i), pixels, RULES), 0.0)
+            acc = add_candidate(acc, at_offset(G, offs), 0, weight, pixels, RULES, TILING)
             offs += JOB.dy.stride_w
             j += 1
         row += JOB.dy.stride_h
         i += 1
-    return gathered
+    return acc

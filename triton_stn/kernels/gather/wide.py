@@ -14,14 +14,12 @@ import triton.language as tl
 from triton_stn.kernels.coordinates import affine_2d
 from triton_stn.kernels.gather.candidates import (
     SLACK,
-    Gathered,
     Pixels,
-    add_moments,
+    add_candidate,
     at_offset,
-    candidate,
     in_output,
-    load_pass,
     output_offsets,
+    weight_at,
     zero_pass,
 )
 from triton_stn.kernels.gather.inverse import Box, meets
@@ -79,8 +77,8 @@ def rows_of(pixel_map, inverse, u, v, CANVAS):
 
 
 @triton.jit
-def gather_wide(gathered, X, G, JOB, at, left, RULES: tl.constexpr, TILING: tl.constexpr):
-    """One pass of channels, of every pixel of a tile; X at the image's first pixel."""
+def gather_wide(acc, G, JOB, at, left, RULES: tl.constexpr, TILING: tl.constexpr):
+    """One pass of channels, of every pixel of a tile."""
     PASS: tl.constexpr = TILING.channels_a_pass
     pixel_map, inverse, FRAME, CANVAS = JOB.pixel_map, JOB.inverse, JOB.frame, JOB.canvas
     stretch = row_stretch(pixel_map, CANVAS, RULES)
@@ -95,10 +93,7 @@ def gather_wide(gathered, X, G, JOB, at, left, RULES: tl.constexpr, TILING: tl.c
         exists = (row < FRAME.height) & (column < FRAME.width)
         if exists & meets(pixel_map, inverse, Box(u, v, 0.0, 0.0), CANVAS):
             pixels = Pixels(u, v, 0.0, lasts(FRAME, RULES), exists, at.channels, left)
-            across_x = column.to(RULES.index) * JOB.x.stride_w
-            of_one = at_offset(X, X.offs + (row.to(RULES.index) * JOB.x.stride_h + across_x))
-            values = load_pass(of_one, column < FRAME.width, pixels, RULES, TILING)
-            of_pixel = Gathered(zero_pass(RULES, TILING), gathered.moments)
+            of_pixel = zero_pass(RULES, TILING)
             first, end = rows_of(pixel_map, inverse, u, v, CANVAS)
             for block in range(first, end, TILING.block_h):
                 i = (block + rows).to(RULES.dtype) - CANVAS.centre_h
@@ -106,16 +101,14 @@ def gather_wide(gathered, X, G, JOB, at, left, RULES: tl.constexpr, TILING: tl.c
                 for across in range(0, stretch.width, TILING.block_w):
                     j = j_first + (across + columns).to(RULES.dtype)
                     offs = output_offsets(JOB.dy, j, i, CANVAS, RULES)
-                    acc, s_x, s_y, _ = candidate(
-                        of_pixel, values, at_offset(G, G.offs + offs), affine_2d(pixel_map, j, i),
-                        in_output(j, i, CANVAS), pixels, RULES, TILING,
-                    )  # fmt: skip
-                    moments = add_moments(of_pixel.moments, s_x, s_y, j, i, RULES)
-                    of_pixel = Gathered(acc, moments)
-            here = (rows == pixel // TILING.block_w) & (columns == pixel % TILING.block_w)
+                    weight = weight_at(affine_2d(pixel_map, j, i), pixels, RULES)
+                    weight = tl.where(in_output(j, i, CANVAS), weight, 0.0)
+                    here = at_offset(G, G.offs + offs)
+                    of_pixel = add_candidate(of_pixel, here, 0, weight, pixels, RULES, TILING)
+            own = (rows == pixel // TILING.block_w) & (columns == pixel % TILING.block_w)
             out = ()
             for c in tl.static_range(PASS):
-                total = tl.sum(of_pixel.acc[c], 0, keep_dims=True)
-                out = out + (gathered.acc[c] + tl.where(here, total, 0.0),)
-            gathered = Gathered(out, of_pixel.moments)
-    return gathered
+                total = tl.sum(of_pixel[c], 0, keep_dims=True)
+                out = out + (acc[c] + tl.where(own, total, 0.0),)
+            acc = out
+    return acc

@@ -68,7 +68,7 @@ def first_candidate(job, window, pixels, KIND: tl.constexpr, RULES: tl.constexpr
 
 @triton.jit
 def gather_pass(
-    gathered,  # of a narrow window the t of every candidate in place of the moments
+    gathered,
     X, G, window, pixels, job, at,
     KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
@@ -76,20 +76,30 @@ def gather_pass(
     if KIND == UPRIGHT or KIND == ON_SIDE:
         acc, ts = gather_axis(gathered.acc, gathered.moments, X, G, window, pixels, RULES, TILING)
         gathered = Gathered(acc, ts)
-    elif KIND == THREE:
-        acc, ts = gather_three(gathered.acc, gathered.moments, X, G, window, pixels, RULES, TILING)
-        gathered = Gathered(acc, ts)
     elif KIND == EIGHT:
         acc, ts = gather_eight(gathered.acc, gathered.moments, X, G, window, pixels, RULES, TILING)
         gathered = Gathered(acc, ts)
     elif KIND == STRAIGHT:
         gathered = gather_straight(gathered, X, G, job, pixels, RULES, TILING)
-    elif KIND == WALK:
-        gathered = gather_walk(gathered, X, G, job, pixels, RULES, TILING)
-    elif KIND == PERSPECTIVE:
-        gathered = gather_perspective(gathered, X, G, job, pixels, RULES, TILING)
-    elif KIND == VOLUME:
-        gathered = gather_volume(gathered, X, G, job, at, pixels, RULES, TILING)
-    elif KIND == WIDE:
-        gathered = gather_wide(gathered, X, G, job, at, pixels.left, RULES, TILING)
+    else:
+        acc = gather_alone(gathered.acc, G, window, pixels, job, at, KIND, RULES, TILING)
+        gathered = Gathered(acc, gathered.moments)
     return gathered
+
+
+@triton.jit
+def gather_alone(
+    acc, G, window, pixels, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """What a window gives to a pass that is not joint."""
+    if KIND == THREE:
+        acc = gather_three(acc, G, window, pixels, RULES, TILING)
+    elif KIND == WALK:
+        acc = gather_walk(acc, G, job, pixels, RULES, TILING)
+    elif KIND == PERSPECTIVE:
+        acc = gather_perspective(acc, G, job, pixels, RULES, TILING)
+    elif KIND == VOLUME:
+        acc = gather_volume(acc, G, job, at, pixels, RULES, TILING)
+    elif KIND == WIDE:
+        acc = gather_wide(acc, G, job, at, pixels.left, RULES, TILING)
+    return acc
