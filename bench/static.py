@@ -58,7 +58,7 @@ BUDGETS = {
     | {"registers": 80},
     ("gather", "3", "512x512 → input+θ"): _gather("per_tile", 170, THREE=245, OUTPUT=115)
     | {"registers": 80},
-    ("gather", "64", "56x56 → input+θ"): _gather("per_channel", 31, THREE=39, OUTPUT=18)
+    ("gather", "64", "56x56 → input+θ"): _gather("per_channel", 33, THREE=39, OUTPUT=18)
     | {"registers": 128},
     ("gather", "1", "512x512 → input"): _gather("per_tile", 74, THREE=176),
     ("gather", "3", "512x512 → input"): _gather("per_tile", 113, THREE=245),

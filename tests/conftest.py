@@ -24,6 +24,7 @@ if GPU is None:
 import compiled  # noqa: E402
 
 import triton_stn  # noqa: E402
+from triton_stn.backends import fused  # noqa: E402
 
 if GPU is None and compiled.HERE:
     from ptxrun import launches
@@ -169,3 +170,17 @@ def device(place):
 def triton_device(kernels):
     with triton_stn.use_backend(kernels.backend):
         yield torch.device(kernels.device)
+
+
+@pytest.fixture(name="launches")
+def _launches(monkeypatch):
+    """Every launch, in order."""
+    seen = []
+    real = fused.launch
+
+    def launch(plan, *args, **kwargs):
+        seen.append(plan)
+        return real(plan, *args, **kwargs)
+
+    monkeypatch.setattr(fused, "launch", launch)
+    return seen

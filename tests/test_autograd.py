@@ -24,20 +24,6 @@ def theta_of(n, device="cpu"):
     return (torch.eye(2, 3) + 0.3 * noise(n, 2, 3, seed=7)).to(device)
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """Every launch, in order."""
-    seen = []
-    real = fused.launch
-
-    def launch(plan, *args, **kwargs):
-        seen.append(plan)
-        return real(plan, *args, **kwargs)
-
-    monkeypatch.setattr(fused, "launch", launch)
-    return seen
-
-
 def backward(place, x, theta, needs_input, needs_theta, **options):
     x, theta = x.clone().requires_grad_(needs_input), theta.clone().requires_grad_(needs_theta)
     y = place.sample(x, theta, (4, 5), **options)

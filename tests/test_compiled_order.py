@@ -18,7 +18,7 @@ ORDERS = 10
 ADDED_UP = [
     "border", "reflection_bfloat", "border_run_of_24", "nearest_border", "bicubic_reflection",
     "area", "area_border_maps", "patch", "grid", "grid_nearest", "grid_of_many_channels",
-    "flow_reflection", "spline_maps", "homography_rest", "homography_border", "volume_rest",
+    "flow_reflection", "spline_maps", "homography_rest", "homography_border",
     "volume_border",
 ]  # fmt: skip
 MORE = {
@@ -30,7 +30,7 @@ MORE = {
 }
 ALL = {name: CASES[name] for name in ADDED_UP} | MORE
 # The rest, each a minute's compiling at most, are for a landing.
-QUICK = ("border", "reflection_bfloat", "grid", "area", "homography_border", "volume_border")
+QUICK = ("border", "grid", "volume_border")
 
 
 @contextmanager

@@ -52,6 +52,7 @@ CASES = {
     "theta_alone": Case(wanted="theta"),
     "many_slots": Case(size=(136, 131), output_size=(140, 133)),
     "many_tiles": Case(size=(300, 470), output_size=(310, 450)),
+    "much_output": Case(size=(6, 5), output_size=(23, 37)),
     "one_channel": Case(channels=1),
     "many_channels": Case(channels=70),
     "three_maps": Case(maps=3),
@@ -100,7 +101,10 @@ CASES = {
     "volume_upright_run_of_8": volume(of="upright", channels=8, channels_last=True),
     "volume_input_alone": volume(wanted="input"),
     "volume_theta_alone": volume(wanted="theta"),
-    "volume_rest": volume(of="magnified"),
+    "volume_shared": volume(of="magnified"),
+    "volume_flat": volume(of="flat"),
+    "volume_flat_two_maps": volume(of="flat", maps=2),
+    "volume_flat_border": volume(of="flat", options=BORDER),
     "volume_border": volume(options=BORDER),
     "volume_nearest": volume(options=NEAREST),
     "volume_two_maps": volume(maps=2),
@@ -139,7 +143,10 @@ def theta(case: Case) -> torch.Tensor:
         return signs.double().expand(*leading, 3, 4)
     zoom = 1 / 40 if case.of == "magnified" else 1
     eye = torch.eye(ndim, ndim + 1, dtype=torch.float64)
-    return zoom * (eye + 0.2 * noise(*leading, ndim, ndim + 1, seed=3).clamp(-1.5, 1.5))
+    maps = zoom * (eye + 0.2 * noise(*leading, ndim, ndim + 1, seed=3).clamp(-1.5, 1.5))
+    if case.of == "flat":  # onto a plane
+        maps[..., 2, :3] = maps[..., 0, :3] - maps[..., 1, :3] / 2
+    return maps
 
 
 def run(place: Place, case: Case, image, theta, grad) -> Results:
@@ -178,7 +185,18 @@ def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return image, maps, grad
 
 
-@pytest.mark.parametrize("name", CASES)
+# One of each family; the rest, a few seconds' compiling each, are for a landing.
+QUICK = (
+    "plain", "theta_alone", "many_tiles", "much_output", "many_channels", "three_maps", "bfloat",
+    "run_of_40", "border", "nearest_border", "bicubic", "area", "patch", "grid_border_run_of_8",
+    "flow", "spline_maps", "homography", "homography_rest", "volume", "volume_upright",
+    "volume_flat", "volume_border",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.landing) for n in CASES]
+)
 def test_value_and_gradients_are_right(name: str):
     case = CASES[name]
     given = tensors(case)

@@ -90,6 +90,7 @@ def test_the_windows_of_one_image_s_maps_add_up(enough, pixels):
 SIZES = [(1, 1), (1, 7), (9, 1), (2, 2), (2, 130), (16, 8), (17, 9), (33, 3), (3, 129)]
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", SIZES)
 def test_an_image_of_any_size_is_right(size, align_corners):
@@ -99,6 +100,7 @@ def test_an_image_of_any_size_is_right(size, align_corners):
         check(turned[None], of, to, align_corners=align_corners)
 
 
+@pytest.mark.landing
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (17, 9)])
 @pytest.mark.parametrize("padding_mode", ["border", "reflection"])
 def test_an_image_of_any_size_is_scattered_right(size, padding_mode):

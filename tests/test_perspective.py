@@ -76,6 +76,7 @@ def test_every_homography_is_right(place: Place, deterministic, name, mode, alig
     check(place, input, theta, grad, mode=mode, align_corners=align_corners)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_maps_of_one_image_are_gathered_and_scattered_side_by_side(kernels: Place, layout, dtype):

@@ -67,6 +67,7 @@ def test_one_pixel_by_hand(device):
     torch.testing.assert_close(got[0, 0], expected)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("padding_mode", ["zeros", "border"])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_gradients_match_finite_differences(device, normalize, padding_mode):

@@ -74,7 +74,7 @@ GPUS = {
 # Kernel launches a pass, of images and of volumes: eager's as counted in a profile of PyTorch, with
 # about three more for the third axis of a volume's base grid; ours from the code, for one map an
 # image (the backward of several has one more).
-LAUNCHES = {("triton_stn", 2): (1, 2), ("triton_stn", 3): (1, 4)}
+LAUNCHES = {("triton_stn", 2): (1, 2), ("triton_stn", 3): (1, 2)}
 LAUNCHES |= {("eager", 2): (11, 12), ("eager", 3): (14, 15)}
 
 

@@ -79,15 +79,15 @@ def sums_of(ndim: int, source: str) -> int:
     return VOLUME_SUMS if ndim == 3 else SUMS.get(source, 0)
 
 
-def leaves_rest(ndim: int, sampling: Sampling) -> bool:
+def leaves_rest(sampling: Sampling) -> bool:
     """Whether a scatter follows the gather (`kernels/gather/rest.py`)."""
-    unbounded = ndim == 3 or sampling.source == "projective"
-    return sampling.gathers and (unbounded or sampling.padding_mode != "zeros")
+    folds = sampling.padding_mode != "zeros"
+    return sampling.gathers and (folds or sampling.source == "projective")
 
 
-def added_into(dtype: torch.dtype, ndim: int, sampling: Sampling, wanted: Wanted) -> str:
+def added_into(dtype: torch.dtype, sampling: Sampling, wanted: Wanted) -> str:
     """Where grad_input is added up, see `kernels/sums.py`."""
-    if not wanted.grad_input or (sampling.gathers and not leaves_rest(ndim, sampling)):
+    if not wanted.grad_input or (sampling.gathers and not leaves_rest(sampling)):
         return "dX"
     if wanted.deterministic and dtype != torch.float64:
         return "fixed"
@@ -121,11 +121,11 @@ def plan_backward(
 ) -> Backward:
     """X, THETA, dY (N, K, C, *) -> dX, where it is wanted, and dTHETA, by way of P."""
     k, ndim = grad_output.shape[1], len(input.shape) - 2
-    rest = leaves_rest(ndim, sampling)
-    into = added_into(input.dtype, ndim, sampling, wanted)
+    rest = leaves_rest(sampling)
+    into = added_into(input.dtype, sampling, wanted)
     gathers = wanted.grad_input and sampling.gathers
     scatters = wanted.grad_input and (rest or not sampling.gathers)
-    # Of several maps a gather would reduce the sums of each in every tile; and a small input has few
+    # Of several maps a gather would reduce the sums of each in every tile, and a small input has few
     # programs to share a large output. From the output's side a program has one map, and there are
     # programs for all of it.
     unlike = k > 1 or math.prod(grad_output.shape[3:]) > OUTPUT_ALONE * math.prod(input.shape[2:])

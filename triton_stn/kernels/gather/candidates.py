@@ -253,7 +253,7 @@ def add_joint(
     RULES: tl.constexpr,
     TILING: tl.constexpr,
 ):
-    """`add_candidate`, and to its t: (acc, t). On the edge of a cell t has what the weight lacks."""
+    """`add_candidate`, and to its t: (acc, t). On the edge of a cell t has what weighs nothing."""
     if not RULES.needs_theta:
         acc = add_candidate(acc, G, COLUMN, weight, pixels, RULES, TILING)
     else:

@@ -84,13 +84,17 @@ def gather(
     if RULES.ndim == 3:
         inverse = inverse_3d(pixel_map, CANVAS, RULES)
         job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)
-        if (job.inverse.gathered == 0) | (is_finite(pixel_map) == 0):
+        finite = is_finite(pixel_map)
+        eight = is_eight(pixel_map)
+        apart = finite & (eight == 0)
+        if finite == 0:
             moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
-        elif is_eight(pixel_map):
+        elif eight:
             moments = gather_tiles(moments, job, EIGHT, RULES, TILING)
-        else:
-            apart = tl.full([], 1, tl.int1)
+        elif job.inverse.walked:
             moments = gather_tiles(moments, job, VOLUME, RULES, TILING)
+        else:
+            moments = gather_tiles(moments, job, WIDE, RULES, TILING)
     elif RULES.source == "projective":
         inverse = inverse_homography(pixel_map, CANVAS, RULES)
         job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)

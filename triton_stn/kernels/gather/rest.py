@@ -1,8 +1,8 @@
-"""What a gather leaves to `scatter`: a theta without a bounded window, and pixels that fold.
+"""What a gather leaves to `scatter`: homographies without bounded windows, and pixels that fold.
 
 Where the padding rule folds the plane onto the image, an output pixel that reads strictly inside
 the image reads as with zeros, and is gathered. Any other is scattered, as is every pixel of a
-homography or a volume's map whose windows are too large (`perspective.py`, `volume.py`).
+homography whose windows are too large (`perspective.py`).
 """
 
 import triton
@@ -10,7 +10,6 @@ import triton.language as tl
 
 from triton_stn.kernels.coordinates import matrix_place, source_map
 from triton_stn.kernels.gather.perspective import inverse_homography
-from triton_stn.kernels.gather.volume import inverse_3d
 from triton_stn.kernels.taps import lasts
 
 # Pixels of the input: more than rounding moves what lies between the corners of a box.
@@ -20,9 +19,7 @@ MARGIN = tl.constexpr(0.015625)
 @triton.jit
 def is_gathered(pixel_map, CANVAS, RULES: tl.constexpr):
     """Whether the windows of a theta are bounded."""
-    if RULES.ndim == 3:
-        gathered = inverse_3d(pixel_map, CANVAS, RULES).gathered
-    elif RULES.source == "projective":
+    if RULES.source == "projective":
         gathered = inverse_homography(pixel_map, CANVAS, RULES).gathered
     else:
         gathered = tl.full([], 1, tl.int1)

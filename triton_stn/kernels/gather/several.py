@@ -93,11 +93,13 @@ def gather_map(acc, job, pixels, at, RULES: tl.constexpr, TILING: tl.constexpr):
     """What one map gives to the channels of a pass."""
     if RULES.ndim == 3:
         inverse = inverse_3d(job.pixel_map, job.canvas, RULES)
-        if inverse.gathered & is_finite(job.pixel_map):
+        if is_finite(job.pixel_map):
             if is_eight(job.pixel_map):
                 acc = through(acc, inverse, job, pixels, at, EIGHT, RULES, TILING)
-            else:
+            elif inverse.walked:
                 acc = through(acc, inverse, job, pixels, at, VOLUME, RULES, TILING)
+            else:
+                acc = through(acc, inverse, job, pixels, at, WIDE, RULES, TILING)
     elif RULES.source == "projective":
         inverse = inverse_homography(job.pixel_map, job.canvas, RULES)
         if inverse.gathered:

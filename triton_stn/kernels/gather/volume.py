@@ -1,8 +1,8 @@
 """The window of a volume's theta: each thread walks the bounding box of its own voxel's cell.
 
 Input voxel (u, v, w) receives from the output voxels whose source point lies in the 2 x 2 x 2 cell
-around it; the bounding box of the cell's preimage has the same size for every voxel of a theta. A
-theta whose box is too large is left to `scatter`.
+around it; the bounding box of the cell's preimage has the same size for every voxel of a theta.
+Where it is too large for one thread a program shares it (`wide.py`).
 """
 
 from typing import NamedTuple
@@ -12,14 +12,15 @@ import triton.language as tl
 
 from triton_stn.kernels.coordinates import affine_3d
 from triton_stn.kernels.gather.candidates import (
+    SLACK,
     add_candidate,
     at_offset,
     output_offsets,
     weight_at,
 )
-from triton_stn.kernels.gather.inverse import inverse_3x3, largest_of
+from triton_stn.kernels.gather.inverse import difference, inverse_3x3, largest_of
 
-# More candidates a voxel than this are scattered. By reasoning, not measured.
+# A window of more candidates is not walked by one thread. By reasoning, not measured.
 MOST_VOXELS = tl.constexpr(1000)
 
 
@@ -36,7 +37,10 @@ class Inverse3d(NamedTuple):
     j: object  # a `Row3d` each
     i: object
     k: object
-    gathered: object
+    n: object  # the map's matrix over its largest entry, row by row
+    det: object  # of that
+    size: object  # the entry
+    walked: object  # by each thread for itself
 
 
 class Along(NamedTuple):
@@ -49,10 +53,10 @@ class Along(NamedTuple):
 
 @triton.jit
 def inverse_3d(pixel_map, CANVAS, RULES: tl.constexpr):
-    """The `Inverse3d` of a voxel map, as every kernel rounds it.
+    """The `Inverse3d` of a voxel map.
 
     The reach is widened by 1/64 and by a bound on the rounding of the inverse and of what it is
-    applied to; of a singular map it is not finite. No product is left to contract.
+    applied to; of a singular map it is not finite.
     """
     entries = ()
     for place in tl.static_range(12):
@@ -81,6 +85,9 @@ def inverse_3d(pixel_map, CANVAS, RULES: tl.constexpr):
         Row3d(j_x, j_y, j_z, reach_j),
         Row3d(i_x, i_y, i_z, reach_i),
         Row3d(k_x, k_y, k_z, reach_k),
+        n,
+        det,
+        size,
         across * tl.fma(2.0, reach_k, 1.0) <= MOST_VOXELS,
     )
 
@@ -90,6 +97,40 @@ def preimage(row, pixel_map, u, v, w):
     """Where the inverse takes a voxel, along one axis of the output, centred."""
     across = tl.fma(row.y, v - pixel_map.y_1, row.z * (w - pixel_map.z_1))
     return tl.fma(row.x, u - pixel_map.x_1, across)
+
+
+@triton.jit
+def meets_voxel(pixel_map, inverse, voxel, CANVAS):
+    """Whether the cell of a voxel meets the image of the output, by six separating axes.
+
+    They are those of the input, and across each pair of the map's columns. Of columns nearly alike
+    the axis is what rounding leaves, so distances along it are widened by their rounding.
+    """
+    d = (voxel.u - pixel_map.x_1, voxel.v - pixel_map.y_1, voxel.w - pixel_map.z_1)
+    n, size = inverse.n, inverse.size
+    j, i, k = CANVAS.centre_w, CANVAS.centre_h, CANVAS.centre_d
+    met = tl.full([], 1, tl.int1)
+    for axis in tl.static_range(3):
+        row = tl.abs(n[3 * axis]) * j + tl.abs(n[3 * axis + 1]) * i + tl.abs(n[3 * axis + 2]) * k
+        met &= tl.abs(d[axis]) <= tl.fma(size, row, 1.0) * SLACK
+    volume = tl.abs(inverse.det) * size
+    far = tl.abs(d[0]) + tl.abs(d[1]) + tl.abs(d[2]) + size * (j + i + k)
+    columns = ((n[0], n[3], n[6]), (n[1], n[4], n[7]), (n[2], n[5], n[8]))
+    met &= between(columns[1], columns[2], d, volume * j, far)
+    met &= between(columns[0], columns[2], d, volume * i, far)
+    met &= between(columns[0], columns[1], d, volume * k, far)
+    return met
+
+
+@triton.jit
+def between(a, b, d, extent, far):
+    """Whether ``d`` is within a cell and ``extent`` along the axis across columns a and b."""
+    x = difference(a[1], b[2], a[2], b[1])
+    y = difference(a[2], b[0], a[0], b[2])
+    z = difference(a[0], b[1], a[1], b[0])
+    cell = tl.abs(x) + tl.abs(y) + tl.abs(z)
+    distance = tl.abs(tl.fma(x, d[0], tl.fma(y, d[1], z * d[2])))
+    return distance <= tl.fma(1e-6, far, (cell + extent) * SLACK)
 
 
 @triton.jit
