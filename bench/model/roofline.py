@@ -224,7 +224,7 @@ def of_kernel(
 
 
 def output_tiles(spec: Specialisation) -> float:
-    """Tiles of the output that a program of the gather walks where it takes grad_theta from there."""
+    """Tiles of the output that a program of the gather walks, where it does."""
     canvas, tiling, (_, walkers, bands) = spec.plan.arguments["CANVAS"], spec.tiling, spec.plan.grid
     columns = math.ceil(math.ceil(canvas.width / tiling.block_w) / walkers)
     return columns * math.ceil(canvas.height / tiling.block_h) / bands

@@ -125,9 +125,9 @@ def plan_backward(
     into = added_into(input.dtype, sampling, wanted)
     gathers = wanted.grad_input and sampling.gathers
     scatters = wanted.grad_input and (rest or not sampling.gathers)
-    # Of several maps a gather would reduce the sums of each in every tile, and a small input has few
-    # programs to share a large output. From the output's side a program has one map, and there are
-    # programs for all of it.
+    # Of several maps a gather would reduce the sums of each in every tile, and of a small input it
+    # has few programs to share a large output. In a launch of its own a program has one map, and
+    # there are programs for all of the output.
     unlike = k > 1 or math.prod(grad_output.shape[3:]) > OUTPUT_ALONE * math.prod(input.shape[2:])
     apart = wanted.grad_theta and (unlike if gathers else not scatters)
     joint = wanted.grad_theta and not apart

@@ -197,6 +197,13 @@ def weight_at(place, pixels, RULES: tl.constexpr):
 
 
 @triton.jit
+def weight_where(here, place, pixels, RULES: tl.constexpr):
+    """`weight_at`; 0 elsewhere, and of a coordinate that overflows."""
+    weight = weight_at(place, pixels, RULES)
+    return tl.where(here & (weight > 0), weight, 0.0)
+
+
+@triton.jit
 def saturated(weight):
     """Between 0 and 1: on NVIDIA a modifier of the addition that made a weight."""
     return tl.minimum(tl.maximum(weight, 0.0), 1.0)
@@ -224,8 +231,8 @@ def add_candidate(
     RULES: tl.constexpr,
     TILING: tl.constexpr,
 ):
-    """Add one candidate to grad_input, for every channel of the pass; nothing where it has no
-    weight, which an overflowing coordinate leaves undefined."""
+    """Add one candidate to grad_input, for every channel of the pass, where its weight is over 0;
+    it is finite everywhere."""
     PASS: tl.constexpr = TILING.channels_a_pass
     out = ()
     offs = G.offs
@@ -235,7 +242,7 @@ def add_candidate(
             ptrs += G.step
         mask = (weight > 0) & some(pixels.channels + c, pixels.left, TILING.mask_channels)
         g = tl.load(ptrs, mask=mask, other=0.0).to(RULES.dtype)
-        out = out + (tl.where(weight > 0, tl.fma(g, weight, acc[c]), acc[c]),)
+        out = out + (tl.fma(g, weight, acc[c]),)
         offs += G.stride_c
     return out
 

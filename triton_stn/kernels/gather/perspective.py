@@ -16,7 +16,7 @@ from triton_stn.kernels.gather.candidates import (
     add_candidate,
     at_offset,
     output_offsets,
-    weight_at,
+    weight_where,
 )
 from triton_stn.kernels.gather.inverse import MOST_CANDIDATES, inverse_3x3, largest_of
 
@@ -140,7 +140,7 @@ def gather_perspective(acc, G, JOB, pixels, RULES: tl.constexpr, TILING: tl.cons
         for _ in range((tl.max(window.j_last - window.j_first) + 1).to(tl.int32)):
             place = matrix_place(pixel_map, j - CANVAS.centre_w, i - CANVAS.centre_h, 0.0, RULES)
             here = (i <= window.i_last) & (j <= window.j_last)
-            weight = tl.where(here, weight_at(place, pixels, RULES), 0.0)
+            weight = weight_where(here, place, pixels, RULES)
             acc = add_candidate(acc, at_offset(G, offs), 0, weight, pixels, RULES, TILING)
             offs += JOB.dy.stride_w
             j += 1

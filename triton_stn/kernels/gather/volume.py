@@ -16,7 +16,7 @@ from triton_stn.kernels.gather.candidates import (
     add_candidate,
     at_offset,
     output_offsets,
-    weight_at,
+    weight_where,
 )
 from triton_stn.kernels.gather.inverse import difference, inverse_3x3, largest_of
 
@@ -179,8 +179,7 @@ def gather_volume(acc, G, JOB, at, pixels, RULES: tl.constexpr, TILING: tl.const
                 for _ in range(along_j.count):
                     inside = (tl.abs(k) <= CANVAS.centre_d) & (tl.abs(i) <= CANVAS.centre_h)
                     inside &= pixels.mask & (tl.abs(j) <= CANVAS.centre_w)
-                    weight = weight_at(affine_3d(pixel_map, j, i, k), pixels, RULES)
-                    weight = tl.where(inside, weight, 0.0)
+                    weight = weight_where(inside, affine_3d(pixel_map, j, i, k), pixels, RULES)
                     acc = add_candidate(acc, at_offset(G, offs), 0, weight, pixels, RULES, TILING)
                     offs += JOB.dy.stride_w
                     j += 1

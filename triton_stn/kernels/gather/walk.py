@@ -9,7 +9,7 @@ from triton_stn.kernels.gather.candidates import (
     at_offset,
     in_output,
     pixel_offsets,
-    weight_at,
+    weight_where,
 )
 from triton_stn.kernels.gather.inverse import window_corner
 
@@ -27,7 +27,7 @@ def gather_walk(acc, G, JOB, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
         j = j_first
         for _ in range((2 * inverse.reach_j + 1).to(tl.int32)):
             here = pixels.mask & in_output(j, i, CANVAS)
-            weight = tl.where(here, weight_at(affine_2d(pixel_map, j, i), pixels, RULES), 0.0)
+            weight = weight_where(here, affine_2d(pixel_map, j, i), pixels, RULES)
             acc = add_candidate(acc, at_offset(G, offs), 0, weight, pixels, RULES, TILING)
             offs += JOB.dy.stride_w
             j += 1

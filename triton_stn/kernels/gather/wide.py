@@ -20,7 +20,7 @@ from triton_stn.kernels.gather.candidates import (
     at_offset,
     in_output,
     output_offsets,
-    weight_at,
+    weight_where,
     zero_pass,
 )
 from triton_stn.kernels.gather.inverse import Box, meets
@@ -154,7 +154,7 @@ def gather_wide(acc, G, JOB, at, left, RULES: tl.constexpr, TILING: tl.constexpr
                     j = j_first + (across + lanes % TILING.block_w).to(RULES.dtype)
                     place = matrix_place(pixel_map, j, i, k, RULES)
                     here = (row < rows.count) & in_output(j, i, CANVAS)
-                    weight = tl.where(here, weight_at(place, pixels, RULES), 0.0)
+                    weight = weight_where(here, place, pixels, RULES)
                     offs = G.offs + output_offsets(JOB.dy, j, i, CANVAS, RULES)
                     if RULES.ndim == 3:
                         offs += (k + CANVAS.centre_d).to(RULES.index) * JOB.dy.stride_d
