@@ -49,7 +49,7 @@ PLAN = (
     Experiment(
         "registers",
         "More programs a multiprocessor, or more registers to each?",
-        (*product(FEW_REGISTERS=(96, 168)), *product(GATHER_REGISTERS=(128, 255))),
+        (*product(FEW_REGISTERS=(64, 96, 128)), *product(GATHER_REGISTERS=(128, 255))),
         _filters(
             "large_512/backward/identity,rotation_30", "digits_60,features_56/backward/rotation_30"
         ),

@@ -45,9 +45,10 @@ ENOUGH_PROGRAMS = 1024
 # A split repeats the set-up and the window, which cost as much as 4 to 8 channels: few where they
 # are needed to fill half of the multiprocessors, more each beyond that.
 MIN_CHANNELS_A_SPLIT, CHANNELS_A_SPLIT = 8, 16
-# 128 leave 4 programs a multiprocessor, 16 warps; with a pass of many channels they spill, and 168
+# 80 leave 6 programs a multiprocessor, 24 warps, and spill nothing where there are few channels; of
+# several thetas, with two pixels a thread, 128 do, and with a pass of many channels 168, which
 # leaves 3 (static report).
-FEW_REGISTERS, GATHER_REGISTERS = 128, 168
+FEW_REGISTERS, FEW_OF_MANY_REGISTERS, GATHER_REGISTERS = 80, 128, 168
 # Before sm_90 some kernel of many channels spills four to six words under 168, and none under 184.
 OLDER_GATHER_REGISTERS = 184
 # A run's thread holds four or eight channels of each candidate; under 255 some case spills.
@@ -122,7 +123,7 @@ def gather(problem: Problem, one_theta: bool, itemsize: int, folds: bool = False
     if problem.run > 1 or itemsize == 8:
         maxnreg = GATHER_RUN_REGISTERS
     elif few:
-        maxnreg = FEW_REGISTERS
+        maxnreg = FEW_REGISTERS if one_theta else FEW_OF_MANY_REGISTERS
     tiles = BACKWARD_TILES if few and one_theta else 1
     pixels = PIXELS_OF_MANY if few and not one_theta and not folds else 1
     return _cut(problem, a_pass, tiles, maxnreg, pixels)
@@ -131,7 +132,10 @@ def gather(problem: Problem, one_theta: bool, itemsize: int, folds: bool = False
 def output_side(problem: Problem, scatters: bool, rest: bool) -> Config:
     """Of the output; ``rest``: most programs may be idle."""
     few = problem.channels <= FEW_CHANNELS
-    return _cut(problem, FEW_CHANNELS if few else 1, BACKWARD_TILES if few or rest else 1)
+    # Left alone, ptxas settles on 72 on sm_80 and spills two.
+    maxnreg = FEW_OF_MANY_REGISTERS if problem.run == RUN_BYTES // 8 else None
+    tiles = BACKWARD_TILES if few or rest else 1
+    return _cut(problem, FEW_CHANNELS if few else 1, tiles, maxnreg)
 
 
 def spline_gradient(images: int, pixels: int, coefficients: int) -> tuple[tuple, int, int]:
