@@ -68,6 +68,15 @@ def test_forward_is_one_launch_and_joint_backward_two(kernels: Place, launches, 
     assert [plan.kernel.__name__ for plan in launches] == ["forward", "gather", "reduce"]
 
 
+@pytest.mark.parametrize("fill", [2.5, torch.tensor(1), torch.tensor([1.0, -2, 3])])
+def test_a_fill_is_in_the_one_launch_and_its_backward_in_three(kernels: Place, launches, fill):
+    x = noise(2, 3, 5, 6, device=kernels.device)
+    fill = fill.to(kernels.device) if isinstance(fill, torch.Tensor) else fill
+    backward(kernels, x, theta_of(2, kernels.device), True, True, fill_value=fill)
+    names = [plan.kernel.__name__ for plan in launches]
+    assert names == ["forward", "gather", "grad_theta", "reduce"]
+
+
 def test_the_gradient_of_several_maps_an_image_is_summed_from_the_output_s_side(
     kernels: Place, launches
 ):

@@ -55,6 +55,14 @@ CASES = {
     "much_output": Case(size=(6, 5), output_size=(23, 37)),
     "one_channel": Case(channels=1),
     "many_channels": Case(channels=70),
+    "filled": Case(options=dict(fill_value=2.5)),
+    "filled_bfloat": Case(dtype=BRAIN, options=dict(fill_value=torch.tensor([1.0, -2, 3]))),
+    "filled_nearest": Case(options=NEAREST | dict(fill_value=torch.tensor(2.5))),
+    "filled_many_channels": Case(channels=70, options=dict(fill_value=torch.arange(70.0))),
+    "filled_run_of_24_maps": Case(
+        channels=24, channels_last=True, maps=3, options=dict(fill_value=torch.arange(24.0))
+    ),
+    "filled_grid": Case("grid", options=dict(fill_value=-1)),
     "three_maps": Case(maps=3),
     "three_maps_input_alone": Case(maps=3, wanted="input"),
     "half": Case(dtype=HALF),
@@ -187,7 +195,8 @@ def tensors(case: Case) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 # One of each family; the rest, a few seconds' compiling each, are for a landing.
 QUICK = (
-    "plain", "theta_alone", "many_tiles", "much_output", "many_channels", "three_maps", "bfloat",
+    "plain", "filled", "filled_many_channels", "theta_alone", "many_tiles", "much_output",
+    "many_channels", "three_maps", "bfloat",
     "run_of_40", "border", "nearest_border", "bicubic", "area", "patch", "grid_border_run_of_8",
     "flow", "spline_maps", "homography", "homography_rest", "volume", "volume_upright",
     "volume_flat", "volume_border",

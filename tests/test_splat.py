@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from conftest import Place
@@ -111,6 +113,8 @@ def test_a_fill_value_is_what_lies_outside(device, fill, dtype):
     got = spatial_transform(x.to(device), theta.to(device), 7, fill_value=fill_value).cpu()
     exact = spatial_transform(framed.double(), (theta * scale).double(), 7)
     one_rounding = max(torch.finfo(dtype).eps / 2, 1e-5)
+    if dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1":
+        one_rounding *= 2  # the interpreter's store truncates
     torch.testing.assert_close(got.double(), exact, rtol=1.01 * one_rounding, atol=1e-5)
 
 

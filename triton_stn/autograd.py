@@ -21,13 +21,13 @@ except ImportError:  # without Triton: the operators exist, and `use_backend` ne
 _library = torch.library.Library("triton_stn", "DEF")
 _library.define(
     "sample(Tensor input, Tensor theta, SymInt[] size, str mode, str padding_mode, "
-    'bool align_corners, str source="affine") -> Tensor',
+    'bool align_corners, str source="affine", float? fill=None, Tensor? fills=None) -> Tensor',
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
     "sample_backward(Tensor grad_output, Tensor input, Tensor theta, str mode, "
     "str padding_mode, bool align_corners, bool needs_input, bool needs_theta, "
-    'str source="affine") -> (Tensor, Tensor)',
+    'str source="affine", float? fill=None, Tensor? fills=None) -> (Tensor, Tensor)',
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -38,7 +38,7 @@ def _sample(*args):
 
 
 @torch.library.register_fake("triton_stn::sample", lib=_library)
-def _sample_fake(input, theta, size, mode, padding_mode, align_corners, source="affine"):
+def _sample_fake(input, theta, size, *options):
     return empty_output(input, theta.shape[1], *size)
 
 
@@ -49,36 +49,37 @@ def _sample_backward(*args):
 
 @torch.library.register_fake("triton_stn::sample_backward", lib=_library)
 def _sample_backward_fake(
-    grad_output, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta,
-    source="affine",
-):  # fmt: skip
+    grad_output, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta, *options
+):
     return empty_gradients(input, theta, needs_input, needs_theta)
 
 
 class Sample(torch.autograd.Function):
     """input (N, C, *), theta (N, K, *) -> (N, K, C, *size), of images and of volumes.
 
-    ``options`` are mode, padding_mode, align_corners and the source. Saves its two inputs.
+    ``options`` are mode, padding_mode, align_corners, the source, and what lies outside: a number
+    and a tensor, or None. Saves its two inputs.
     """
 
     @staticmethod
     def forward(ctx, input, theta, size, *options):
-        ctx.save_for_backward(input, theta)
-        ctx.options = options
+        *ctx.options, fills = options
+        ctx.save_for_backward(input, theta, fills)
         return _below_autograd("sample", input, theta, size, *options)
 
     @staticmethod
     def backward(ctx, grad_output):
-        input, theta = ctx.saved_tensors
-        needs_input, needs_theta = ctx.needs_input_grad[:2]
-        *rules, source = ctx.options
+        input, theta, fills = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        needs_input, needs_theta = needs
+        *rules, source, fill = ctx.options
         grads = _below_autograd(
-            "sample_backward", grad_output, input, theta, *rules, needs_input, needs_theta, source
+            "sample_backward", grad_output, input, theta, *rules, *needs, source, fill, fills
         )
         grads = (grads[0] if needs_input else None, grads[1] if needs_theta else None)
         if torch.is_grad_enabled():  # create_graph=True
             grads = once(*grads, grad_output, input, theta)
-        return (*grads, *(None,) * (1 + len(ctx.options)))
+        return (*grads, *(None,) * (2 + len(ctx.options)))
 
 
 class Splat(torch.autograd.Function):
@@ -147,8 +148,11 @@ def _below_autograd(name, *args):
 
 
 @torch.library.impl(_library, "sample", "Autograd")
-def _sample_autograd(input, theta, size, mode, padding_mode, align_corners, source="affine"):
-    return Sample.apply(input, theta, size, mode, padding_mode, align_corners, source)
+def _sample_autograd(
+    input, theta, size, mode, padding_mode, align_corners, source="affine", fill=None, fills=None
+):
+    options = (mode, padding_mode, align_corners, source, fill, fills)
+    return Sample.apply(input, theta, size, *options)
 
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -166,10 +170,12 @@ def is_plain(*tensors: torch.Tensor) -> bool:
     )
 
 
-def sample(input, theta, size, mode, padding_mode, align_corners, source="affine"):
-    """(N, K, C, *size), by the Triton backend, differentiable once."""
-    arguments = (input, theta, size, mode, padding_mode, align_corners, source)
-    if not is_plain(input, theta):
+def sample(
+    input, theta, size, mode, padding_mode, align_corners, source="affine", fill=None, fills=None
+):
+    """(N, K, C, *size), by the Triton backend, differentiable once, and not in ``fills``."""
+    arguments = (input, theta, size, mode, padding_mode, align_corners, source, fill, fills)
+    if not is_plain(input, theta, *(() if fills is None else (fills,))):
         return torch.ops.triton_stn.sample(*arguments)
     wanted = torch.is_grad_enabled() and (input.requires_grad or theta.requires_grad)
     if wanted or forward_ad._current_level >= 0:  # which the Function refuses

@@ -45,7 +45,7 @@ def spatial_transform(
         padding_mode: what lies outside the image: ``"zeros"``, ``"border"`` (the nearest edge
             pixel) or ``"reflection"``.
         fill_value: with ``padding_mode="zeros"``, what lies outside instead of 0: a number, or one
-            a channel, ``(C,)``. The gradient of ``theta`` knows of it.
+            a channel, ``(C,)``, which may want a gradient. That of ``theta`` knows of it.
         align_corners: whether -1 and 1 are the centres of the corner pixels (True) or the outer
             edges of the image (False).
         antialias: where the map minifies, take the mean over what each output pixel covers instead
@@ -261,6 +261,12 @@ def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
     sample = autograd.sample if backends.uses_triton(input) else pytorch.sample
     if fill_value is None:
         return sample(input, theta, size, *rules)
+    if sample is autograd.sample and rules[0] in ("bilinear", "nearest"):
+        if not isinstance(fill_value, torch.Tensor):
+            return sample(input, theta, size, *rules, float(fill_value))
+        if not fill_value.requires_grad:
+            fills = fill_value.to(torch.promote_types(input.dtype, torch.float32))
+            return sample(input, theta, size, *rules, None, fills)
     # Sampling is linear: what lies outside has the weight that a plane of ones lacks. Both parts
     # are float32, so that a half-precision pixel is rounded once.
     wide = input.to(torch.promote_types(input.dtype, torch.float32))

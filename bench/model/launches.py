@@ -80,6 +80,7 @@ def passes(
     size: tuple[int, ...] | None = None,
     source: str = "affine",
     deterministic: bool = False,
+    fill: float | tuple[torch.dtype, int] | None = None,
 ) -> Iterator[Specialisation]:
     """The launches of one call: forward, and a backward for each pair of wanted gradients.
 
@@ -97,7 +98,8 @@ def passes(
     order = "channels-last" if last else "NCDHW" if len(extent) == 3 else "NCHW"
     name = f"C={c} {str(dtype)[6:]} {order} {mode} {padding_mode}" + (f" K={k}" if k > 1 else "")
     where = f"{name} {'x'.join(map(str, extent))}" + (f" {source}" if source != "affine" else "")
-    sampling = plans.Sampling(mode, padding_mode, False, source)
+    where += " filled" * (fill is not None)
+    sampling = plans.Sampling(mode, padding_mode, False, source, fill)
     yield Specialisation(where, plans.plan_forward(x, t, y, sampling))
     for needs_input, needs_theta in wanted:
         needs_theta = needs_theta and mode != "nearest"

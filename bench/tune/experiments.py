@@ -53,9 +53,9 @@ PLAN = (
         _filters(
             "large_512/backward/identity,rotation_30", "digits_60,features_56/backward/rotation_30"
         ),
-        "With few channels 128 leave 16 warps an SM, 168 leave 12, 96 leave 20 and may spill; "
-        "with many, 128 may spill and 255 leave 8. Issue and bytes are nearly alike: what latency "
-        "costs decides.",
+        "With few channels 80 leave 24 warps an SM, 96 leave 20, 128 leave 16, 64 leave 32 and may "
+        "spill; with many, 128 may spill and 255 leave 8. Issue and bytes are nearly alike: what "
+        "latency costs decides.",
     ),
     Experiment(
         "footprint",

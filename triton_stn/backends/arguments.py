@@ -13,7 +13,7 @@ import triton.language as tl
 from triton_stn.backends.launch import INT32_MAX
 from triton_stn.backends.layout import Layout, channels_lie_last
 from triton_stn.kernels import configs
-from triton_stn.kernels.arguments import Canvas, Frame, Image, Rules, Scale, Theta, Work
+from triton_stn.kernels.arguments import Canvas, Fill, Frame, Image, Rules, Scale, Theta, Work
 from triton_stn.kernels.coordinates import FIELDS
 
 # Fewer channels than this in a channels-last image fill no 16-byte run worth a kernel of its own:
@@ -32,6 +32,8 @@ class Sampling(NamedTuple):
     padding_mode: str
     align_corners: bool
     source: str = "affine"
+    # What lies outside: a number, or the dtype and stride of a tensor of one a channel.
+    fill: float | tuple[torch.dtype, int] | None = None
 
     @property
     def gathers(self) -> bool:
@@ -90,6 +92,13 @@ def theta_of(layout: Layout, sampling: Sampling) -> Theta:
     h, w, c = inner if sampling.source in FIELDS else (0, 0, 0)
     points = layout.shape[2] - 3 if sampling.source == "spline" else 0
     return Theta(layout.dtype, n, k, h, w, c, points)
+
+
+def fill_of(sampling: Sampling, dtype: torch.dtype) -> Fill:
+    """What a call says lies outside. A number has no tensor; the image stands in its place."""
+    if isinstance(sampling.fill, tuple):
+        return Fill(*sampling.fill, 0.0)
+    return Fill(dtype, 0, sampling.fill)
 
 
 def numbers_of(

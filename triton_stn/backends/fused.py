@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -29,14 +30,20 @@ def sample(
     padding_mode: str,
     align_corners: bool,
     source: str = "affine",
+    fill: float | None = None,
+    fills: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """input (N, C, [D,] H, W), theta (N, K, *) -> (N, K, C, *size)."""
+    """input (N, C, [D,] H, W), theta (N, K, *) -> (N, K, C, *size).
+
+    Outside lies ``fill``, or ``fills``, a tensor () or (C,); else zeros.
+    """
     output = empty_output(input, theta.shape[1], *size)
     if output.numel() > 0:
         theta = _as_rows(theta, source)
-        sampling = Sampling(mode, padding_mode, align_corners, source)
+        outside = _outside(fill, fills)
+        sampling = Sampling(mode, padding_mode, align_corners, source, outside)
         plan = plan_forward(layout(input), layout(theta), layout(output), sampling)
-        launch(plan, input.device, X=input, THETA=theta, Y=output)
+        launch(plan, input.device, X=input, THETA=theta, Y=output, FILL=_or(fills, input))
     return output
 
 
@@ -50,6 +57,8 @@ def sample_backward(
     needs_input: bool,
     needs_theta: bool,
     source: str = "affine",
+    fill: float | None = None,
+    fills: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of input and theta; one that is not needed comes back without elements."""
     grad_input, grad_theta = empty_gradients(input, theta, False, needs_theta)
@@ -62,11 +71,11 @@ def sample_backward(
     if not needs_input and not needs_theta:
         return grad_input, grad_theta
 
-    sampling = Sampling(mode, padding_mode, align_corners, source)
+    sampling = Sampling(mode, padding_mode, align_corners, source, _outside(fill, fills))
     wanted = Wanted(needs_input, needs_theta, torch.are_deterministic_algorithms_enabled())
     theta = _as_rows(theta, source)
     found = plan_backward(layout(grad_output), layout(input), layout(theta), sampling, wanted)
-    made = launch_backward(found, grad_output, input, theta, needs_input, grad_theta)
+    made = launch_backward(found, grad_output, input, theta, needs_input, grad_theta, fills)
     return grad_input if made is None else made, grad_theta
 
 
@@ -77,12 +86,14 @@ def launch_backward(
     theta: torch.Tensor,
     needs_input: bool,
     grad_theta: torch.Tensor | None,
+    fills: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Launch what was planned: writes to ``grad_theta`` and returns grad_input, where wanted."""
     if found.adds_floats:
         check_deterministic()
     grad_input = None
     tensors = dict(X=input, THETA=theta, dY=grad_output, dTHETA=grad_theta)
+    tensors["FILL"] = _or(fills, input)
     if needs_input:
         grad_input = input_gradient(found, input)
         tensors |= dict(dX=grad_input, SUMS=input_sums(found, grad_input))
@@ -133,6 +144,17 @@ def check_deterministic() -> None:
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
     warnings.warn(message, stacklevel=2)
+
+
+def _outside(fill: float | None, fills: torch.Tensor | None):
+    """What lies outside, as `Sampling` has it."""
+    if fills is not None:
+        return fills.dtype, fills.stride(0) if fills.ndim == 1 and len(fills) > 1 else 0
+    return math.nan if fill != fill else fill  # one NaN, which is equal to itself in a key
+
+
+def _or(fills: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
+    return input if fills is None else fills
 
 
 def _as_rows(theta: torch.Tensor, source: str) -> torch.Tensor:

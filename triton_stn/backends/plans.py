@@ -17,6 +17,7 @@ import triton.language as tl
 from triton_stn.backends.arguments import (
     Sampling,
     canvas_of,
+    fill_of,
     image_of,
     numbers_of,
     problem_of,
@@ -108,6 +109,7 @@ def plan_forward(input: Layout, theta: Layout, output: Layout, sampling: Samplin
         dict(X=image_of(input, ndim), THETA=theta_of(theta, sampling), Y=image_of(output, ndim)),
         numbers_of(input, output, sampling, config),
         replace(rules, several=k > 1),
+        sampling,
     )
 
 
@@ -125,11 +127,14 @@ def plan_backward(
     into = added_into(input.dtype, sampling, wanted)
     gathers = wanted.grad_input and sampling.gathers
     scatters = wanted.grad_input and (rest or not sampling.gathers)
+    # What lies outside has a part in grad_theta, and none in grad_input.
+    filled = sampling.fill is not None
     # Of several maps a gather would reduce the sums of each in every tile, and of a small input it
     # has few programs to share a large output. In a launch of its own a program has one map, and
     # there are programs for all of the output.
-    unlike = k > 1 or math.prod(grad_output.shape[3:]) > OUTPUT_ALONE * math.prod(input.shape[2:])
-    apart = wanted.grad_theta and (unlike if gathers else not scatters)
+    pixels, of_output = math.prod(input.shape[2:]), math.prod(grad_output.shape[3:])
+    unlike = k > 1 or filled or of_output > OUTPUT_ALONE * pixels
+    apart = wanted.grad_theta and (unlike if gathers else filled or not scatters)
     joint = wanted.grad_theta and not apart
     sums = sums_of(ndim, sampling.source)
     call = _BackwardCall(grad_output, input, theta, sampling, sums, into)
@@ -212,7 +217,8 @@ class _BackwardCall:
         several = self.grad_output.shape[1] > 1 and kernel not in (gather_maps, settle)
         of_call = rules_of(self.input, self.sampling, *images, self.theta)
         numbers = numbers_of(self.input, self.grad_output, self.sampling, config, slots, first)
-        return _plan(kernel, config, tensors, numbers, replace(of_call, several=several, **rules))
+        rules = replace(of_call, several=several, **rules)
+        return _plan(kernel, config, tensors, numbers, rules, self.sampling)
 
     def reduced(self, plans: tuple[Plan, ...], slots: int, splits: int) -> Backward:
         """The launches, and those that make grad_theta of the partial sums."""
@@ -289,13 +295,23 @@ class _BackwardCall:
         )
 
 
-def _plan(kernel, config: configs.Config, tensors: dict, numbers: dict, rules: Rules) -> Plan:
+def _plan(
+    kernel, config: configs.Config, tensors: dict, numbers: dict, rules: Rules, sampling: Sampling
+) -> Plan:
     arguments = {**tensors, **numbers}
+    constants = dict(RULES=rules, TILING=config.tiling)
+    if kernel in (forward, grad_theta):
+        if sampling.fill is None:
+            constants["FILL"] = None
+        else:
+            arguments["FILL"] = fill_of(sampling, arguments["X"].ptr)
+            kind = "channels" if isinstance(sampling.fill, tuple) else "number"
+            constants["RULES"] = replace(rules, fill=kind)
     return Plan(
         kernel=kernel,
         grid=config.grid,
         arguments={name: arguments[name] for name in kernel.arg_names if name in arguments},
-        constants=dict(RULES=rules, TILING=config.tiling),
+        constants=constants,
         num_warps=config.num_warps,
         maxnreg=config.maxnreg,
         align=config.tiling.align,

@@ -38,6 +38,14 @@ class Buffer(NamedTuple):
     ptr: object
 
 
+class Fill(NamedTuple):
+    """What lies outside of the image: by `Rules.fill` a number, or a tensor (C,)."""
+
+    ptr: object
+    stride_c: object  # 0 where all channels have one
+    number: object
+
+
 class InputSums(NamedTuple):
     """Where grad_input is added up, strided as dX, or dX itself; see `sums.py`.
 
@@ -123,6 +131,7 @@ class Rules:
     sums: int = 0  # that make up grad_theta where it is wanted; 0 of a field and of a spline
     rest: bool = False  # a scatter follows the gather, for what that leaves
     into: str = "dX"  # where grad_input is added up, see `sums.py`
+    fill: str = ""  # what lies outside: "number" or "channels"; else zeros
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from triton_stn.kernels.coordinates import source, source_map
 from triton_stn.kernels.taps import (
     corner_masks,
     corner_weights,
+    fill_of,
+    filled,
     left_index,
     nearest,
     nonfinite,
@@ -29,6 +31,7 @@ def forward(
     X,  # (N, C, [D,] H, W)
     THETA,  # (N, K, *), see `coordinates.source`
     Y,  # (N, K, C, [D_out,] H_out, W_out)
+    FILL,  # what lies outside, see `Fill`; None of zeros
     WORK,
     CANVAS,
     FRAME,
@@ -37,6 +40,8 @@ def forward(
     TILING: tl.constexpr,
 ):
     part = share(WORK, RULES, TILING)
+    if RULES.fill != "":
+        FILL = fill_of(FILL, part)
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
     X = of_share(X, part)
     Y = of_share(Y, part)
@@ -46,9 +51,9 @@ def forward(
         place = source(pixel_map, THETA, part.n, part.k, spot, CANVAS, FRAME, RULES)
         Y_tile = of_tile(Y, at, RULES)
         if RULES.mode == "nearest":
-            forward_nearest(X, Y_tile, place, at, part.count, FRAME, RULES, TILING)
+            forward_nearest(X, Y_tile, FILL, place, at, part.count, FRAME, RULES, TILING)
         elif RULES.mode == "bilinear":
-            forward_linear(X, Y_tile, place, at, part.count, FRAME, RULES, TILING)
+            forward_linear(X, Y_tile, FILL, place, at, part.count, FRAME, RULES, TILING)
         elif RULES.mode == "bicubic":
             forward_bicubic(X, Y_tile, place, at, part.count, FRAME, RULES, TILING)
         else:
@@ -57,7 +62,7 @@ def forward(
 
 
 @triton.jit
-def forward_nearest(X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
+def forward_nearest(X, Y, FILL, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
     """One tap a pixel, unweighted."""
     PASS: tl.constexpr = TILING.channels_a_pass
     index, inside = nearest(place, FRAME, RULES)
@@ -73,13 +78,16 @@ def forward_nearest(X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: 
             X_ptrs += TILING.block_c * X.stride_c
         for s in tl.static_range(PASS):
             here = some(at.channels + s * TILING.block_c, count - c, TILING.mask_channels)
-            value = tl.where(finite, values[s].to(RULES.dtype), float("nan"))
+            channels = at.channels + (c + s * TILING.block_c)
+            value = values[s].to(RULES.dtype)
+            value = filled(value, inside == 0, FILL, channels, here, RULES)
+            value = tl.where(finite, value, float("nan"))
             tl.store(Y_ptrs, value.to(Y.ptr.dtype.element_ty), mask=at.mask & here)
             Y_ptrs += TILING.block_c * Y.stride_c
 
 
 @triton.jit
-def forward_linear(X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
+def forward_linear(X, Y, FILL, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
     """Four taps a pixel, or eight a voxel."""
     PASS: tl.constexpr = TILING.channels_a_pass
     along = taps(place, FRAME, RULES)
@@ -113,8 +121,14 @@ def forward_linear(X, Y, place, at, count, FRAME, RULES: tl.constexpr, TILING: t
             offs += step
         for s in tl.static_range(PASS):
             here = some(at.channels + s * TILING.block_c, count - c, TILING.mask_channels)
-            out = values[s * len(weights)].to(RULES.dtype) * weights[0]
-            for n in tl.static_range(1, len(weights)):
-                out = tl.fma(values[s * len(weights) + n].to(RULES.dtype), weights[n], out)
+            channels = at.channels + (c + s * TILING.block_c)
+            for n in tl.static_range(len(weights)):
+                value = values[s * len(weights) + n].to(RULES.dtype)
+                outside = (masks[n] == 0) & (weights[n] > 0)
+                value = filled(value, outside, FILL, channels, here, RULES)
+                if n == 0:
+                    out = value * weights[0]
+                else:
+                    out = tl.fma(value, weights[n], out)
             tl.store(Y_ptrs, out.to(Y.ptr.dtype.element_ty), mask=at.mask & here)
             Y_ptrs += TILING.block_c * Y.stride_c

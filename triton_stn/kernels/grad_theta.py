@@ -11,6 +11,7 @@ import triton.language as tl
 from triton_stn.kernels.coordinates import source_map
 from triton_stn.kernels.output_side import OutputJob, backward_program
 from triton_stn.kernels.sums import Into
+from triton_stn.kernels.taps import fill_of
 from triton_stn.kernels.tiles import of_share, share
 
 
@@ -21,6 +22,7 @@ def grad_theta(
     dY,  # (N, K, C, [D_out,] H_out, W_out)
     # Partial sums, (N, K, slots, sums filled up to a multiple of six); or where there are none
     P,  # the gradient of each pixel's coordinates or patch, (N, K, splits, H_out, W_out, 2 or 6)
+    FILL,  # as of `forward`
     WORK,
     CANVAS,
     FRAME,
@@ -30,7 +32,10 @@ def grad_theta(
 ):
     part = share(WORK, RULES, TILING)
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
-    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, True)
+    fill = ()
+    if RULES.fill != "":
+        fill = fill_of(FILL, part)
+    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, True)
     X = of_share(X, part)
     nowhere = Into(X, ())
     backward_program(X, of_share(dY, part), nowhere, P, job, WORK.tiles, RULES, TILING)

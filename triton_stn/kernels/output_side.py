@@ -22,6 +22,7 @@ from triton_stn.kernels.taps import (
     corner,
     corner_masks,
     corner_weights,
+    filled,
     in_view,
     left_index,
     nearest,
@@ -43,6 +44,7 @@ class OutputJob(NamedTuple):
     canvas: object
     frame: object
     scale: object
+    fill: object  # `Fill` of the share's channels, or ()
     everything: object  # of a theta that no gather takes a scatter takes pixels in view, too
 
 
@@ -110,7 +112,9 @@ def backward_tile(moments, at, X, dY, INTO, P, JOB, RULES: tl.constexpr, TILING:
     if RULES.mode == "nearest":
         scatter_nearest(INTO, G, place, at, mask, part.count, frame, RULES, TILING)
     elif RULES.mode == "bilinear":
-        slopes = backward_linear(X, INTO, G, place, at, mask, part.count, frame, RULES, TILING)
+        slopes = backward_linear(
+            X, INTO, G, JOB.fill, place, at, mask, part.count, frame, RULES, TILING
+        )
     elif RULES.mode == "bicubic":
         slopes = backward_bicubic(X, INTO, G, place, at, mask, part.count, frame, RULES, TILING)
     else:
@@ -178,7 +182,7 @@ def scatter_nearest(
 
 @triton.jit
 def backward_linear(
-    X, INTO, G, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
+    X, INTO, G, FILL, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
 ):
     """Four taps a pixel, or eight a voxel: adds to INTO, returns the slopes along each axis."""
     NDIM: tl.constexpr = RULES.ndim
@@ -217,7 +221,14 @@ def backward_linear(
                     other = 0.0 if TILING.mask_channels else kept[s * len(weights) + n]
                     value = tl.load(corner(X, offs, n), mask=masks[n] & here, other=other)
                     values = values + (value,)
-                    sums = sums + (tl.fma(g, value.to(RULES.dtype), before[n]),)
+                    value = value.to(RULES.dtype)
+                    if RULES.fill != "":
+                        channels = at.channels + (c + s * TILING.block_c)
+                        there = filled(value, masks[n] == 0, FILL, channels, here, RULES)
+                        # For the derivative alone, beside a whole coordinate, no inf is read.
+                        read = (weights[n] > 0) | (tl.abs(there) < float("inf"))
+                        value = tl.where(read, there, value)
+                    sums = sums + (tl.fma(g, value, before[n]),)
                 else:
                     values = values + (kept[s * len(weights) + n],)
                     sums = sums + (before[n],)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from triton_stn.kernels.arguments import Fill
+
 
 class Taps(NamedTuple):
     """The two pixels that a source coordinate lies between, along one axis."""
@@ -202,6 +204,25 @@ def corner(IMAGE, offs, TAP: tl.constexpr):
     if TAP % 2 == 1:
         ptrs += IMAGE.stride_w
     return ptrs
+
+
+@triton.jit
+def fill_of(FILL, part):
+    """The `Fill` of a share, from its first channel on."""
+    return Fill(FILL.ptr + part.first * FILL.stride_c, FILL.stride_c, FILL.number)
+
+
+@triton.jit
+def filled(value, outside, FILL, channels, here, RULES: tl.constexpr):
+    """The values of a tap; where it lies outside, what is there."""
+    if RULES.fill != "":
+        if RULES.fill == "channels":
+            ptrs = FILL.ptr + channels * FILL.stride_c
+            fill = tl.load(ptrs, mask=here, other=0.0).to(RULES.dtype)
+        else:
+            fill = tl.full([], FILL.number, RULES.dtype)
+        value = tl.where(outside, fill, value)
+    return value
 
 
 @triton.jit
