@@ -11,6 +11,7 @@ from oracle import THETAS, pytorch, run, same
 
 import triton_stn
 from triton_stn.backends import fused
+from triton_stn.kernels import configs
 
 PADDINGS = ["zeros", "border", "reflection"]
 OPTIONS = ("bilinear", "zeros", False)
@@ -167,9 +168,19 @@ def test_tiles_cover_a_tall_or_wide_canvas_within_the_grids_limit(monkeypatch, p
     for plan in plans:
         _, columns, rows = plan.grid
         assert max(columns, rows) <= 65_535
-        tiling, tiles = plan.constants["TILING"], plan.arguments["WORK"].tiles
-        assert columns * tiling.block_w * tiles >= size[1]
-        assert rows * tiling.block_h >= size[0]
+        tiling, work = plan.constants["TILING"], plan.arguments["WORK"]
+        assert columns * tiling.block_w * work.tiles >= size[1]
+        assert rows * tiling.block_h * plan.arguments.get("bands", 1) >= size[0]
+
+
+@pytest.mark.parametrize("shape", [(16, 3, 512, 512), (16, 1, 256, 256), (256, 1, 42, 42)])
+def test_the_programs_of_a_gather_are_as_many_as_run_at_once(shape):
+    n, c, h, w = shape
+    config = configs.gather(configs.Problem(n, c, (1, h, w)), one_theta=True, itemsize=4)
+    images, walkers, downwards = config.grid
+    resident = configs.MULTIPROCESSORS * (65536 // (128 * config.maxnreg))
+    assert 0.75 * resident <= images * walkers * downwards <= resident
+    assert walkers * config.tiles >= w / 8 and downwards * config.bands >= h / 16
 
 
 @pytest.mark.parametrize("theta_dtype", [torch.float16, torch.float64])

@@ -186,6 +186,7 @@ def compiled() -> pd.DataFrame:
     return frame.set_index("kernel")
 
 
+@pytest.mark.landing
 def test_every_access_is_one_instruction_in_the_loop(compiled):
     walks = compiled.loc[["loads", "adds"]]
     assert len(walks) == 1 + 9 + 2

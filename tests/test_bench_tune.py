@@ -184,6 +184,7 @@ def test_warps_an_sm_are_what_registers_leave():
     assert found == [12, 12, 20, 28, 32, 64, 64]
 
 
+@pytest.mark.landing
 def test_without_a_gpu_the_compiler_is_asked_and_nothing_is_measured():
     # Interpreted kernels can not be compiled, and the tests may run under the interpreter.
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -94,6 +94,7 @@ def test_a_bad_number_in_a_homography_stays_in_its_sample(deterministic):
     assert_contained(theta, got, alone)
 
 
+@pytest.mark.landing
 @pytest.mark.parametrize("options", ["zeros", "border"])
 def test_a_bad_number_in_a_volume_s_map_stays_in_its_sample(options):
     good = [[0.9, 0.1, -0.2, 0.1], [0.2, 1.1, 0.1, -0.2], [-0.1, 0.1, 0.8, 0.05]]

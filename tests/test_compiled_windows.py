@@ -63,28 +63,44 @@ def test_every_window_of_many_channels_gathers_what_was_read(window):
 
 
 @contextmanager
-def enough_programs(number):
-    """Launches are cut as where so many programs fill a GPU."""
-    before, configs.ENOUGH_PROGRAMS = configs.ENOUGH_PROGRAMS, number
-    plans.plan_backward.cache_clear()
-    calls.forget()
+def cut(**constants):
+    """Launches are cut by other constants of `configs`."""
+    before = {name: getattr(configs, name) for name in constants}
+
+    def choose(these):
+        for name, value in these.items():
+            setattr(configs, name, value)
+        plans.plan_backward.cache_clear()
+        calls.forget()
+
+    choose(constants)
     try:
         yield
     finally:
-        configs.ENOUGH_PROGRAMS = before
-        plans.plan_backward.cache_clear()
-        calls.forget()
+        choose(before)
 
 
 @pytest.mark.parametrize(("enough", "pixels"), [(1, 2), (configs.ENOUGH_PROGRAMS, 1)])
 def test_the_windows_of_one_image_s_maps_add_up(enough, pixels):
     """A thread has two pixels where programs are many."""
-    with enough_programs(enough), launches.recorded() as launched:
+    with cut(ENOUGH_PROGRAMS=enough), launches.recorded() as launched:
         for windows in (["axis", "wide", "three"], ["axis_on_its_side", "walk", "straight"]):
             maps = [theta_from_pixels(WINDOWS[w], SHIFTS[0], SIZE, OUTPUT_SIZE) for w in windows]
             check(torch.stack(maps)[None], SIZE, OUTPUT_SIZE)
     tilings = [launch.plan.constants.get("TILING") for launch in launched]
     assert pixels * 128 in [tiling.pixels for tiling in tilings if tiling]
+
+
+@pytest.mark.parametrize("window", ["axis", "three"])
+@pytest.mark.parametrize("padding_mode", ["zeros", "border"])
+def test_a_program_walks_several_bands(window, padding_mode):
+    """As where one multiprocessor has all of a larger image to itself."""
+    size, output_size = (60, 41), (75, 53)
+    theta = theta_from_pixels(WINDOWS[window], SHIFTS[0], size, output_size)
+    with cut(MULTIPROCESSORS=1), launches.recorded() as launched:
+        check(theta[None], size, output_size, padding_mode=padding_mode)
+    (arguments,) = (launch.plan.arguments for launch in launched if launch.kernel == "gather")
+    assert arguments["bands"] > 1 and arguments["WORK"].tiles > 1
 
 
 SIZES = [(1, 1), (1, 7), (9, 1), (2, 2), (2, 130), (16, 8), (17, 9), (33, 3), (3, 129)]

@@ -47,6 +47,7 @@ def one(frame: pd.DataFrame, kernel: str, case: str) -> pd.Series:
     return found.iloc[0]
 
 
+@pytest.mark.landing
 def test_all_compile_for_sm_90_and_no_register_is_spilled(of_plain):
     status, rows, printed = of_plain
     assert status == 0, printed
@@ -55,10 +56,12 @@ def test_all_compile_for_sm_90_and_no_register_is_spilled(of_plain):
     assert (rows.spilled == 0).all() and (rows.registers > 0).all()
 
 
+@pytest.mark.landing
 def test_a_warp_covers_a_patch_of_4_by_8_pixels_in_nchw(sm_90):
     assert set(sm_90.warp.dropna()) == {"4x8"}
 
 
+@pytest.mark.landing
 @pytest.mark.parametrize(
     ("kernel", "channels", "rest", "column", "most"),
     [(*case, column, most) for case, of in static.BUDGETS.items() for column, most in of.items()],

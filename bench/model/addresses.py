@@ -198,7 +198,7 @@ def _tiles(config: configs.Config, images: int, c: int, height: int, width: int)
     """Tiles of our kernels, wherever the launch grid has one."""
     random = np.random.default_rng(0)
     block_h, block_w = config.tiling.block_h, config.tiling.block_w
-    columns, rows = config.grid[1] * config.tiles, config.grid[2]
+    columns, rows = config.grid[1] * config.tiles, config.grid[2] * config.bands
     image, channel, column, row = (
         random.integers(n, size=(SAMPLE, 1)) for n in (images, c, columns, rows)
     )

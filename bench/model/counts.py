@@ -74,7 +74,7 @@ def path(spec: Specialisation, compiled: CompiledKernel, window: str = "") -> Pa
         # longest way past all windows is counted.
         window = "NOTHING" if spec.kernel == "gather" else ""
     found = paths.count(compiled, _sites(spec.kernel), window)
-    if window == OUTPUT:  # its loop over bands is walked once, where the output is as large
+    if spec.kernel in ("gather", "grad_theta", "scatter"):  # the loop over a few bands
         bands, *loops = found.loops
         found = replace(found, outside=found.outside + bands, loops=tuple(loops))
     return found
@@ -116,7 +116,7 @@ def turns(spec: Specialisation, found: Path, candidates: Sequence[int] = ()) -> 
     ``candidates``: rows, and how many in each, of a window that is walked.
     """
     work, tiling = spec.plan.arguments["WORK"], spec.tiling
-    each = [float(work.tiles)]
+    each = [float(spec.plan.arguments.get("bands", 1) * work.tiles)]
     if not tiling.one_pass:
         each.append(work.channels / work.splits / channels_a_turn(spec, found))
     if spec.kernel == "gather_maps":

@@ -193,7 +193,8 @@ def waits(task: Task, gpu: GPU) -> float:
         if kernel != "reduce":
             work = spec.plan.arguments["WORK"]
             passes = math.ceil(work.channels_a_split / spec.tiling.step)
-            rounds += work.tiles * passes * (work.maps if kernel == "gather_maps" else 1)
+            tiles = spec.plan.arguments.get("bands", 1) * work.tiles
+            rounds += tiles * passes * (work.maps if kernel == "gather_maps" else 1)
         if kernel == "gather" and window(task) not in counts.JOINT:
             rounds += passes * output_tiles(spec)
         cycles += math.ceil(spec.programs / resident) * rounds * LATENCY
@@ -227,7 +228,7 @@ def output_tiles(spec: Specialisation) -> float:
     """Tiles of the output that a program of the gather walks, where it does."""
     canvas, tiling, (_, walkers, bands) = spec.plan.arguments["CANVAS"], spec.tiling, spec.plan.grid
     columns = math.ceil(math.ceil(canvas.width / tiling.block_w) / walkers)
-    return columns * math.ceil(canvas.height / tiling.block_h) / bands
+    return columns * math.ceil(math.ceil(canvas.height / tiling.block_h) / bands)
 
 
 @lru_cache(maxsize=256)

@@ -49,13 +49,13 @@ PLAN = (
     Experiment(
         "registers",
         "More programs a multiprocessor, or more registers to each?",
-        (*product(FEW_REGISTERS=(64, 96, 128)), *product(GATHER_REGISTERS=(128, 255))),
+        (*product(FEW_REGISTERS=(64, 96, 128)), *product(GATHER_REGISTERS=(168, 255))),
         _filters(
             "large_512/backward/identity,rotation_30", "digits_60,features_56/backward/rotation_30"
         ),
         "With few channels 80 leave 24 warps an SM, 96 leave 20, 128 leave 16, 64 leave 32 and may "
-        "spill; with many, 128 may spill and 255 leave 8. Issue and bytes are nearly alike: what "
-        "latency costs decides.",
+        "spill; with many, 128 leave 16, 168 leave 12 and 255 leave 8. Issue and bytes are nearly "
+        "alike: what latency costs decides.",
     ),
     Experiment(
         "footprint",
@@ -86,7 +86,7 @@ PLAN = (
     Experiment(
         "backward_tiles",
         "Sums kept over 32 tiles save instructions; does the tail of the last wave cost more?",
-        product(BACKWARD_TILES=(4, 8, 16)),
+        product(BACKWARD_TILES=(4, 8, 16, 32)),
         _filters(
             "large_512/backward,backward_theta/rotation_30",
             "photo_4096,birds_448_k4/backward/rotation_30",

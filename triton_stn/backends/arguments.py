@@ -113,6 +113,7 @@ def numbers_of(
     work = Work(k, c, config.splits, config.channels_a_split, config.tiles, slots, first_slot)
     return dict(
         WORK=work,
+        bands=config.bands,
         CANVAS=canvas_of(size),
         FRAME=frame_of(input, sampling.align_corners),
         SCALE=scale_of(input, size, sampling.align_corners),

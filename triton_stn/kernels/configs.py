@@ -4,6 +4,7 @@ No choice here has been measured on a GPU yet: each line says what it was reason
 ``python -m bench tune`` tries others.
 """
 
+import math
 from dataclasses import dataclass
 
 from triton_stn.kernels.arguments import Tiling
@@ -22,9 +23,13 @@ CUBE = (8, 4, 4)
 RUN_CUBE = (2, 2, 4)
 # With few channels the set-up is the kernel: several tiles a program share theta's part of it.
 FORWARD_TILES_TO_2, FORWARD_TILES_TO_4 = 4, 2  # with 1 and 2 channels, with 3 and 4
-# With few channels several tiles a program share one set-up and one reduction of the six sums, 250
-# instructions. Of a scatter after a gather, when most programs are idle, likewise.
-BACKWARD_TILES = 32
+# With few channels the tiles of a program share one set-up and one reduction of the six sums, which
+# take as long as SET_UP tiles (static report). As many programs as run at once, or a few whole
+# waves, do all: of 1.3 waves the last would leave most multiprocessors idle. Of a scatter after a
+# gather, when most programs are idle, likewise.
+BACKWARD_TILES, SET_UP = 64, 2
+MULTIPROCESSORS, REGISTERS = 132, 65536  # of an H100 or H200; the registers of one
+OUTPUT_REGISTERS = 40  # of a thread of `grad_theta`
 FEW_CHANNELS = 4
 # A pass has all its loads under way at once, 16 a thread.
 FORWARD_PASS = 4
@@ -45,11 +50,10 @@ ENOUGH_PROGRAMS = 1024
 # A split repeats the set-up and the window, which cost as much as 4 to 8 channels: few where they
 # are needed to fill half of the multiprocessors, more each beyond that.
 MIN_CHANNELS_A_SPLIT, CHANNELS_A_SPLIT = 8, 16
-# 80 leave 6 programs a multiprocessor, 24 warps, and spill nothing where there are few channels; of
-# several thetas, with two pixels a thread, 128 do, and with a pass of many channels 168, which
-# leaves 3 (static report).
-FEW_REGISTERS, FEW_OF_MANY_REGISTERS, GATHER_REGISTERS = 80, 128, 168
-# Before sm_90 some kernel of many channels spills four to six words under 168, and none under 184.
+# 80 leave 6 programs a multiprocessor, 24 warps, and spill nothing where there are few channels of
+# one theta; with two pixels a thread or a pass of many channels 128 do, which leave 4.
+FEW_REGISTERS, GATHER_REGISTERS = 80, 128
+# Before sm_90 some kernel of several thetas spills under 128; they take up to 168.
 OLDER_GATHER_REGISTERS = 184
 # A run's thread holds four or eight channels of each candidate; under 255 some case spills.
 GATHER_RUN_REGISTERS = 255
@@ -64,7 +68,8 @@ class Config:
     tiling: Tiling
     splits: int  # programs that share the channels of a tile
     channels_a_split: int
-    tiles: int  # that a program walks
+    bands: int  # that a program walks
+    tiles: int  # in each of them
     num_warps: int
     maxnreg: int | None = None  # registers a thread, on NVIDIA
 
@@ -122,20 +127,21 @@ def gather(problem: Problem, one_theta: bool, itemsize: int, folds: bool = False
     maxnreg = GATHER_REGISTERS
     if problem.run > 1 or itemsize == 8:
         maxnreg = GATHER_RUN_REGISTERS
-    elif few:
-        maxnreg = FEW_REGISTERS if one_theta else FEW_OF_MANY_REGISTERS
+    elif few and one_theta:
+        maxnreg = FEW_REGISTERS
     tiles = BACKWARD_TILES if few and one_theta else 1
     pixels = PIXELS_OF_MANY if few and not one_theta and not folds else 1
-    return _cut(problem, a_pass, tiles, maxnreg, pixels)
+    return _cut(problem, a_pass, tiles, maxnreg, pixels, maxnreg if tiles > 1 else None)
 
 
 def output_side(problem: Problem, scatters: bool, rest: bool) -> Config:
     """Of the output; ``rest``: most programs may be idle."""
     few = problem.channels <= FEW_CHANNELS
     # Left alone, ptxas settles on 72 on sm_80 and spills two.
-    maxnreg = FEW_OF_MANY_REGISTERS if problem.run == RUN_BYTES // 8 else None
+    maxnreg = GATHER_REGISTERS if problem.run == RUN_BYTES // 8 else None
     tiles = BACKWARD_TILES if few or rest else 1
-    return _cut(problem, FEW_CHANNELS if few else 1, tiles, maxnreg)
+    a_pass = FEW_CHANNELS if few else 1
+    return _cut(problem, a_pass, tiles, maxnreg, registers=OUTPUT_REGISTERS if tiles > 1 else None)
 
 
 def spline_gradient(images: int, pixels: int, coefficients: int) -> tuple[tuple, int, int]:
@@ -172,12 +178,34 @@ def _block(problem: Problem) -> tuple[int, int, int]:
     return (1, 1, ROW_W) if height <= FEW_ROWS else (1, PATCH_H, PATCH_W)
 
 
+def _walk(images: int, bands: int, columns: int, most: int, registers: int) -> tuple[int, int]:
+    """(bands, tiles in each) that a program walks, for the least time.
+
+    In tiles: waves of programs that run at once, by their registers a thread, times what one does.
+    Fewer programs than three quarters of a wave would leave too few warps under way.
+    """
+    resident = MULTIPROCESSORS * (REGISTERS // (32 * WARPS * registers))
+
+    def time(walk: tuple[int, int]) -> float:
+        programs = images * cdiv(bands, walk[0]) * cdiv(columns, walk[1])
+        idle = walk != (1, 1) and 4 * programs < 3 * resident
+        return math.inf if idle else cdiv(programs, resident) * (walk[0] * walk[1] + SET_UP)
+
+    walks = (
+        (b, t)
+        for b in range(1, min(most, bands) + 1)
+        for t in range(1, min(most // b, columns) + 1)
+    )
+    return min(walks, key=time)  # the first of equals: along a band rather than across
+
+
 def _cut(
     problem: Problem,
     most_channels_a_pass: int,
     most_tiles: int,
     maxnreg: int | None = None,
     most_pixels: int = 1,
+    registers: int | None = None,
 ) -> Config:
     images, channels = problem.images, problem.channels
     depth, height, width = problem.size
@@ -194,9 +222,13 @@ def _cut(
     if patch and images * columns * cdiv(height, most_pixels * block_h) >= ENOUGH_PROGRAMS:
         block_h *= most_pixels
     bands = cdiv(depth, block_d) * cdiv(height, block_h)
-    # Tiles are shared by fewer programs as long as enough of them remain.
-    tiles = max(1, min(most_tiles, images * columns * bands // ENOUGH_PROGRAMS))
+    if registers:
+        bands_each, tiles = _walk(images, bands, columns, most_tiles, registers)
+    else:
+        # Tiles are shared by fewer programs as long as enough of them remain.
+        bands_each, tiles = 1, max(1, min(most_tiles, images * columns * bands // ENOUGH_PROGRAMS))
     walkers = min(cdiv(columns, tiles), MAX_GRID)
+    bands = cdiv(bands, bands_each)
     programs = images * bands * walkers
     splits = 1
     while programs * splits < ENOUGH_PROGRAMS:
@@ -222,6 +254,7 @@ def _cut(
         ),
         splits=splits,
         channels_a_split=a_split,
+        bands=bands_each,
         tiles=cdiv(columns, walkers),
         num_warps=WARPS,
         maxnreg=maxnreg,

@@ -23,6 +23,7 @@ def grad_theta(
     # Partial sums, (N, K, slots, sums filled up to a multiple of six); or where there are none
     P,  # the gradient of each pixel's coordinates or patch, (N, K, splits, H_out, W_out, 2 or 6)
     FILL,  # as of `forward`
+    bands,  # that a program walks
     WORK,
     CANVAS,
     FRAME,
@@ -35,7 +36,7 @@ def grad_theta(
     fill = ()
     if RULES.fill != "":
         fill = fill_of(FILL, part)
-    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, True)
+    job = OutputJob(part, pixel_map, THETA, bands, WORK, CANVAS, FRAME, SCALE, fill, True)
     X = of_share(X, part)
     nowhere = Into(X, ())
     backward_program(X, of_share(dY, part), nowhere, P, job, WORK.tiles, RULES, TILING)

@@ -31,7 +31,15 @@ from triton_stn.kernels.taps import (
     slope_along,
     taps,
 )
-from triton_stn.kernels.tiles import bands_of, of_tile, output_spot, slot, some, tile, tile_at
+from triton_stn.kernels.tiles import (
+    bands_of,
+    of_tile,
+    output_spot,
+    slot,
+    some,
+    tile_at,
+    tile_of_band,
+)
 
 
 class OutputJob(NamedTuple):
@@ -40,6 +48,7 @@ class OutputJob(NamedTuple):
     part: object
     pixel_map: object
     theta: object
+    bands: object  # that a program walks
     work: object
     canvas: object
     frame: object
@@ -54,13 +63,14 @@ def backward_program(X, dY, INTO, P, JOB, tiles, RULES: tl.constexpr, TILING: tl
     # At least one, for a branch that hands on nothing does not compile.
     MOMENTS: tl.constexpr = RULES.sums if RULES.sums > 0 else 1
     moments = zero_moments(MOMENTS, TILING, RULES)
-    for t in range(tiles):
-        at = tile(t, JOB.canvas, JOB.work, RULES, TILING)
-        if RULES.rest and RULES.padding != "zeros":
-            if JOB.everything | (tile_in_view(at, JOB, RULES, TILING) == 0):
+    for b in range(JOB.bands):
+        for t in range(tiles):
+            at = tile_of_band(b, t, JOB.bands, JOB.canvas, JOB.work, RULES, TILING)
+            if RULES.rest and RULES.padding != "zeros":
+                if JOB.everything | (tile_in_view(at, JOB, RULES, TILING) == 0):
+                    moments = backward_tile(moments, at, X, dY, INTO, P, JOB, RULES, TILING)
+            else:
                 moments = backward_tile(moments, at, X, dY, INTO, P, JOB, RULES, TILING)
-        else:
-            moments = backward_tile(moments, at, X, dY, INTO, P, JOB, RULES, TILING)
     if RULES.sums > 0:
         nk = JOB.part.n.to(tl.int64) * JOB.work.maps + JOB.part.k
         store_moments(P, nk * JOB.work.slots + slot(JOB.part, JOB.work), moments)
@@ -70,13 +80,14 @@ def backward_program(X, dY, INTO, P, JOB, tiles, RULES: tl.constexpr, TILING: tl
 def walk_share(moments, X, dY, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
     """moments and what the output gives to them that a program of the input's side has a share in.
 
-    Bands of the output are dealt out to those of the input; along a band every program walks as
-    many tiles. Tensors are of its share of the channels.
+    The programs of an image share the output's tiles as they do the input's. Tensors are of its
+    share of the channels.
     """
-    walkers = tl.num_programs(1)
-    tiles = tl.cdiv(tl.cdiv(JOB.canvas.width, TILING.block_w), walkers)
-    for band in range(tl.program_id(2), bands_of(JOB.canvas, TILING), tl.num_programs(2)):
+    bands = tl.cdiv(bands_of(JOB.canvas, TILING), tl.num_programs(2))
+    tiles = tl.cdiv(tl.cdiv(JOB.canvas.width, TILING.block_w), tl.num_programs(1))
+    for b in range(bands):
         for t in range(tiles):
+            band = tl.program_id(2) * bands + b
             at = tile_at(band, tl.program_id(1) * tiles + t, JOB.canvas, RULES, TILING)
             moments = backward_tile(moments, at, X, dY, (), (), JOB, RULES, TILING)
     return moments

@@ -24,6 +24,7 @@ def scatter(
     dX,  # (N, C, [D,] H, W): what it or SUMS holds is added to
     SUMS,  # see `sums.py`
     P,  # as of `grad_theta`
+    bands,  # that a program walks
     WORK,
     CANVAS,
     FRAME,
@@ -38,6 +39,6 @@ def scatter(
     if RULES.rest:
         everything = is_gathered(pixel_map, CANVAS, RULES) == 0
         tiles = tl.where(leaves_rest(pixel_map, CANVAS, FRAME, RULES), tiles, 0)
-    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, (), everything)
+    job = OutputJob(part, pixel_map, THETA, bands, WORK, CANVAS, FRAME, SCALE, (), everything)
     sums = into(dX, SUMS, part, RULES)
     backward_program(of_share(X, part), of_share(dY, part), sums, P, job, tiles, RULES, TILING)

@@ -2,11 +2,12 @@
 
 Every launch that samples, gathers or scatters has the grid
 
-    (N·K·splits, programs that walk along W, bands)
+    (N·K·splits, programs that walk along W, programs that walk down the bands)
 
 splits fastest. A band is a row of tiles; in volumes bands go down a slice of tiles, then on to the
 next slice. A program walks ``WORK.tiles`` tiles of a band to the right, so that a sector that two
-tiles touch, as at any shift by a part of a pixel, comes from L2 once.
+tiles touch, as at any shift by a part of a pixel, comes from L2 once; a backward of few channels
+does so in ``bands`` bands.
 """
 
 from typing import NamedTuple
@@ -114,7 +115,7 @@ def of_tile(IMAGE, at, RULES: tl.constexpr):
 
 @triton.jit
 def tile(t, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
-    """The t-th tile that this program walks; SIZE has the extents that are cut into tiles.
+    """The t-th tile that this program walks in its only band, of the extents of SIZE.
 
     In NCHW (block_c = 1) a warp's 32 threads lie over 32 / block_w rows of block_w pixels, a patch.
     The pixels are one axis, so that no version of the compiler lays the threads out otherwise. In
@@ -122,6 +123,13 @@ def tile(t, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
     """
     column = tl.program_id(1) * WORK.tiles + t
     return tile_at(tl.program_id(2), column, SIZE, RULES, TILING)
+
+
+@triton.jit
+def tile_of_band(b, t, bands, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
+    """The t-th tile that this program walks in the b-th of its bands."""
+    column = tl.program_id(1) * WORK.tiles + t
+    return tile_at(tl.program_id(2) * bands + b, column, SIZE, RULES, TILING)
 
 
 @triton.jit

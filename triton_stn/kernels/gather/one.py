@@ -50,7 +50,7 @@ from triton_stn.kernels.gather.windows import Job, first_candidate, gather_pass,
 from triton_stn.kernels.moments import store_moments, zero_moments
 from triton_stn.kernels.output_side import OutputJob, walk_share
 from triton_stn.kernels.sums import into
-from triton_stn.kernels.tiles import of_share, share, slot, tile, tile_offsets
+from triton_stn.kernels.tiles import of_share, share, slot, tile_of_band, tile_offsets
 
 
 @triton.jit
@@ -61,6 +61,7 @@ def gather(
     dX,  # (N, C, [D,] H, W)
     SUMS,  # see `sums.py`
     P,  # (N, slots, sums filled up to a multiple of six): partial sums of grad_theta
+    bands,  # that a program walks
     WORK,
     CANVAS,
     FRAME,
@@ -83,7 +84,7 @@ def gather(
     apart = tl.full([], 0, tl.int1)  # grad_theta is still to be taken
     if RULES.ndim == 3:
         inverse = inverse_3d(pixel_map, CANVAS, RULES)
-        job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)
+        job = Job(pixel_map, inverse, part.count, bands, WORK, CANVAS, FRAME, X, dY, out)
         finite = is_finite(pixel_map)
         eight = is_eight(pixel_map)
         apart = finite & (eight == 0)
@@ -97,21 +98,21 @@ def gather(
             moments = gather_tiles(moments, job, WIDE, RULES, TILING)
     elif RULES.source == "projective":
         inverse = inverse_homography(pixel_map, CANVAS, RULES)
-        job = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)
+        job = Job(pixel_map, inverse, part.count, bands, WORK, CANVAS, FRAME, X, dY, out)
         apart = job.inverse.gathered
         if apart:
             moments = gather_tiles(moments, job, PERSPECTIVE, RULES, TILING)
         else:
             moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
     else:
-        job = Job(pixel_map, (), part.count, WORK, CANVAS, FRAME, X, dY, out)
+        job = Job(pixel_map, (), part.count, bands, WORK, CANVAS, FRAME, X, dY, out)
         if is_axis(pixel_map, False):
             moments = gather_tiles(moments, job, UPRIGHT, RULES, TILING)
         elif is_axis(pixel_map, True):
             moments = gather_tiles(moments, job, ON_SIDE, RULES, TILING)
         else:
             inverse = inverse_map(pixel_map, RULES)
-            turned = Job(pixel_map, inverse, part.count, WORK, CANVAS, FRAME, X, dY, out)
+            turned = Job(pixel_map, inverse, part.count, bands, WORK, CANVAS, FRAME, X, dY, out)
             kind = window_kind(pixel_map, inverse)
             apart = kind != STRAIGHT
             if kind == THREE:
@@ -126,7 +127,9 @@ def gather(
                 moments = gather_tiles(moments, turned, NOTHING, RULES, TILING)
     if RULES.sums > 0:
         if apart:
-            of_output = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, (), False)
+            of_output = OutputJob(
+                part, pixel_map, THETA, bands, WORK, CANVAS, FRAME, SCALE, (), False
+            )
             moments = walk_share(moments, X, dY, of_output, RULES, TILING)
         row = part.n.to(tl.int64) * WORK.slots + slot(part, WORK)
         store_moments(P, row, moments)
@@ -135,17 +138,18 @@ def gather(
 @triton.jit
 def gather_tiles(moments, job, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr):
     """Every tile of a program through a window of one kind; returns the moments."""
-    for t in range(job.work.tiles):
-        at = tile(t, job.frame, job.work, RULES, TILING)
-        # What is turned or magnified shows in part: a tile may be out of view.
-        if KIND == THREE or KIND == STRAIGHT or KIND == WALK:
-            box = tile_box(at, RULES, TILING)
-            if meets(job.pixel_map, job.inverse, box, job.canvas):
-                moments = gather_tile(moments, job, at, KIND, RULES, TILING)
+    for b in range(job.bands):
+        for t in range(job.work.tiles):
+            at = tile_of_band(b, t, job.bands, job.frame, job.work, RULES, TILING)
+            # What is turned or magnified shows in part: a tile may be out of view.
+            if KIND == THREE or KIND == STRAIGHT or KIND == WALK:
+                box = tile_box(at, RULES, TILING)
+                if meets(job.pixel_map, job.inverse, box, job.canvas):
+                    moments = gather_tile(moments, job, at, KIND, RULES, TILING)
+                else:
+                    moments = gather_tile(moments, job, at, NOTHING, RULES, TILING)
             else:
-                moments = gather_tile(moments, job, at, NOTHING, RULES, TILING)
-        else:
-            moments = gather_tile(moments, job, at, KIND, RULES, TILING)
+                moments = gather_tile(moments, job, at, KIND, RULES, TILING)
     return moments
 
 

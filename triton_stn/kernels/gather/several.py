@@ -78,7 +78,7 @@ def gather_maps(
             of_map = of_maps
             for k in range(WORK.maps):
                 pixel_map = source_map(THETA, part.n, k, FRAME, SCALE, RULES)
-                job = Job(pixel_map, (), pixels.left, WORK, CANVAS, FRAME, X, of_map, out)
+                job = Job(pixel_map, (), pixels.left, 1, WORK, CANVAS, FRAME, X, of_map, out)
                 acc = gather_map(acc, job, pixels, at, RULES, TILING)
                 of_map = moved(of_map, of_map.ptr + of_map.stride_k)
             store_pass(of_tile, acc, pixels, out, RULES, TILING)
@@ -140,7 +140,16 @@ def through(
 ):
     """acc and what comes through a window of a known kind."""
     job = Job(
-        job.pixel_map, inverse, job.count, job.work, job.canvas, job.frame, job.x, job.dy, job.out
+        job.pixel_map,
+        inverse,
+        job.count,
+        job.bands,
+        job.work,
+        job.canvas,
+        job.frame,
+        job.x,
+        job.dy,
+        job.out,
     )
     window = open_window(job, pixels, KIND, RULES)
     G = first_candidate(job, window, pixels, KIND, RULES)

@@ -33,6 +33,7 @@ class Job(NamedTuple):
     pixel_map: object
     inverse: object
     count: object  # of channels
+    bands: object  # that a program walks
     work: object
     canvas: object
     frame: object
