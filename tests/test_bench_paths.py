@@ -90,7 +90,7 @@ def test_a_window_without_code_and_a_kernel_without_tiles_are_refused(monkeypatc
 
 
 def test_a_kernel_calls_each_window_by_a_name_that_is_counted():
-    sites = call_sites(one.gather, "gather_tiles")
+    sites = call_sites(one.gather_affine, "gather_tiles")
     assert {*counts.NARROW, "STRAIGHT", "WALK", "WIDE", "NOTHING"} <= set(sites)
     assert {*counts.NARROW, "STRAIGHT", "WALK"} <= set(counts._sites("gather_maps"))
     frames = [frame for of in sites.values() for frame in of]

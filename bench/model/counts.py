@@ -56,7 +56,7 @@ def row(spec: Specialisation, target: str, windows: Sequence[str] = ()) -> dict[
 def _sites(kernel: str) -> Sites | None:
     """Where a gather calls its windows."""
     if kernel == "gather":
-        sites = call_sites(one.gather, "gather_tiles")
+        sites = call_sites(one.gather_affine, "gather_tiles")
         # Behind any of the windows: of a θ that is not finite, behind the shortest.
         output = sites["NOTHING"] | call_sites(one.gather, "walk_share")["walk_share"]
         return sites | {OUTPUT: output}

@@ -196,7 +196,6 @@ def backward_linear(
     X, INTO, G, FILL, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
 ):
     """Four taps a pixel, or eight a voxel: adds to INTO, returns the slopes along each axis."""
-    NDIM: tl.constexpr = RULES.ndim
     PASS: tl.constexpr = TILING.channels_a_pass
     along = taps(place, FRAME, RULES)
     weights = corner_weights(along)
@@ -247,12 +246,19 @@ def backward_linear(
             offs += step * X.stride_c
             if RULES.scatters:
                 dX_offs += step * dX.stride_c
+    return slopes_of(sums, along, RULES, TILING)
+
+
+@triton.jit
+def slopes_of(sums, along, RULES: tl.constexpr, TILING: tl.constexpr):
+    """Along each axis, from the sums of dY times each tap; nothing where dtheta is not wanted."""
+    NDIM: tl.constexpr = RULES.ndim
     slopes = ()
     if RULES.needs_theta:
         if TILING.block_c > 1:
             before = sums
             sums = ()
-            for n in tl.static_range(len(weights)):
+            for n in tl.static_range(len(before)):
                 sums = sums + (tl.sum(before[n], 1, keep_dims=True),)
         for axis in tl.static_range(NDIM):
             slopes = slopes + (slope_along(sums, along, axis),)

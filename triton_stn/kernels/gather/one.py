@@ -46,7 +46,13 @@ from triton_stn.kernels.gather.inverse import (
 from triton_stn.kernels.gather.perspective import inverse_homography
 from triton_stn.kernels.gather.rest import leaves_rest
 from triton_stn.kernels.gather.volume import inverse_3d
-from triton_stn.kernels.gather.windows import Job, first_candidate, gather_pass, open_window
+from triton_stn.kernels.gather.windows import (
+    Job,
+    first_candidate,
+    gather_pass,
+    open_window,
+    with_inverse,
+)
 from triton_stn.kernels.moments import store_moments, zero_moments
 from triton_stn.kernels.output_side import OutputJob, walk_share
 from triton_stn.kernels.sums import into
@@ -81,50 +87,13 @@ def gather(
     # At least one, for a branch that hands on nothing does not compile.
     MOMENTS: tl.constexpr = RULES.sums if RULES.sums > 0 else 1
     moments = zero_moments(MOMENTS, TILING, RULES)
-    apart = tl.full([], 0, tl.int1)  # grad_theta is still to be taken
+    job = Job(pixel_map, (), part.count, bands, WORK, CANVAS, FRAME, X, dY, out)
     if RULES.ndim == 3:
-        inverse = inverse_3d(pixel_map, CANVAS, RULES)
-        job = Job(pixel_map, inverse, part.count, bands, WORK, CANVAS, FRAME, X, dY, out)
-        finite = is_finite(pixel_map)
-        eight = is_eight(pixel_map)
-        apart = finite & (eight == 0)
-        if finite == 0:
-            moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
-        elif eight:
-            moments = gather_tiles(moments, job, EIGHT, RULES, TILING)
-        elif job.inverse.walked:
-            moments = gather_tiles(moments, job, VOLUME, RULES, TILING)
-        else:
-            moments = gather_tiles(moments, job, WIDE, RULES, TILING)
+        moments, apart = gather_voxels(moments, job, RULES, TILING)
     elif RULES.source == "projective":
-        inverse = inverse_homography(pixel_map, CANVAS, RULES)
-        job = Job(pixel_map, inverse, part.count, bands, WORK, CANVAS, FRAME, X, dY, out)
-        apart = job.inverse.gathered
-        if apart:
-            moments = gather_tiles(moments, job, PERSPECTIVE, RULES, TILING)
-        else:
-            moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
+        moments, apart = gather_homography(moments, job, RULES, TILING)
     else:
-        job = Job(pixel_map, (), part.count, bands, WORK, CANVAS, FRAME, X, dY, out)
-        if is_axis(pixel_map, False):
-            moments = gather_tiles(moments, job, UPRIGHT, RULES, TILING)
-        elif is_axis(pixel_map, True):
-            moments = gather_tiles(moments, job, ON_SIDE, RULES, TILING)
-        else:
-            inverse = inverse_map(pixel_map, RULES)
-            turned = Job(pixel_map, inverse, part.count, bands, WORK, CANVAS, FRAME, X, dY, out)
-            kind = window_kind(pixel_map, inverse)
-            apart = kind != STRAIGHT
-            if kind == THREE:
-                moments = gather_tiles(moments, turned, THREE, RULES, TILING)
-            elif kind == STRAIGHT:
-                moments = gather_tiles(moments, turned, STRAIGHT, RULES, TILING)
-            elif kind == WALK:
-                moments = gather_tiles(moments, turned, WALK, RULES, TILING)
-            elif kind == WIDE:
-                moments = gather_tiles(moments, turned, WIDE, RULES, TILING)
-            else:
-                moments = gather_tiles(moments, turned, NOTHING, RULES, TILING)
+        moments, apart = gather_affine(moments, job, RULES, TILING)
     if RULES.sums > 0:
         if apart:
             of_output = OutputJob(
@@ -133,6 +102,62 @@ def gather(
             moments = walk_share(moments, X, dY, of_output, RULES, TILING)
         row = part.n.to(tl.int64) * WORK.slots + slot(part, WORK)
         store_moments(P, row, moments)
+
+
+@triton.jit
+def gather_affine(moments, job, RULES: tl.constexpr, TILING: tl.constexpr):
+    """Every tile of a program: (moments, whether grad_theta is still to be taken)."""
+    pixel_map = job.pixel_map
+    apart = tl.full([], 0, tl.int1)
+    if is_axis(pixel_map, False):
+        moments = gather_tiles(moments, job, UPRIGHT, RULES, TILING)
+    elif is_axis(pixel_map, True):
+        moments = gather_tiles(moments, job, ON_SIDE, RULES, TILING)
+    else:
+        inverse = inverse_map(pixel_map, RULES)
+        turned = with_inverse(job, inverse)
+        kind = window_kind(pixel_map, inverse)
+        apart = kind != STRAIGHT
+        if kind == THREE:
+            moments = gather_tiles(moments, turned, THREE, RULES, TILING)
+        elif kind == STRAIGHT:
+            moments = gather_tiles(moments, turned, STRAIGHT, RULES, TILING)
+        elif kind == WALK:
+            moments = gather_tiles(moments, turned, WALK, RULES, TILING)
+        elif kind == WIDE:
+            moments = gather_tiles(moments, turned, WIDE, RULES, TILING)
+        else:
+            moments = gather_tiles(moments, turned, NOTHING, RULES, TILING)
+    return moments, apart
+
+
+@triton.jit
+def gather_homography(moments, job, RULES: tl.constexpr, TILING: tl.constexpr):
+    """As `gather_affine`, of a homography."""
+    job = with_inverse(job, inverse_homography(job.pixel_map, job.canvas, RULES))
+    apart = job.inverse.gathered
+    if apart:
+        moments = gather_tiles(moments, job, PERSPECTIVE, RULES, TILING)
+    else:
+        moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
+    return moments, apart
+
+
+@triton.jit
+def gather_voxels(moments, job, RULES: tl.constexpr, TILING: tl.constexpr):
+    """As `gather_affine`, of an affine map of volumes."""
+    job = with_inverse(job, inverse_3d(job.pixel_map, job.canvas, RULES))
+    finite = is_finite(job.pixel_map)
+    eight = is_eight(job.pixel_map)
+    if finite == 0:
+        moments = gather_tiles(moments, job, NOTHING, RULES, TILING)
+    elif eight:
+        moments = gather_tiles(moments, job, EIGHT, RULES, TILING)
+    elif job.inverse.walked:
+        moments = gather_tiles(moments, job, VOLUME, RULES, TILING)
+    else:
+        moments = gather_tiles(moments, job, WIDE, RULES, TILING)
+    return moments, finite & (eight == 0)
 
 
 @triton.jit

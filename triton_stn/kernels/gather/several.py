@@ -41,7 +41,13 @@ from triton_stn.kernels.gather.inverse import (
 from triton_stn.kernels.gather.perspective import inverse_homography
 from triton_stn.kernels.gather.rest import image_leaves_rest
 from triton_stn.kernels.gather.volume import inverse_3d
-from triton_stn.kernels.gather.windows import Job, first_candidate, gather_pass, open_window
+from triton_stn.kernels.gather.windows import (
+    Job,
+    first_candidate,
+    gather_pass,
+    open_window,
+    with_inverse,
+)
 from triton_stn.kernels.moments import zero_moments
 from triton_stn.kernels.sums import into
 from triton_stn.kernels.tiles import moved, of_share, share, tile, tile_offsets
@@ -139,18 +145,7 @@ def through(
     acc, inverse, job, pixels, at, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr
 ):
     """acc and what comes through a window of a known kind."""
-    job = Job(
-        job.pixel_map,
-        inverse,
-        job.count,
-        job.bands,
-        job.work,
-        job.canvas,
-        job.frame,
-        job.x,
-        job.dy,
-        job.out,
-    )
+    job = with_inverse(job, inverse)
     window = open_window(job, pixels, KIND, RULES)
     G = first_candidate(job, window, pixels, KIND, RULES)
     X = plane_of(job.x, 0, pixels.channels, RULES)  # not read

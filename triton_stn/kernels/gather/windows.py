@@ -43,6 +43,13 @@ class Job(NamedTuple):
 
 
 @triton.jit
+def with_inverse(job, inverse):
+    """The job, its map's inverse known."""
+    pixel_map, count, bands, x, dy = job.pixel_map, job.count, job.bands, job.x, job.dy
+    return Job(pixel_map, inverse, count, bands, job.work, job.canvas, job.frame, x, dy, job.out)
+
+
+@triton.jit
 def open_window(job, pixels, KIND: tl.constexpr, RULES: tl.constexpr):
     """What a narrow window knows of every pixel whatever the channel; else nothing."""
     if KIND == UPRIGHT or KIND == ON_SIDE:
