@@ -139,7 +139,7 @@ def check_deterministic() -> None:
     message = (
         "the gradient of a float64 input does not have a deterministic implementation here, but "
         "you set torch.use_deterministic_algorithms(True); a float32 or half input has one, and "
-        "so has float64 of an affine map of images with padding_mode='zeros', bilinear or nearest"
+        "so has float64 of an affine map with padding_mode='zeros', bilinear or nearest"
     )
     if not torch.is_deterministic_algorithms_warn_only_enabled():
         raise RuntimeError(message)
