@@ -111,7 +111,6 @@ def _calls(full: bool) -> Iterator[Specialisation]:
     if not full:
         return
     yield from passes((64, 1, 512, 512), SINGLE, NCHW, EVERY)
-    yield from passes(deep, SINGLE, LAST, BOTH, fill=1.0)
     yield from passes(large, HALF, NCHW, BOTH, fill=(SINGLE, 1))
     yield from passes(deep, SINGLE, NCHW, EVERY)
     yield from passes(deep, HALF, NCHW, BOTH)
