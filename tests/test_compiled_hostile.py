@@ -55,9 +55,10 @@ def transformed(theta, size=SIZE, channels=3, **options):
 
 def assert_contained(theta, got, alone):
     """The good sample is as if alone, and what is not finite gives nothing to grad_input."""
-    for all_of, of_good in ((got.y, alone.y), (got.grad_theta, alone.grad_theta)):
-        assert torch.equal(all_of[:1], of_good)
-    torch.testing.assert_close(got.grad_input[:1], alone.grad_input)
+    assert torch.equal(got.y[:1], alone.y)
+    # A batch is cut into other programs, whose sums are added in another order.
+    for all_of, of_good in ((got.grad_theta, alone.grad_theta), (got.grad_input, alone.grad_input)):
+        torch.testing.assert_close(all_of[:1], of_good, rtol=1e-5, atol=1e-5)
     assert got.grad_input.isfinite().all()
     everywhere = theta.isnan().flatten(1).all(1)
     assert everywhere.any() and got.y[everywhere].isnan().all()

@@ -77,7 +77,7 @@ def test_volumes_spill_nothing_on_sm_90_and_a_warp_covers_2_by_4_by_4_voxels(tmp
     text = "C=1 float32 NCDHW bilinear zeros 128"
     status, rows, printed = report(tmp_path / "volume.csv", text, "--target", "sm_90")
     assert status == 0, printed
-    assert set(rows.kernel) == {"forward", "gather", "scatter", "reduce"}
+    assert set(rows.kernel) == {"forward", "gather", "reduce"}
     assert (rows.spilled == 0).all()
     assert set(rows[rows.kernel != "reduce"].warp) == {"2x4x4"}
 
