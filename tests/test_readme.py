@@ -13,7 +13,6 @@ from conftest import INTERPRETED, Place
 
 import triton_stn
 from triton_stn import checks
-from triton_stn.backends import fused
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 SUPPORTED = README.read_text(encoding="utf-8").split("## What is supported")[1]
@@ -65,20 +64,6 @@ def sample(combination, dtype=torch.float32, wanted="input"):
 
 
 @pytest.fixture
-def launched(monkeypatch):
-    """The launches, as they come."""
-    plans = []
-    real = fused.launch
-
-    def launch(plan, *args, **kwargs):
-        plans.append(plan)
-        return real(plan, *args, **kwargs)
-
-    monkeypatch.setattr(fused, "launch", launch)
-    return plans
-
-
-@pytest.fixture
 def deterministic():
     torch.use_deterministic_algorithms(True)
     yield
@@ -113,16 +98,16 @@ def test_the_table_has_the_shapes_of_theta_and_every_dtype():
 @pytest.mark.parametrize("place", [INTERPRETED])
 @pytest.mark.parametrize("dtype", checks.DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize(("combination", "_", "made"), ROWS)
-def test_the_table_says_how_grad_input_is_made(place: Place, launched, combination, _, made, dtype):
+def test_the_table_says_how_grad_input_is_made(place: Place, launches, combination, _, made, dtype):
     with triton_stn.use_backend(place.backend):
         image, y = sample(combination, dtype)
         y.sum().backward()
-    kernels = [plan.kernel.__name__ for plan in launched]
+    kernels = [plan.kernel.__name__ for plan in launches]
     half = ["settle"] * (dtype.itemsize == 2)
     if made == "gathered in part":
         # What it leaves to a scatter depends on θ, which the device alone knows.
         assert kernels == ["forward", "gather", "scatter", *half]
-        assert launched[2].constants["RULES"].rest
+        assert launches[2].constants["RULES"].rest
     elif made == "scattered":
         assert kernels == ["forward", "scatter", *half]
     else:
@@ -133,12 +118,12 @@ def test_the_table_says_how_grad_input_is_made(place: Place, launched, combinati
 @pytest.mark.parametrize("place", [INTERPRETED])
 @pytest.mark.parametrize(("combination", "_", "made"), ROWS)
 def test_what_is_scattered_is_fixed_point_when_deterministic_and_float64_is_refused(
-    place: Place, deterministic, launched, combination, _, made
+    place: Place, deterministic, launches, combination, _, made
 ):
     with triton_stn.use_backend(place.backend):
         _, y = sample(combination)
         y.sum().backward()
-        into = {plan.constants["RULES"].into for plan in launched[1:]}
+        into = {plan.constants["RULES"].into for plan in launches[1:]}
         assert into == {"dX" if made == "gathered" else "fixed"}
         _, y = sample(combination, torch.float64)
         if made == "gathered":

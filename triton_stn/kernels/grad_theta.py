@@ -36,7 +36,7 @@ def grad_theta(
     fill = ()
     if RULES.fill != "":
         fill = fill_of(FILL, part)
-    job = OutputJob(part, pixel_map, THETA, bands, WORK, CANVAS, FRAME, SCALE, fill, True)
+    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, True)
     X = of_share(X, part)
     nowhere = Into(X, ())
-    backward_program(X, of_share(dY, part), nowhere, P, job, WORK.tiles, RULES, TILING)
+    backward_program(X, of_share(dY, part), nowhere, P, job, bands, WORK.tiles, RULES, TILING)

@@ -6,10 +6,14 @@ import triton.language as tl
 
 @triton.jit
 def zero_moments(SUMS: tl.constexpr, TILING: tl.constexpr, RULES: tl.constexpr):
-    """A zero a pixel of a tile for each of the sums that make up grad_theta."""
+    """A zero a pixel of a tile for each of the sums that make up grad_theta.
+
+    At least one, for a branch that hands on nothing does not compile.
+    """
     PIXELS: tl.constexpr = TILING.pixels
+    COUNT: tl.constexpr = SUMS if SUMS > 0 else 1
     moments = ()
-    for _ in tl.static_range(SUMS):
+    for _ in tl.static_range(COUNT):
         moments = moments + (tl.zeros([PIXELS, 1], RULES.dtype),)
     return moments
 

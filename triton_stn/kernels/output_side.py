@@ -37,7 +37,6 @@ from triton_stn.kernels.tiles import (
     output_spot,
     slot,
     some,
-    tile_at,
     tile_of_band,
 )
 
@@ -48,7 +47,6 @@ class OutputJob(NamedTuple):
     part: object
     pixel_map: object
     theta: object
-    bands: object  # that a program walks
     work: object
     canvas: object
     frame: object
@@ -58,19 +56,10 @@ class OutputJob(NamedTuple):
 
 
 @triton.jit
-def backward_program(X, dY, INTO, P, JOB, tiles, RULES: tl.constexpr, TILING: tl.constexpr):
+def backward_program(X, dY, INTO, P, JOB, bands, tiles, RULES: tl.constexpr, TILING: tl.constexpr):
     """Every tile of a program, and its partial sums of grad_theta; tensors from its share on."""
-    # At least one, for a branch that hands on nothing does not compile.
-    MOMENTS: tl.constexpr = RULES.sums if RULES.sums > 0 else 1
-    moments = zero_moments(MOMENTS, TILING, RULES)
-    for b in range(JOB.bands):
-        for t in range(tiles):
-            at = tile_of_band(b, t, JOB.bands, JOB.canvas, JOB.work, RULES, TILING)
-            if RULES.rest and RULES.padding != "zeros":
-                if JOB.everything | (tile_in_view(at, JOB, RULES, TILING) == 0):
-                    moments = backward_tile(moments, at, X, dY, INTO, P, JOB, RULES, TILING)
-            else:
-                moments = backward_tile(moments, at, X, dY, INTO, P, JOB, RULES, TILING)
+    moments = zero_moments(RULES.sums, TILING, RULES)
+    moments = backward_tiles(moments, X, dY, INTO, P, JOB, bands, tiles, RULES, TILING)
     if RULES.sums > 0:
         nk = JOB.part.n.to(tl.int64) * JOB.work.maps + JOB.part.k
         store_moments(P, nk * JOB.work.slots + slot(JOB.part, JOB.work), moments)
@@ -85,11 +74,22 @@ def walk_share(moments, X, dY, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
     """
     bands = tl.cdiv(bands_of(JOB.canvas, TILING), tl.num_programs(2))
     tiles = tl.cdiv(tl.cdiv(JOB.canvas.width, TILING.block_w), tl.num_programs(1))
+    return backward_tiles(moments, X, dY, (), (), JOB, bands, tiles, RULES, TILING)
+
+
+@triton.jit
+def backward_tiles(
+    moments, X, dY, INTO, P, JOB, bands, tiles, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """`backward_tile` of so many tiles in each of a program's bands."""
     for b in range(bands):
         for t in range(tiles):
-            band = tl.program_id(2) * bands + b
-            at = tile_at(band, tl.program_id(1) * tiles + t, JOB.canvas, RULES, TILING)
-            moments = backward_tile(moments, at, X, dY, (), (), JOB, RULES, TILING)
+            at = tile_of_band(b, t, bands, tiles, JOB.canvas, RULES, TILING)
+            if RULES.scatters and RULES.rest and RULES.padding != "zeros":
+                if JOB.everything | (tile_in_view(at, JOB, RULES, TILING) == 0):
+                    moments = backward_tile(moments, at, X, dY, INTO, P, JOB, RULES, TILING)
+            else:
+                moments = backward_tile(moments, at, X, dY, INTO, P, JOB, RULES, TILING)
     return moments
 
 

@@ -126,9 +126,9 @@ def tile(t, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
 
 
 @triton.jit
-def tile_of_band(b, t, bands, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
-    """The t-th tile that this program walks in the b-th of its bands."""
-    column = tl.program_id(1) * WORK.tiles + t
+def tile_of_band(b, t, bands, tiles, SIZE, RULES: tl.constexpr, TILING: tl.constexpr):
+    """The t-th of so many tiles that this program walks in the b-th of its bands."""
+    column = tl.program_id(1) * tiles + t
     return tile_at(tl.program_id(2) * bands + b, column, SIZE, RULES, TILING)
 
 

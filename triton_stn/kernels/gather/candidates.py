@@ -222,6 +222,24 @@ def along_axis(x, u, last, RULES: tl.constexpr):
 
 
 @triton.jit
+def load_candidate(
+    G,  # dY at the c-th channel of a pass of one candidate a pixel, or
+    COLUMN: tl.constexpr,  # so many columns before it
+    c: tl.constexpr,
+    mask,
+    pixels,
+    RULES: tl.constexpr,
+    TILING: tl.constexpr,
+):
+    """dY where the mask is, else zeros."""
+    ptrs = G.ptr + G.offs
+    for _ in tl.static_range(COLUMN):
+        ptrs += G.step
+    mask &= some(pixels.channels + c, pixels.left, TILING.mask_channels)
+    return tl.load(ptrs, mask=mask, other=0.0).to(RULES.dtype)
+
+
+@triton.jit
 def add_candidate(
     acc,
     G,  # dY at one candidate a pixel, or
@@ -235,15 +253,10 @@ def add_candidate(
     it is finite everywhere."""
     PASS: tl.constexpr = TILING.channels_a_pass
     out = ()
-    offs = G.offs
     for c in tl.static_range(PASS):
-        ptrs = G.ptr + offs
-        for _ in tl.static_range(COLUMN):
-            ptrs += G.step
-        mask = (weight > 0) & some(pixels.channels + c, pixels.left, TILING.mask_channels)
-        g = tl.load(ptrs, mask=mask, other=0.0).to(RULES.dtype)
+        g = load_candidate(G, COLUMN, c, weight > 0, pixels, RULES, TILING)
         out = out + (tl.fma(g, weight, acc[c]),)
-        offs += G.stride_c
+        G = at_offset(G, G.offs + G.stride_c)
     return out
 
 
@@ -267,17 +280,12 @@ def add_joint(
         PASS: tl.constexpr = TILING.channels_a_pass
         total = t if TILING.block_c == 1 else tl.zeros(acc[0].shape, RULES.dtype)
         out = ()
-        offs = G.offs
         for c in tl.static_range(PASS):
-            ptrs = G.ptr + offs
-            for _ in tl.static_range(COLUMN):
-                ptrs += G.step
-            mask = inside & some(pixels.channels + c, pixels.left, TILING.mask_channels)
-            g = tl.load(ptrs, mask=mask, other=0.0).to(RULES.dtype)
+            g = load_candidate(G, COLUMN, c, inside, pixels, RULES, TILING)
             # A tap with zero weight adds nothing, even of an inf.
             out = out + (tl.where(weight > 0, tl.fma(g, weight, acc[c]), acc[c]),)
             total = tl.fma(g, values[c], total)
-            offs += G.stride_c
+            G = at_offset(G, G.offs + G.stride_c)
         acc = out
         t = total if TILING.block_c == 1 else t + tl.sum(total, 1, keep_dims=True)
     return acc, t

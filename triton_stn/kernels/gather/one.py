@@ -84,9 +84,7 @@ def gather(
     if RULES.into != "dX":
         rest = leaves_rest(pixel_map, CANVAS, FRAME, RULES)
     out = Output(of_share(dX, part), into(dX, SUMS, part, RULES), rest)
-    # At least one, for a branch that hands on nothing does not compile.
-    MOMENTS: tl.constexpr = RULES.sums if RULES.sums > 0 else 1
-    moments = zero_moments(MOMENTS, TILING, RULES)
+    moments = zero_moments(RULES.sums, TILING, RULES)
     job = Job(pixel_map, (), part.count, bands, WORK, CANVAS, FRAME, X, dY, out)
     if RULES.ndim == 3:
         moments, apart = gather_voxels(moments, job, RULES, TILING)
@@ -96,9 +94,7 @@ def gather(
         moments, apart = gather_affine(moments, job, RULES, TILING)
     if RULES.sums > 0:
         if apart:
-            of_output = OutputJob(
-                part, pixel_map, THETA, bands, WORK, CANVAS, FRAME, SCALE, (), False
-            )
+            of_output = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, (), False)
             moments = walk_share(moments, X, dY, of_output, RULES, TILING)
         row = part.n.to(tl.int64) * WORK.slots + slot(part, WORK)
         store_moments(P, row, moments)
@@ -165,7 +161,7 @@ def gather_tiles(moments, job, KIND: tl.constexpr, RULES: tl.constexpr, TILING: 
     """Every tile of a program through a window of one kind; returns the moments."""
     for b in range(job.bands):
         for t in range(job.work.tiles):
-            at = tile_of_band(b, t, job.bands, job.frame, job.work, RULES, TILING)
+            at = tile_of_band(b, t, job.bands, job.work.tiles, job.frame, RULES, TILING)
             # What is turned or magnified shows in part: a tile may be out of view.
             if KIND == THREE or KIND == STRAIGHT or KIND == WALK:
                 box = tile_box(at, RULES, TILING)
