@@ -8,7 +8,7 @@ third of them for sm_80 and gfx942, and prints a digest: kernels, spills, most r
 counted instructions beside what they may be. Registers, spilled bytes, shared memory, warp
 footprint, widest load and store, and counted instructions are in the CSV that it writes.
 ``--sweep`` compiles affine maps of images with any number of channels instead, for sm_80 and sm_90.
-Exit status 1 on any spill, and where a kernel does not compile.
+Exit status 1 on any spill, where a kernel does not compile, and over a budget.
 """
 
 from __future__ import annotations
@@ -173,6 +173,28 @@ def failed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame.spilled != 0]
 
 
+def counted(frame: pd.DataFrame) -> Iterator[tuple[str, str, float, float]]:
+    """(what is counted, channels, how many, how many there may be) of each budget met in it."""
+    for (kernel, channels, rest), columns in BUDGETS.items():
+        case = f"C={channels} {PLAIN} {rest}"
+        found = frame[(frame.kernel == kernel) & (frame.case == case) & (frame.target == COUNTED)]
+        for column, most in columns.items():
+            for number in found.get(column, [math.nan] * len(found)):
+                window, _, unit = column.rpartition(" ")
+                alone = kernel == "gather" and not rest.endswith("θ")
+                name = f"{kernel} {window}".strip() + " of input alone" * alone
+                yield f"{name}, {unit.replace('per_', 'a ')}", channels, number, most
+
+
+def over(frame: pd.DataFrame) -> list[str]:
+    """The budgets that are exceeded; a number that could not be counted (NaN) exceeds its own."""
+    return [
+        f"{name}: {number:g} at C={channels}, over {most:g}"
+        for name, channels, number, most in counted(frame)
+        if not 0 < number <= most
+    ]
+
+
 def digest(frame: pd.DataFrame) -> str:
     """A line a target, a line a kernel and number that has a budget, a line a failure."""
     lines = []
@@ -181,26 +203,18 @@ def digest(frame: pd.DataFrame) -> str:
         spilled = int((rows.spilled > 0).sum())
         registers = ", ".join(f"{name} {number:g}" for name, number in most.items())
         lines.append(f"{target}: {len(rows)} kernels, {spilled} spill; registers: {registers}")
-    counted: dict[str, list[str]] = {}
-    for (kernel, channels, rest), columns in BUDGETS.items():
-        case = f"C={channels} {PLAIN} {rest}"
-        found = frame[(frame.kernel == kernel) & (frame.case == case) & (frame.target == COUNTED)]
-        for column, most in columns.items():
-            for number in found.get(column, ()):
-                window, _, unit = column.rpartition(" ")
-                alone = kernel == "gather" and not rest.endswith("θ")
-                name = f"{kernel} {window}".strip() + " of input alone" * alone
-                name += ", " + unit.replace("per_", "a ")
-                counted.setdefault(name, []).append(f"{number:g} of {most:g} at C={channels}")
-    lines += [f"{COUNTED} {name}: {', '.join(of)}" for name, of in counted.items()]
+    of: dict[str, list[str]] = {}
+    for name, channels, number, most in counted(frame):
+        of.setdefault(name, []).append(f"{number:g} of {most:g} at C={channels}")
+    lines += [f"{COUNTED} {name}: {', '.join(numbers)}" for name, numbers in of.items()]
     for row in failed(frame).itertuples():
         why = f"{row.spilled:g} bytes" if row.spilled > 0 else row.error
         lines.append(f"{row.target} {row.kernel} {row.case}: {why}")
-    return "\n".join(lines)
+    return "\n".join(lines + over(frame))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 1 when a kernel spills or fails, 2 when there is nothing to compile."""
+    """Exit status: 0, 1 for a spill, a failure or a budget exceeded, 2 for nothing to compile."""
     start = time.monotonic()
     options = _parse(argv)
     drawn = (options.sample, options.seed) if options.sweep else None
@@ -213,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     frame.to_csv(options.out, index=False)
     seconds = time.monotonic() - start
     print(f"{digest(frame)}\nwrote {options.out}: {len(frame)} kernels in {seconds:.0f} s")
-    return cli.FAILED if len(failed(frame)) else 0
+    return cli.FAILED if len(failed(frame)) or over(frame) else 0
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -86,6 +86,14 @@ def _largest(samples: int, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.abs().reshape(samples, -1).amax(1)
 
 
+def slopes_agree(place, f, *tensors) -> bool:
+    """Both gradients of ``f`` against finite differences, all in float64.
+
+    Every entry of the Jacobian; of interpreted kernels, which are slow, a product of it each way.
+    """
+    return torch.autograd.gradcheck(f, tensors, fast_mode=place.interpreted, nondet_tol=1e-12)
+
+
 def nudge(theta: torch.Tensor, h: int, w: int) -> torch.Tensor:
     """Move by a fraction of an input pixel."""
     return theta + torch.tensor([[0, 0, 2 * NUDGE[0] / w], [0, 0, 2 * NUDGE[1] / h]])

@@ -30,6 +30,7 @@ def arguments(place, layout):
     return x, theta, noise(1, 2, c, 3, 4, seed=1, device=place.device)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_traces_forward_and_backward_whole(place: Place, dynamic, padding_mode):

@@ -105,6 +105,7 @@ def test_interpreted_value_and_gradients_are_right(place, case):
     assert_right(*check(place, case)[:3])
 
 
+@pytest.mark.thinned(2)
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -29,69 +29,21 @@ def report(out: Path, text: str, *arguments: str) -> tuple[int, pd.DataFrame, st
     return done.returncode, pd.read_csv(out, keep_default_na=False, na_values=[""]), done.stdout
 
 
-@pytest.fixture(scope="module")
-def of_plain(tmp_path_factory) -> tuple[int, pd.DataFrame, str]:
-    """float32 NCHW, bilinear, zeros: C = 1 and 3 at 512², C = 64 at 56²; every pass."""
-    out = tmp_path_factory.mktemp("static") / "report.csv"
-    return report(out, FLOAT32, "--target", "sm_90")
-
-
-@pytest.fixture
-def sm_90(of_plain) -> pd.DataFrame:
-    return of_plain[1]
-
-
-def one(frame: pd.DataFrame, kernel: str, case: str) -> pd.Series:
-    found = frame[(frame.kernel == kernel) & (frame.case == case)]
-    assert len(found) == 1, found.to_string()
-    return found.iloc[0]
-
-
-@pytest.mark.landing
-def test_all_compile_for_sm_90_and_no_register_is_spilled(of_plain):
-    status, rows, printed = of_plain
-    assert status == 0, printed
-    kernels = {"forward", "gather", "gather_maps", "grad_theta", "reduce", "scatter"}
-    assert set(rows.kernel) == {*kernels, "spline_gradient", "largest", "settle"}
-    assert (rows.spilled == 0).all() and (rows.registers > 0).all()
-
-
-@pytest.mark.landing
-def test_a_warp_covers_a_patch_of_4_by_8_pixels_in_nchw(sm_90):
-    assert set(sm_90.warp.dropna()) == {"4x8"}
-
-
 @pytest.mark.landing
 @pytest.mark.parametrize(
-    ("kernel", "channels", "rest", "column", "most"),
-    [(*case, column, most) for case, of in static.BUDGETS.items() for column, most in of.items()],
+    ("case", "warps"),
+    [
+        ("forward C=3 float32 NCHW bilinear zeros 512x512", {"sm_90": "4x8", "gfx942": "8x8"}),
+        ("forward C=1 float32 NCDHW bilinear zeros 128", {"sm_90": "2x4x4", "sm_80": "2x4x4"}),
+    ],
 )
-def test_a_kernel_stays_under_its_instructions_and_registers(
-    sm_90, kernel, channels, rest, column, most
-):
-    assert 0 < one(sm_90, kernel, f"C={channels} {FLOAT32} {rest}")[column] <= most
-
-
-@pytest.mark.landing
-def test_volumes_spill_nothing_on_sm_90_and_a_warp_covers_2_by_4_by_4_voxels(tmp_path):
-    text = "C=1 float32 NCDHW bilinear zeros 128"
-    status, rows, printed = report(tmp_path / "volume.csv", text, "--target", "sm_90")
+def test_a_warp_covers_a_patch_on_every_target(tmp_path, case, warps):
+    """64 threads side by side on gfx942, 32 elsewhere."""
+    targets = [word for target in warps for word in ("--target", target)]
+    status, rows, printed = report(tmp_path / "warps.csv", case, *targets)
     assert status == 0, printed
-    assert set(rows.kernel) == {"forward", "gather", "reduce"}
-    assert (rows.spilled == 0).all()
-    assert set(rows[rows.kernel != "reduce"].warp) == {"2x4x4"}
-
-
-@pytest.mark.landing
-def test_other_targets_compile_without_a_spill(tmp_path):
-    text = f"forward C=3 {FLOAT32} 512x512"
-    targets = ("--target", "gfx942", "--target", "sm_80")
-    status, rows, _ = report(tmp_path / "other.csv", text, *targets)
-    assert status == 0
-    assert list(rows.target) == ["gfx942", "sm_80"]
+    assert dict(zip(rows.target, rows.warp, strict=True)) == warps
     assert (rows.spilled == 0).all() and (rows.registers > 0).all()
-    # gfx942 runs 64 threads side by side, sm_80 runs 32.
-    assert [math.prod(map(int, warp.split("x"))) for warp in rows.warp] == [64, 32]
 
 
 @pytest.mark.landing
@@ -140,17 +92,30 @@ def test_the_digest_is_a_few_lines_and_names_what_is_counted(tmp_path, monkeypat
         | {column: most - 0.5 for column, most in columns.items()}
         for (kernel, c, rest), columns in static.BUDGETS.items()
     ]
-    frame = pd.DataFrame(rows).assign(target="sm_90", registers=range(len(rows)), spilled=0)
+    frame = pd.DataFrame(rows).assign(target="sm_90", spilled=0)
     monkeypatch.setattr(static, "table", lambda *_: frame)
     out = tmp_path / "new" / "kernels.csv"
     assert static.main(["--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24
     assert lines[-1].startswith(f"wrote {out}: {len(rows)} kernels in ")
-    assert lines[0].startswith(f"sm_90: {len(rows)} kernels, 0 spill; registers: grad_theta 11")
+    assert lines[0].startswith(f"sm_90: {len(rows)} kernels, 0 spill; registers: gather 127.5")
     assert any("gather THREE, a tile: 177.5 of 178 at C=1" in line for line in lines)
     assert any("gather UPRIGHT, a channel: 32.5 of 33 at C=64" in line for line in lines)
     assert len(pd.read_csv(out)) == len(frame)
+
+
+@pytest.mark.parametrize(("number", "said"), [(72.5, "72.5 at C=1, over 72"), (math.nan, "nan at")])
+def test_more_instructions_than_the_budget_are_exit_status_1(
+    tmp_path, monkeypatch, capsys, number, said
+):
+    row = {"kernel": "forward", "case": f"C=1 {FLOAT32} 512x512", "per_tile": number}
+    frame = pd.DataFrame([row]).assign(target="sm_90", registers=9, spilled=0)
+    monkeypatch.setattr(static, "table", lambda *_: frame)
+    assert static.main(["--out", str(tmp_path / "kernels.csv")]) == 1
+    assert f"forward, a tile: {said}" in capsys.readouterr().out
+    frame["per_tile"] = 72
+    assert static.main(["--out", str(tmp_path / "kernels.csv")]) == 0
 
 
 def test_nothing_to_compile_is_exit_status_2(capsys):
