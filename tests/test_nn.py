@@ -81,6 +81,25 @@ def test_starts_at_a_theta_of_the_callers(shape, x):
     assert torch.equal(theta, start.expand(3, 4, 2, 3))
 
 
+@every_transform
+def test_forward_is_predict_and_then_sample(transform, x):
+    module = trained(transform, output_size=(5, 6), num_transforms=3)
+    output, theta = module(x, return_theta=True)
+    assert torch.equal(module.predict(x), theta)
+    assert torch.equal(module.sample(x, theta), output)
+
+
+@every_transform
+def test_can_be_made_without_memory(transform):
+    with torch.device("meta"):
+        module = SpatialTransformer(nn.Flatten(), 4, transform)
+    numbers = (
+        4 * transformer(transform).head.out_features + transformer(transform).head.out_features
+    )
+    assert sum(p.numel() for p in module.parameters()) == numbers
+    assert all(p.is_meta for p in module.parameters())
+
+
 def test_every_parameter_learns_from_the_second_step_on(x):
     module = transformer(num_transforms=2)
     optimizer = torch.optim.SGD(module.parameter_groups(1e-3, 1.0))

@@ -105,6 +105,14 @@ def test_one_theta_serves_every_image_and_the_first_are_drawn():
     assert left == [0] * 6  # three columns: one row
 
 
+def test_each_image_has_its_title():
+    x, theta = batch(3), torch.eye(2, 3).expand(3, 2, 3)
+    sources, _ = panels(plot.show(x, theta, x, titles=["a", "b", "c"], limit=2))
+    assert [axes.get_title() for axes in sources] == ["a", "b"]
+    with pytest.raises(ValueError, match="titles must be 3, one an image, got 2"):
+        plot.show(x, theta, x, titles=["a", "b"])
+
+
 def test_what_lies_far_outside_is_cut_off():
     images = batch(1)
     figure = plot.show(images, torch.tensor([50.0, 0, 0]), images, "attention")

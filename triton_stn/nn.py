@@ -88,6 +88,12 @@ class SpatialTransformer(nn.Module):
         Raises:
             ValueError: the localisation net does not give ``features`` numbers a sample.
         """
+        theta = self.predict(x)
+        output = self.sample(x, theta)
+        return (output, theta) if return_theta else output
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """θ alone, as ``forward`` returns it."""
         features = self.localization(x)
         n, expected = x.shape[0], self.head.in_features
         flat = features.flatten(1) if features.ndim > 1 else features
@@ -99,8 +105,11 @@ class SpatialTransformer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             theta = self.head(flat.to(self.head.weight.dtype))
         parallel = (self.num_transforms,) if self.num_transforms > 1 else ()
-        theta = theta.unflatten(1, (*parallel, *self.transform.theta_shape))
-        output = spatial_transform(
+        return theta.unflatten(1, (*parallel, *self.transform.theta_shape))
+
+    def sample(self, x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
+        """``x`` sampled through a θ of the shape that ``predict`` gives."""
+        return spatial_transform(
             x,
             theta,
             self.output_size,
@@ -109,7 +118,6 @@ class SpatialTransformer(nn.Module):
             padding_mode=self.padding_mode,
             align_corners=self.align_corners,
         )
-        return (output, theta) if return_theta else output
 
     def parameter_groups(self, lr: float, localization_lr_scale: float = 0.1) -> list[dict]:
         """``parameter_groups(self, lr, localization_lr_scale)``: one group, the slower one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ def show(
     transform: str | Transform = "affine",
     align_corners: bool = False,
     *,
+    titles: Sequence[str] | None = None,
     limit: int = 16,
     columns: int | None = None,
     panel: float = 1.3,
@@ -41,6 +43,7 @@ def show(
         theta: ``theta_shape``, ``(N, *theta_shape)`` or ``(N, K, *theta_shape)``.
         output: ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)`` for K.
         transform, align_corners: what the output was sampled with.
+        titles: one an image, written above it, such as what a classifier made of it.
         limit: only so many images are drawn, the first.
         columns: images beside each other; None: about as many as make the figure square.
         panel: side of a panel, in inches.
@@ -57,6 +60,8 @@ def show(
 
     transform = resolve(transform)
     theta, output = _per_transform(input, theta, output, transform)
+    if titles is not None and len(titles) != len(input):
+        raise ValueError(f"titles must be {len(input)}, one an image, got {len(titles)}")
     n, k = min(len(input), limit), theta.shape[1]
     value_range = _value_range(input)
     sources = _to_rgb(input[:n], value_range)
@@ -82,6 +87,8 @@ def show(
         axes = figure.add_subplot(grid[row, column])
         _draw(axes, sources[i])
         axes.set(**limits, facecolor="0.9")
+        if titles is not None:
+            axes.set_title(titles[i], fontsize=6 * panel, pad=2)
         for j in range(k):
             color = COLORS[j % len(COLORS)]
             outline = outlines[i, j]

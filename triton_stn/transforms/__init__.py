@@ -8,17 +8,23 @@ last dimensions are the transform's ``theta_shape``; the leading ones are free a
 from __future__ import annotations
 
 from triton_stn.transforms.base import Transform
-from triton_stn.transforms.matrices import Affine, Attention, Projective, Similarity, _ToMatrix
+from triton_stn.transforms.matrices import (
+    Affine,
+    Attention,
+    MatrixTransform,
+    Projective,
+    Similarity,
+)
 from triton_stn.transforms.spline import ThinPlateSpline
 
 __all__ = [
     "Affine",
     "Attention",
+    "MatrixTransform",
     "Projective",
     "Similarity",
     "ThinPlateSpline",
     "Transform",
-    "_ToMatrix",
     "resolve",
 ]
 

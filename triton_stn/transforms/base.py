@@ -45,9 +45,10 @@ class Transform(ABC):
         return one.repeat(*batch, *(1 for _ in self.theta_shape))
 
     def _identity_on(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        one = self._identity()
         if torch.compiler.is_compiling():
-            return one.to(device, dtype)
+            return self._identity().to(device, dtype)
+        with torch.device("cpu"):  # its numbers are read, whatever the default device is
+            one = self._identity()
         like = torch.empty((), dtype=dtype, device=device)
         return vector(one.flatten().tolist(), like).view(one.shape)
 

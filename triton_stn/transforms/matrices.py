@@ -16,7 +16,7 @@ MIN_W = 1e-6
 OUT_OF_VIEW = 1e4
 
 
-class _ToMatrix(Transform):
+class MatrixTransform(Transform):
     """What amounts to an affine map."""
 
     is_affine = True
@@ -27,7 +27,7 @@ class _ToMatrix(Transform):
 
 
 @dataclass(frozen=True)
-class Affine(_ToMatrix):
+class Affine(MatrixTransform):
     """θ (2, 3), or (3, 4) with ``ndim=3``: the matrix of ``F.affine_grid``.
 
     Source: Jaderberg et al. 2015, arXiv 1506.02025, equation 1.
@@ -52,7 +52,7 @@ class Affine(_ToMatrix):
 
 
 @dataclass(frozen=True)
-class Attention(_ToMatrix):
+class Attention(MatrixTransform):
     """θ (3,) = (s, t_x, t_y): isotropic scale and translation, the matrix [s 0 t_x; 0 s t_y].
 
     Source: Jaderberg et al. 2015, arXiv 1506.02025, equation 2.
@@ -71,7 +71,7 @@ class Attention(_ToMatrix):
 
 
 @dataclass(frozen=True)
-class Similarity(_ToMatrix):
+class Similarity(MatrixTransform):
     """θ (4,) = (scale, angle in radians, t_x, t_y): [s·cos −s·sin t_x; s·sin s·cos t_y].
 
     The rotation is of normalised coordinates: of an image that is not square it shears the pixels
