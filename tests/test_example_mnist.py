@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gzip
 import re
-import struct
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from digits import IMAGES, LABELS, idx, made_up, write
 
 import triton_stn
 
@@ -20,10 +19,6 @@ pytest.importorskip("tqdm")
 
 from examples import mnist
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "mnist"
-IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs the digits of ../shared/data")
-
 
 @pytest.fixture(autouse=True)
 def small_and_quick():
@@ -32,43 +27,6 @@ def small_and_quick():
     with triton_stn.use_backend("torch"):
         yield
     torch.set_num_threads(threads)
-
-
-def idx(values, magic: int | None = None) -> bytes:
-    """The bytes of an IDX file."""
-    values = np.asarray(values, np.uint8)
-    return struct.pack(f">{1 + values.ndim}i", magic or 2048 + values.ndim, *values.shape) + bytes(
-        values
-    )
-
-
-def write(folder: Path, images: bytes, labels: bytes) -> list[str]:
-    (folder / IMAGES).write_bytes(images)
-    (folder / LABELS).write_bytes(labels)
-    return ["--data-dir", str(folder)]
-
-
-def made_up(count: int = 10):
-    """Bars whose place is their label."""
-    labels = np.arange(count) % 10
-    images = np.zeros((count, 28, 28), np.uint8)
-    for image, label in zip(images, labels, strict=True):
-        image[2:26, 2 + 2 * label : 6 + 2 * label] = 255
-    return images, labels
-
-
-@pytest.mark.parametrize("zipped", [False, True])
-def test_reads_idx_files_zipped_or_not(zipped, tmp_path):
-    images, labels = made_up(12)
-    for name, values in ((IMAGES, images), (LABELS, labels)):
-        if zipped:
-            (tmp_path / f"{name}.gz").write_bytes(gzip.compress(idx(values)))
-        else:
-            (tmp_path / name).write_bytes(idx(values))
-    digits = mnist.read_mnist(tmp_path)
-    assert digits.images.shape == (12, 1, 28, 28) and digits.images.dtype == torch.float32
-    assert torch.equal(digits.images[:, 0] * 255, torch.from_numpy(images).float())
-    assert digits.labels.tolist() == labels.tolist()
 
 
 GOOD_IMAGES, GOOD_LABELS = (idx(values) for values in made_up())
@@ -124,16 +82,6 @@ def test_without_scikit_learn_a_message_says_what_to_do(monkeypatch, capsys):
     assert "pip install scikit-learn" in error and "--data-dir" in error
 
 
-def test_scikit_learns_digits_are_enlarged():
-    load_digits = pytest.importorskip("sklearn.datasets").load_digits
-    digits = mnist.small_digits()
-    assert digits.images.shape == (1797, 1, 28, 28)
-    assert digits.images.min() >= 0 and digits.images.max() == 1
-    small = torch.from_numpy(load_digits().images).float()[:, None] / 16
-    bilinear = torch.nn.functional.interpolate(small, 28, mode="bilinear")
-    torch.testing.assert_close(digits.images, bilinear, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -152,48 +100,6 @@ def test_a_wrong_argument_exits_with_a_message(arguments, message, capsys):
         mnist.main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
-
-
-def test_digits_are_turned_each_by_an_angle_of_its_own():
-    image = torch.zeros(1, 1, 28, 28)
-    image[..., 13:15, 20:28] = 1  # a hand that points to three o'clock
-    images = image.expand(400, -1, -1, -1)
-    turned = mnist.turn(images, 90, torch.Generator().manual_seed(0))
-    place = torch.arange(28) - 13.5
-    x, y = ((turned[:, 0] * axis).sum((1, 2)) for axis in (place, place[:, None]))
-    angles = torch.atan2(y, x).rad2deg()
-    assert angles.min() < -80 and angles.max() > 80 and angles.abs().max() < 92
-    assert angles.abs().mean() == pytest.approx(45, abs=4)  # uniform in ±90
-    assert mnist.turn(images, 0, torch.Generator()) is images
-
-
-@pytest.mark.parametrize("transform", [None, *mnist.TRANSFORMS])
-def test_every_network_starts_as_one_that_leaves_the_image_alone(transform):
-    network = mnist.Network(transform).eval()
-    images = torch.rand(2, 1, 28, 28)
-    torch.testing.assert_close(network(images), network.classifier(images), atol=1e-4, rtol=0)
-    assert (network.transformer is None) == (transform is None)
-
-
-@needs_data
-def test_a_few_steps_on_real_digits_lower_the_loss():
-    torch.manual_seed(0)
-    digits = mnist.read_mnist(DATA)[:200]
-    network = mnist.Network("affine")
-    first, *_, last = mnist.train(network, digits, 90, 12, 4e-3, 0.1, seed=0)
-    assert last < 0.9 * first
-    assert network.transformer.head.weight.abs().max() > 0  # the localisation net took part
-
-
-@needs_data
-def test_the_real_digits_are_all_there():
-    digits = mnist.read_mnist(DATA)
-    assert len(digits) == 10_000
-    assert digits.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
-    assert digits.labels.bincount().tolist() == [
-        *(980, 1135, 1032, 1010, 982),
-        *(892, 958, 1028, 974, 1009),
-    ]
 
 
 def test_compare_prints_both_and_writes_the_picture(tmp_path, capsys):

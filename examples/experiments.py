@@ -1,0 +1,163 @@
+"""What there is to train: scenes of digits, the networks for them, and how a result is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from examples import models, scenes
+from examples.data import LONGEST, Digits, Scene
+from examples.models import Shape
+from triton_stn import geometry
+
+SINGLE = ("st-cnn", "st-fcn", "cnn", "fcn")
+READERS = ("reader-multi", "reader-single", "reader")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Scenes, and the networks that learn to read them; the first of these is the default.
+
+    scene: (digits, pool, generator) -> Scene.
+    """
+
+    says: str
+    scene: Callable[[Digits, Digits, Generator], Scene]
+    shape: Shape
+    networks: tuple[str, ...]
+
+    def network(self, name: str, transform: str = "affine", **changes) -> nn.Module:
+        """``changes`` are of the shape: ``capacity``, ``filters``, ``crop``."""
+        return models.MODELS[name](replace(self.shape, **changes), transform)
+
+
+def _square(side: int, channels: int = 1, **rest) -> Shape:
+    return Shape((channels, side, side), **rest)
+
+
+EXPERIMENTS = {
+    "upright": Experiment(
+        "digits as they are",
+        partial(scenes.rotated, degrees=0),
+        _square(28),
+        ("tutorial", "tutorial-cnn", *SINGLE),
+    ),
+    "r": Experiment(
+        "R: turned by up to ±90°",
+        scenes.rotated,
+        _square(28),
+        (*SINGLE, "tutorial", "tutorial-cnn"),
+    ),
+    "rts": Experiment(
+        "RTS: turned by up to ±45°, scaled by 0.7 to 1.2, anywhere on 42x42",
+        scenes.rotated_scaled_translated,
+        _square(42),
+        SINGLE,
+    ),
+    "p": Experiment("P: in perspective", scenes.projected, _square(28), SINGLE),
+    "e": Experiment("E: bent by a spline", scenes.elastic, _square(28), SINGLE),
+    "t": Experiment("T: anywhere on 60x60", scenes.translated, _square(60), SINGLE),
+    "tc": Experiment("TC: anywhere on 60x60, in clutter", scenes.cluttered, _square(60), SINGLE),
+    "addition": Experiment(
+        "the sum of two digits, each distorted as RTS",
+        scenes.addition,
+        _square(42, 2, classes=19),
+        ("2st-fcn", *SINGLE),
+    ),
+    "sequences-64": Experiment(
+        "numbers of one to five digits in colour, 64x64",
+        scenes.sequences,
+        _square(64, 3, classes=11, answers=LONGEST),
+        READERS,
+    ),
+    "sequences-128": Experiment(
+        "the same, anywhere on 128x128",
+        partial(scenes.sequences, size=128),
+        _square(128, 3, classes=11, answers=LONGEST),
+        READERS,
+    ),
+    "birds": Experiment(
+        "25 kinds of bird, told by head and body, 84x84",
+        scenes.birds,
+        _square(84, classes=25, crop=42),
+        ("2st-cnn", "4st-cnn", "cnn"),
+    ),
+    "volume": Experiment(
+        "digits drawn out in depth and turned, 60x60x60",
+        scenes.extruded,
+        Shape((1, 60, 60, 60)),
+        ("st-3d", "cnn-3d"),
+    ),
+    "large": Experiment(
+        "a digit of 112 pixels on 512x512, in colour and clutter",
+        scenes.enlarged,
+        _square(512, 3, crop=48),
+        ("large", "large-cnn"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """error: percent of the scenes with a wrong answer; iou: what the first transformer reads, with
+    the object's box, mean over the scenes that have one.
+    """
+
+    error: float
+    iou: float | None = None
+
+
+def loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy, the mean over samples and answers."""
+    return F.cross_entropy(logits.float(), targets)
+
+
+@torch.no_grad()
+def measure(network: nn.Module, scene: Scene, batch: int = 250) -> Result:
+    """On held-out scenes; the network is left in evaluation mode."""
+    network.eval()
+    wrong, overlap = [], []
+    for index in torch.arange(len(scene), device=scene.targets.device).split(batch):
+        part = scene[index]
+        miss = network(part.images).argmax(1) != part.targets
+        wrong.append(miss.flatten(1).any(1) if miss.ndim > 1 else miss)
+        if part.boxes is not None and (theta := first_theta(network, part.images)) is not None:
+            transformer = models.transformers(network)[0]
+            overlap.append(iou(read_box(transformer, theta, part.images), part.boxes))
+    error = 100 * torch.cat(wrong).float().mean().item()
+    return Result(error, torch.cat(overlap).mean().item() if overlap else None)
+
+
+def first_theta(network: nn.Module, images: Tensor) -> Tensor | None:
+    """θ that the network's first transformer takes of the images; None without one."""
+    found = models.transformers(network)
+    return found[0].predict(images) if found else None
+
+
+def read_box(transformer, theta: Tensor, images: Tensor) -> Tensor:
+    """(..., 4): left, top, right, bottom edge in pixels of the box around all that θ reads."""
+    size = images.shape[-2:]
+    outline = geometry.quadrilateral(
+        theta,
+        size,
+        transformer.output_size or tuple(size),
+        transformer.align_corners,
+        transform=transformer.transform,
+        points_per_edge=1 if transformer.transform.is_affine else 16,
+    )
+    return torch.cat((outline.amin(-2), outline.amax(-2)), -1) + 0.5
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of boxes (..., 4)."""
+    shared = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(
+        min=0
+    )
+    of_both = shared.prod(-1)
+    areas = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1)
+    return of_both / (areas - of_both)

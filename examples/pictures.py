@@ -1,0 +1,77 @@
+"""What a network looks at, drawn: its first transformer's outlines and outputs, and its answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+
+from examples.data import NO_DIGIT, Scene
+from examples.models import transformers
+from triton_stn import plot
+
+
+def can_draw(network: nn.Module, scene: Scene) -> bool:
+    """Whether there is a transformer, of images."""
+    return bool(transformers(network)) and scene.images.ndim == 4
+
+
+@torch.no_grad()
+def show(network: nn.Module, scene: Scene, title: str = "") -> Figure:
+    """Images with what the first transformer reads of them, beside what it hands on.
+
+    Above each stands what the network answers, and what is right where that is something else. The
+    network is left in evaluation mode.
+    """
+    network.eval()
+    transformer, images = transformers(network)[0], scene.images
+    theta = transformer.predict(images)
+    output = transformer.sample(images, theta)
+    answers = [text(answer) for answer in network(images).argmax(1)]
+    figure = plot.show(
+        visible(images),
+        theta,
+        visible(output),
+        transformer.transform,
+        transformer.align_corners,
+        titles=[
+            answer if answer == right else f"{answer}, is {right}"
+            for answer, right in zip(answers, map(text, scene.targets), strict=True)
+        ],
+        limit=24,
+    )
+    if title:
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def visible(images: Tensor) -> Tensor:
+    """(..., C, H, W) with one channel or three: two are laid over each other."""
+    return images if images.shape[-3] in (1, 3) else images.sum(-3, keepdim=True).clamp(max=1)
+
+
+def text(target: Tensor) -> str:
+    """A class as its number; a sequence as its digits."""
+    if target.ndim == 0:
+        return str(target.item())
+    return "".join(str(digit) for digit in target.tolist() if digit != NO_DIGIT) or "none"
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """(H, W, 3), uint8."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def animate(path: Path, frames: list[np.ndarray], milliseconds: int = 250) -> None:
+    """A GIF that repeats, and rests on its last frame."""
+    palette = [Image.fromarray(f).quantize(64, dither=Image.Dither.NONE) for f in frames]
+    duration = [milliseconds] * (len(palette) - 1) + [8 * milliseconds]
+    first, *rest = palette
+    first.save(path, save_all=True, append_images=rest, duration=duration, loop=0)

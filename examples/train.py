@@ -1,0 +1,403 @@
+"""Train a network of the spatial-transformer literature, with its transformers or without.
+
+    python -m examples.train rts --model st-cnn --data-dir MNIST
+    python -m examples.train sequences-64 --model reader-multi --out runs/multi --tensorboard
+    python -m examples.train rts --model st-cnn --resume
+    torchrun --nproc-per-node 2 -m examples.train rts --model st-cnn
+
+Writes to its folder: ``run.csv`` (step, loss, held-out error, IoU, milliseconds a step),
+``checkpoint.pt``, ``picture.png``, and ``training.gif``, how the transformer moved while it learnt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from examples import data, models, pictures
+from examples.experiments import EXPERIMENTS, Experiment, Result, loss, measure
+from triton_stn import use_backend
+from triton_stn.nn import parameter_groups
+
+HELD_OUT_SEED = 0  # the held-out scenes are the same for every run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network is trained.
+
+    schedule "one-cycle" rises to ``lr`` and falls to nothing; "steps" divides it by ten after each
+    third, as Jaderberg et al. do. localization_lr_scale: of the transformers' learning rate.
+    amp: "bfloat16" or "float16", or None.
+    """
+
+    steps: int = 2000
+    batch: int = 64
+    lr: float = 2e-3
+    optimizer: str = "adam"
+    schedule: str = "one-cycle"
+    localization_lr_scale: float = 0.1
+    seed: int = 0
+    amp: str | None = None
+
+
+class RunError(Exception):
+    """A run that can not be gone on with."""
+
+
+class Trainer:
+    """A network, its optimizer, and the scenes that it is shown; can be saved and gone on with.
+
+    Of ``world`` processes each takes its share of every batch.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scene: Callable,
+        digits: data.Digits,
+        settings: Settings,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.network, self.scene, self.digits, self.settings = network, scene, digits, settings
+        self.device = digits.images.device
+        self.rank, self.world = rank, world
+        self.generator = torch.Generator(self.device).manual_seed(settings.seed * world + rank)
+        groups = parameter_groups(network, settings.lr, settings.localization_lr_scale)
+        total = max(settings.steps, 1)
+        if settings.optimizer == "adam":
+            self.optimizer = torch.optim.Adam(groups)
+        else:
+            self.optimizer = torch.optim.SGD(groups, momentum=0.9)
+        if settings.schedule == "one-cycle":
+            rates = [group["lr"] for group in groups]
+            self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rates, total)
+        else:
+            ends = [total // 3, 2 * total // 3]
+            self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, ends)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "float16")
+        self.done = 0
+
+    def batch(self) -> data.Scene:
+        """The next: every epoch shows each digit once, in an order of its own."""
+        batches = -(-len(self.digits) // self.settings.batch)
+        epoch, place = divmod(self.done, batches)
+        shuffle = torch.Generator().manual_seed(1_000_003 * self.settings.seed + epoch)
+        order = torch.randperm(len(self.digits), generator=shuffle)
+        index = order[place * self.settings.batch :][: self.settings.batch][self.rank :: self.world]
+        # of an epoch's last batch a process may get nothing: it takes the first digit
+        index = (index if len(index) else order[:1]).to(self.device)
+        return self.scene(self.digits[index], self.digits, self.generator)
+
+    def step(self, forward: Callable[[Tensor], Tensor]) -> Tensor:
+        """One step, with the network or what stands for it; the loss before it."""
+        scene, amp = self.batch(), self.settings.amp
+        self.optimizer.zero_grad()
+        autocast = torch.autocast(self.device.type, getattr(torch, amp)) if amp else nullcontext()
+        with autocast:
+            logits = forward(scene.images)
+        value = loss(logits, scene.targets)
+        self.scaler.scale(value).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.done += 1
+        return value.detach()
+
+    def parts(self) -> dict[str, object]:
+        names = ("network", "optimizer", "schedule", "scaler")
+        return {name: getattr(self, name) for name in names}
+
+    def save(self, path: Path) -> None:
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        state |= {"done": self.done, "settings": asdict(self.settings)}
+        state |= {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
+        torch.save(state, path)
+
+    def load(self, path: Path) -> None:
+        """Raises RunError where there is none, or it is of a run with other settings."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except FileNotFoundError:
+            raise RunError(f"there is no checkpoint {str(path)!r} to go on from") from None
+        changed = dict(asdict(self.settings).items() - state["settings"].items())
+        if changed:
+            raise RunError(f"the run in {str(path.parent)!r} had not the settings {changed}")
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.done = state["done"]
+        self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["dropout"].cpu())
+
+
+@dataclass
+class Point:
+    """Of a run's record; the loss is the mean since the point before."""
+
+    step: int
+    loss: float
+    result: Result
+    milliseconds: float
+
+
+def train(
+    trainer: Trainer,
+    held_out: data.Scene,
+    every: int = 0,
+    watch: Callable[[Point], None] = lambda point: None,
+    compiled: bool = False,
+    label: str = "",
+) -> Point:
+    """To the end of its settings' steps; ``watch`` sees a point every ``every`` steps and the last.
+
+    The time of a step is the median over those since the point before, scenes and host included.
+    """
+    network, settings = trainer.network, trainer.settings
+    forward: Callable = network
+    if trainer.world > 1:
+        forward = DistributedDataParallel(network)
+    if compiled:
+        forward = torch.compile(forward)
+    network.train()
+    losses: list[Tensor] = []
+    times: list[float] = []
+    point = None
+    chief = trainer.rank == 0
+    with tqdm(
+        total=settings.steps, initial=trainer.done, desc=label, unit="step", disable=not chief
+    ) as bar:
+        while trainer.done < settings.steps:
+            began = time.perf_counter()
+            losses.append(trainer.step(forward))
+            _wait(trainer.device)
+            times.append(1e3 * (time.perf_counter() - began))
+            bar.update()
+            last = trainer.done == settings.steps
+            if chief and (last or (every and trainer.done % every == 0)):
+                mean = torch.stack(losses).mean().item()
+                result = measure(network, held_out)
+                point = Point(trainer.done, mean, result, sorted(times)[len(times) // 2])
+                bar.set_postfix_str(f"loss {mean:.3f}, held-out error {result.error:.2f}%")
+                watch(point)
+                losses.clear()
+                times.clear()
+                network.train()
+    return point or Point(trainer.done, float("nan"), measure(network, held_out), float("nan"))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+class Record:
+    """What a run leaves in its folder: the CSV, TensorBoard's files, frames for the animation."""
+
+    def __init__(
+        self, folder: Path, trainer: Trainer, held_out: data.Scene, tensorboard: bool, drawn: bool
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.trainer = folder, trainer
+        self.drawn = drawn and pictures.can_draw(trainer.network, held_out)
+        self.shown, self.frames = held_out[:8], []
+        self.writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(folder)
+        self.csv = folder / "run.csv"
+        if not trainer.done:
+            self.csv.write_text("step,loss,error,iou,milliseconds\n")
+
+    def __call__(self, point: Point) -> None:
+        iou = "" if point.result.iou is None else f"{point.result.iou:.4f}"
+        with self.csv.open("a") as file:
+            error, milliseconds = point.result.error, point.milliseconds
+            file.write(f"{point.step},{point.loss:.6f},{error:.3f},{iou},{milliseconds:.3f}\n")
+        self.trainer.save(self.folder / "checkpoint.pt")
+        if self.writer:
+            self.writer.add_scalar("loss", point.loss, point.step)
+            self.writer.add_scalar("held-out error, %", point.result.error, point.step)
+        if self.drawn:
+            figure = pictures.show(self.trainer.network, self.shown, f"step {point.step}")
+            self.frames.append(pictures.pixels(figure))
+            if self.writer:
+                self.writer.add_image("transformer", self.frames[-1], point.step, dataformats="HWC")
+
+    def close(self, scene: data.Scene) -> list[Path]:
+        """Draw; the files that were written."""
+        written = [self.csv, self.folder / "checkpoint.pt"]
+        if self.drawn:
+            written.append(self.folder / "picture.png")
+            pictures.show(self.trainer.network, scene[:24]).savefig(written[-1], dpi=100)
+            if len(self.frames) > 1:
+                written.append(self.folder / "training.gif")
+                pictures.animate(written[-1], self.frames)
+        if self.writer:
+            self.writer.close()
+        return written
+
+
+def held_out_scene(experiment: Experiment, digits: data.Digits) -> data.Scene:
+    """Each held-out digit in one scene, the same for every network and seed."""
+    generator = torch.Generator(digits.images.device).manual_seed(HELD_OUT_SEED)
+    parts = [
+        experiment.scene(digits[index], digits, generator)
+        for index in torch.arange(len(digits), device=digits.images.device).split(250)
+    ]
+    boxes = None if parts[0].boxes is None else torch.cat([part.boxes for part in parts])
+    images, targets = (torch.cat([getattr(p, k) for p in parts]) for k in ("images", "targets"))
+    return data.Scene(images, targets, boxes)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.train",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="experiments:\n"
+        + "\n".join(
+            f"  {name:15}{experiment.says}\n{'':17}--model {' '.join(experiment.networks)}"
+            for name, experiment in EXPERIMENTS.items()
+        ),
+    )
+    parser.add_argument("experiment", choices=EXPERIMENTS, metavar="EXPERIMENT")
+    parser.add_argument("--model", help="(default: the experiment's first)")
+    parser.add_argument("--transform", choices=models.TRANSFORMS, default="affine")
+    parser.add_argument("--filters", type=int, help="of each convolution of the cnn models (32)")
+    parser.add_argument("--capacity", type=int, help="parameters at most (400,000)")
+    add_common(parser)
+    parser.add_argument("--steps", type=int, default=2000, help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--optimizer", choices=("adam", "sgd"), default="adam")
+    parser.add_argument("--schedule", choices=("one-cycle", "steps"), default="one-cycle")
+    parser.add_argument("--lr", type=float, default=2e-3, help="highest rate (%(default)s)")
+    parser.add_argument(
+        "--localization-lr-scale", type=float, default=0.1, help="slower by (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--amp", choices=("bfloat16", "float16"), help="mixed precision")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network")
+    parser.add_argument("--out", type=Path, help="(runs/EXPERIMENT-MODEL-TRANSFORM-SEED)")
+    parser.add_argument("--every", type=int, help="steps between measurements (a 20th)")
+    parser.add_argument("--resume", action="store_true", help="go on from --out's checkpoint")
+    parser.add_argument("--tensorboard", action="store_true")
+    parser.add_argument("--no-pictures", action="store_true")
+    arguments = parser.parse_args(argv)
+    networks = EXPERIMENTS[arguments.experiment].networks
+    arguments.model = arguments.model or networks[0]
+    if arguments.model not in networks:
+        parser.error(f"--model of {arguments.experiment} must be one of {', '.join(networks)}")
+    check_common(parser, arguments)
+    for name, least in (("batch", 1), ("steps", 0), ("filters", 1), ("capacity", 1), ("every", 1)):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
+    for name in ("lr", "localization_lr_scale"):
+        if not getattr(arguments, name) > 0:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} must be above 0, got {getattr(arguments, name)}")
+    name = f"{arguments.experiment}-{arguments.model}-{arguments.transform}-{arguments.seed}"
+    arguments.out = arguments.out or Path("runs") / name
+    arguments.every = arguments.every or max(arguments.steps // 20, 1)
+    return arguments
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """The options that all commands have."""
+    parser.add_argument("--data-dir", type=Path, help="MNIST's files (default: 8x8 digits)")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "triton", "torch"),
+        default="auto",
+        help="of the transformers; torch: F.affine_grid + F.grid_sample",
+    )
+    parser.add_argument("--device", help="a torch device (default: cuda where there is one)")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's own)")
+
+
+def check_common(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            parser.error(f"--threads must be at least 1, got {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
+    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=arguments.device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device {arguments.device!r} can not be used: {error}")
+
+
+def backend(arguments: argparse.Namespace) -> AbstractContextManager:
+    """Scenes are made by the library, whatever samples in the network."""
+    return use_backend("triton") if arguments.backend == "triton" else nullcontext()
+
+
+def run(arguments: argparse.Namespace, rank: int = 0, world: int = 1) -> None:
+    """Train; print what came of it."""
+    experiment = EXPERIMENTS[arguments.experiment]
+    training, held_out = (d.to(arguments.device) for d in data.load(arguments.data_dir))
+    fields = Settings.__dataclass_fields__
+    settings = Settings(**{name: getattr(arguments, name) for name in fields})
+    torch.manual_seed(settings.seed)
+    changes = {k: v for k in ("filters", "capacity") if (v := getattr(arguments, k)) is not None}
+    network = experiment.network(arguments.model, arguments.transform, **changes)
+    network = network.to(arguments.device)
+    if arguments.backend == "torch":
+        models.use_pytorch(network)
+    trainer = Trainer(network, experiment.scene, training, settings, rank, world)
+    if arguments.resume:
+        trainer.load(arguments.out / "checkpoint.pt")
+    scene = held_out_scene(experiment, held_out)
+    label = f"{arguments.experiment} {arguments.model}, seed {settings.seed}"
+    if rank:
+        train(trainer, scene, compiled=arguments.compile)
+        return
+    print(f"{arguments.experiment}: {experiment.says}")
+    print(f"{arguments.model}: {models.count(network):,} parameters; {len(training)} digits to")
+    print(f"train, {len(scene)} held out; backend {arguments.backend} on {arguments.device}")
+    record = Record(arguments.out, trainer, scene, arguments.tensorboard, not arguments.no_pictures)
+    point = train(trainer, scene, arguments.every, record, arguments.compile, label)
+    print(f"held-out error {point.result.error:.2f}%, {point.milliseconds:.1f} ms a step")
+    if point.result.iou is not None:
+        print(f"IoU of what the transformer reads with the digit's box: {point.result.iou:.2f}")
+    for path in record.close(scene):
+        print(f"wrote {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 1 when there is no data to read or no such run to go on with."""
+    arguments = parse_arguments(argv)
+    rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if world > 1:
+        accelerator = arguments.device.startswith("cuda")
+        if accelerator:
+            arguments.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(arguments.device)
+        distributed.init_process_group("nccl" if accelerator else "gloo")
+    try:
+        with backend(arguments):
+            run(arguments, rank, world)
+    except (data.DataError, RunError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    finally:
+        if world > 1:
+            distributed.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
