@@ -61,8 +61,10 @@ EXPERIMENTS = {
     ),
     "p": Experiment("P: in perspective", scenes.projected, _square(28), SINGLE),
     "e": Experiment("E: bent by a spline", scenes.elastic, _square(28), SINGLE),
-    "t": Experiment("T: anywhere on 60x60", scenes.translated, _square(60), SINGLE),
-    "tc": Experiment("TC: anywhere on 60x60, in clutter", scenes.cluttered, _square(60), SINGLE),
+    "t": Experiment("T: anywhere on 60x60", scenes.translated, _square(60, zoom=0.5), SINGLE),
+    "tc": Experiment(
+        "TC: anywhere on 60x60, in clutter", scenes.cluttered, _square(60, zoom=0.5), SINGLE
+    ),
     "addition": Experiment(
         "the sum of two digits, each distorted as RTS",
         scenes.addition,

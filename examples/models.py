@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from triton_stn import ThinPlateSpline, checks
 from triton_stn.nn import SpatialTransformer, tiles
-from triton_stn.transforms import Affine, MatrixTransform
+from triton_stn.transforms import Affine, MatrixTransform, Transform, resolve
 
 TRANSFORMS = {
     "affine": "affine",
@@ -34,14 +34,15 @@ class Shape:
     """What a network takes and gives, and how large it may be.
 
     image: (C, [D,] H, W); classes: of one answer, or of one of several (``answers``);
-    crop: side of what a transformer hands on, in pixels; filters: of a convolution;
-    capacity: parameters that the network may have.
+    crop: side of what a transformer hands on, in pixels; zoom: the share of the image's width that
+    it reads at first; filters: of a convolution; capacity: parameters that the network may have.
     """
 
     image: tuple[int, ...]
     classes: int = 10
     answers: int = 1
     crop: int = 28
+    zoom: float = 1.0
     filters: int = 32
     capacity: int = 400_000
 
@@ -79,6 +80,19 @@ def _sample_by_pytorch(transformer: SpatialTransformer, x: Tensor, theta: Tensor
         grid = transform.grid(theta, size, align)
     options = (transformer.mode, transformer.padding_mode, align)
     return F.grid_sample(images, grid, *options).unflatten(0, leading)
+
+
+def zoomed(transform: str | Transform, zoom: float) -> Tensor:
+    """The θ that reads the middle of the image, ``zoom`` of its width and height."""
+    transform = resolve(transform)
+    theta = transform.identity()
+    if transform.name in ("attention", "similarity"):
+        theta[0] *= zoom
+    elif transform.name == "tps":
+        theta *= zoom
+    else:
+        theta[:2, :2] *= zoom
+    return theta
 
 
 def of_capacity(build: Callable[[int], nn.Module], capacity: int) -> nn.Module:
@@ -178,8 +192,11 @@ def _after_transformer(localization, classifier, k: int = 1) -> Build:
         crop = (k * shape.image[0], shape.crop, shape.crop)
 
         def of_width(width: int) -> nn.Module:
+            warp = TRANSFORMS[transform]
             transformer = SpatialTransformer(
-                *localization(shape.image), TRANSFORMS[transform], shape.crop, num_transforms=k
+                *localization(shape.image),
+                *(warp, shape.crop, k),
+                theta=zoomed(warp, shape.zoom),
             )
             side_by_side = [nn.Flatten(1, 2)] if k > 1 else []
             return nn.Sequential(transformer, *side_by_side, *classifier(crop, shape, width))
@@ -284,9 +301,9 @@ def _reader(where: Callable[[int], bool]) -> Build:
 
 @dataclass(frozen=True)
 class Window(MatrixTransform):
-    """θ (2,) = (t_x, t_y): a window of half the image's width and height that moves."""
+    """θ (2,) = (t_x, t_y): a window that moves, ``scale`` of the image's width and height."""
 
-    scale: ClassVar[float] = 0.5
+    scale: float = 0.5
     name: ClassVar[str] = "window"
     theta_shape: ClassVar[tuple[int, ...]] = (2,)
 

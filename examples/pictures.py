@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from examples.data import NO_DIGIT, Scene
 from examples.models import transformers
 from triton_stn import plot
+from triton_stn.nn import SpatialTransformer
 
 
 def can_draw(network: nn.Module, scene: Scene) -> bool:
@@ -29,21 +31,34 @@ def show(network: nn.Module, scene: Scene, title: str = "") -> Figure:
     network is left in evaluation mode.
     """
     network.eval()
-    transformer, images = transformers(network)[0], scene.images
+    answers = [text(answer) for answer in network(scene.images).argmax(1)]
+    titles = [
+        answer if answer == right else f"{answer}, is {right}"
+        for answer, right in zip(answers, map(text, scene.targets), strict=True)
+    ]
+    return show_windows(transformers(network)[0], scene, titles, title)
+
+
+@torch.no_grad()
+def show_windows(
+    transformer: SpatialTransformer,
+    scene: Scene,
+    titles: Sequence[str] | None = None,
+    title: str = "",
+    panel: float = 1.3,
+) -> Figure:
+    """The same of a transformer alone; ``panel``: an image's width in inches."""
+    images = scene.images
     theta = transformer.predict(images)
-    output = transformer.sample(images, theta)
-    answers = [text(answer) for answer in network(images).argmax(1)]
     figure = plot.show(
         visible(images),
         theta,
-        visible(output),
+        visible(transformer.sample(images, theta)),
         transformer.transform,
         transformer.align_corners,
-        titles=[
-            answer if answer == right else f"{answer}, is {right}"
-            for answer, right in zip(answers, map(text, scene.targets), strict=True)
-        ],
+        titles=titles,
         limit=24,
+        panel=panel,
     )
     if title:
         figure.suptitle(title, fontsize=9)

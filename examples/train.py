@@ -31,6 +31,7 @@ from examples.experiments import EXPERIMENTS, Experiment, Result, loss, measure
 from triton_stn import use_backend
 from triton_stn.nn import parameter_groups
 
+SHAPES = ("filters", "capacity", "crop", "zoom")  # options that change an experiment's networks
 HELD_OUT_SEED = 0  # the held-out scenes are the same for every run
 
 
@@ -48,7 +49,7 @@ class Settings:
     lr: float = 2e-3
     optimizer: str = "adam"
     schedule: str = "one-cycle"
-    localization_lr_scale: float = 0.1
+    localization_lr_scale: float = 1.0
     seed: int = 0
     amp: str | None = None
 
@@ -57,10 +58,18 @@ class RunError(Exception):
     """A run that can not be gone on with."""
 
 
+Forward = Callable[[Tensor], Tensor]
+
+
+def classify(forward: Forward, scene: data.Scene) -> Tensor:
+    """The objective of most: cross entropy with the targets."""
+    return loss(forward(scene.images), scene.targets)
+
+
 class Trainer:
     """A network, its optimizer, and the scenes that it is shown; can be saved and gone on with.
 
-    Of ``world`` processes each takes its share of every batch.
+    Of ``world`` processes each takes its share of every batch. ``objective`` is what is minimised.
     """
 
     def __init__(
@@ -71,7 +80,9 @@ class Trainer:
         settings: Settings,
         rank: int = 0,
         world: int = 1,
+        objective: Callable[[Forward, data.Scene], Tensor] = classify,
     ):
+        self.objective = objective
         self.network, self.scene, self.digits, self.settings = network, scene, digits, settings
         self.device = digits.images.device
         self.rank, self.world = rank, world
@@ -102,14 +113,13 @@ class Trainer:
         index = (index if len(index) else order[:1]).to(self.device)
         return self.scene(self.digits[index], self.digits, self.generator)
 
-    def step(self, forward: Callable[[Tensor], Tensor]) -> Tensor:
+    def step(self, forward: Forward) -> Tensor:
         """One step, with the network or what stands for it; the loss before it."""
         scene, amp = self.batch(), self.settings.amp
         self.optimizer.zero_grad()
         autocast = torch.autocast(self.device.type, getattr(torch, amp)) if amp else nullcontext()
         with autocast:
-            logits = forward(scene.images)
-        value = loss(logits, scene.targets)
+            value = self.objective(forward, scene)
         self.scaler.scale(value).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -160,13 +170,14 @@ def train(
     watch: Callable[[Point], None] = lambda point: None,
     compiled: bool = False,
     label: str = "",
+    judge: Callable[[nn.Module, data.Scene], Result] = measure,
 ) -> Point:
     """To the end of its settings' steps; ``watch`` sees a point every ``every`` steps and the last.
 
     The time of a step is the median over those since the point before, scenes and host included.
     """
     network, settings = trainer.network, trainer.settings
-    forward: Callable = network
+    forward: Forward = network
     if trainer.world > 1:
         forward = DistributedDataParallel(network)
     if compiled:
@@ -188,14 +199,14 @@ def train(
             last = trainer.done == settings.steps
             if chief and (last or (every and trainer.done % every == 0)):
                 mean = torch.stack(losses).mean().item()
-                result = measure(network, held_out)
+                result = judge(network, held_out)
                 point = Point(trainer.done, mean, result, sorted(times)[len(times) // 2])
                 bar.set_postfix_str(f"loss {mean:.3f}, held-out error {result.error:.2f}%")
                 watch(point)
                 losses.clear()
                 times.clear()
                 network.train()
-    return point or Point(trainer.done, float("nan"), measure(network, held_out), float("nan"))
+    return point or Point(trainer.done, float("nan"), judge(network, held_out), float("nan"))
 
 
 def _wait(device: torch.device) -> None:
@@ -279,6 +290,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--transform", choices=models.TRANSFORMS, default="affine")
     parser.add_argument("--filters", type=int, help="of each convolution of the cnn models (32)")
     parser.add_argument("--capacity", type=int, help="parameters at most (400,000)")
+    parser.add_argument("--crop", type=int, help="side of a transformer's output, pixels (28)")
+    parser.add_argument("--zoom", type=float, help="share of the width that it reads at first (1)")
     add_common(parser)
     parser.add_argument("--steps", type=int, default=2000, help="(%(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="(%(default)s)")
@@ -286,7 +299,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--schedule", choices=("one-cycle", "steps"), default="one-cycle")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest rate (%(default)s)")
     parser.add_argument(
-        "--localization-lr-scale", type=float, default=0.1, help="slower by (%(default)s)"
+        "--localization-lr-scale", type=float, default=1.0, help="slower by (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--amp", choices=("bfloat16", "float16"), help="mixed precision")
@@ -302,7 +315,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.model not in networks:
         parser.error(f"--model of {arguments.experiment} must be one of {', '.join(networks)}")
     check_common(parser, arguments)
-    for name, least in (("batch", 1), ("steps", 0), ("filters", 1), ("capacity", 1), ("every", 1)):
+    for name, least in (("batch", 1), ("steps", 0), ("every", 1), *((k, 1) for k in SHAPES[:3])):
         if getattr(arguments, name) is not None and getattr(arguments, name) < least:
             parser.error(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
     for name in ("lr", "localization_lr_scale"):
@@ -315,9 +328,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
+def add_common(parser: argparse.ArgumentParser, data_dir: bool = True) -> None:
     """The options that all commands have."""
-    parser.add_argument("--data-dir", type=Path, help="MNIST's files (default: 8x8 digits)")
+    if data_dir:
+        parser.add_argument("--data-dir", type=Path, help="MNIST's files (default: 8x8 digits)")
     parser.add_argument(
         "--backend",
         choices=("auto", "triton", "torch"),
@@ -352,7 +366,7 @@ def run(arguments: argparse.Namespace, rank: int = 0, world: int = 1) -> None:
     fields = Settings.__dataclass_fields__
     settings = Settings(**{name: getattr(arguments, name) for name in fields})
     torch.manual_seed(settings.seed)
-    changes = {k: v for k in ("filters", "capacity") if (v := getattr(arguments, k)) is not None}
+    changes = {k: v for k in SHAPES if (v := getattr(arguments, k)) is not None}
     network = experiment.network(arguments.model, arguments.transform, **changes)
     network = network.to(arguments.device)
     if arguments.backend == "torch":

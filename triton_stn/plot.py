@@ -46,7 +46,7 @@ def show(
         titles: one an image, written above it, such as what a classifier made of it.
         limit: only so many images are drawn, the first.
         columns: images beside each other; None: about as many as make the figure square.
-        panel: side of a panel, in inches.
+        panel: width of a panel, in inches.
 
     Returns:
         a matplotlib Figure of its own, unknown to pyplot; ``figure.savefig(path)`` writes it.
@@ -76,10 +76,13 @@ def show(
     )  # (n, K, P, 2)
     limits = _limits(outlines, input.shape[-2:])
 
-    columns = columns or math.ceil(math.sqrt(n / (1 + k)))
+    (x0, x1), (y1, y0) = limits.values()
+    tall = max((y1 - y0) / (x1 - x0), output.shape[-2] / output.shape[-1])  # of a panel one wide
+    columns = columns or math.ceil(math.sqrt(n * tall / (1 + k)))
     rows = math.ceil(n / columns)
     widths = ([1.0] * (1 + k) + [0.15]) * columns  # a gap after each image's panels
-    figure = Figure((panel * sum(widths), panel * rows), layout="constrained")
+    height = panel * tall + (0.15 * panel if titles is not None else 0.0)
+    figure = Figure((panel * sum(widths), height * rows), layout="constrained")
     grid = figure.add_gridspec(rows, len(widths), width_ratios=widths)
     for i in range(n):
         row, column = divmod(i, columns)

@@ -52,8 +52,9 @@ class Plan:
     def options(self, target: GPUTarget) -> dict[str, int]:
         """The compiler's options."""
         options = {"num_warps": self.num_warps}
-        if target.backend == "cuda" and self.maxnreg:
-            options["maxnreg"] = configs.register_cap(self.maxnreg, target.arch)
+        if target.backend == "cuda" and self.maxnreg is not None:
+            cap = configs.register_cap(self.maxnreg, target.arch)
+            options |= {"maxnreg": cap} if cap else {}
         return options
 
     @cached_property

@@ -55,6 +55,8 @@ MIN_CHANNELS_A_SPLIT, CHANNELS_A_SPLIT = 8, 16
 FEW_REGISTERS, GATHER_REGISTERS = 80, 128
 # Before sm_90 some kernel of several thetas spills under 128; they take up to 168.
 OLDER_GATHER_REGISTERS = 184
+# 0: what the compiler settles on; before sm_90 it settles on 72 for some `grad_theta`, and spills.
+SETTLED_REGISTERS, OLDER_SETTLED_REGISTERS = 0, 96
 # A run's thread holds four or eight channels of each candidate; under 255 some case spills.
 GATHER_RUN_REGISTERS = 255
 MAX_GRID = 65535  # of the launch grid's axes y and z
@@ -103,8 +105,12 @@ def next_power_of_2(n: int) -> int:
 
 
 def register_cap(maxnreg: int, arch: int) -> int:
-    """Of a plan, on NVIDIA's sm_``arch``."""
-    return OLDER_GATHER_REGISTERS if maxnreg == GATHER_REGISTERS and arch < 90 else maxnreg
+    """Of a plan, on NVIDIA's sm_``arch``; 0 for none."""
+    older = {
+        GATHER_REGISTERS: OLDER_GATHER_REGISTERS,
+        SETTLED_REGISTERS: OLDER_SETTLED_REGISTERS,
+    }
+    return older.get(maxnreg, maxnreg) if arch < 90 else maxnreg
 
 
 def forward(problem: Problem) -> Config:
@@ -137,8 +143,9 @@ def gather(problem: Problem, one_theta: bool, itemsize: int, folds: bool = False
 def output_side(problem: Problem, scatters: bool, rest: bool) -> Config:
     """Of the output; ``rest``: most programs may be idle."""
     few = problem.channels <= FEW_CHANNELS
-    # Left alone, ptxas settles on 72 on sm_80 and spills two.
-    maxnreg = GATHER_REGISTERS if problem.run == RUN_BYTES // 8 else None
+    maxnreg = None if few or scatters else SETTLED_REGISTERS
+    if problem.run == RUN_BYTES // 8:
+        maxnreg = GATHER_REGISTERS
     tiles = BACKWARD_TILES if few or rest else 1
     a_pass = FEW_CHANNELS if few else 1
     return _cut(problem, a_pass, tiles, maxnreg, registers=OUTPUT_REGISTERS if tiles > 1 else None)

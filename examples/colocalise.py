@@ -1,0 +1,161 @@
+"""Find what images of a class have in common, with no box to learn from.
+
+A transformer moves a window of the digit's size over images of digits that lie anywhere. It learns
+that the windows of two images of a class should look alike to an encoder, more so than a random
+window of the image does: a hinge loss. The encoder comes from a classifier of upright digits. A
+digit is found where window and digit overlap by more than half (IoU).
+
+    python -m examples.colocalise --data-dir MNIST
+    python -m examples.colocalise --data-dir MNIST --clutter 16
+
+Source: Jaderberg et al. 2015, arXiv 1506.02025, appendix A.2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from examples import data, pictures, scenes, train
+from examples.data import SIZE
+from examples.experiments import EXPERIMENTS, Result, iou, read_box
+from examples.models import Window, convolutional_localization
+from triton_stn import spatial_transform
+from triton_stn.nn import SpatialTransformer, out_of_view_penalty
+
+CANVAS = 84  # so large that most random windows miss the digit: windows of nothing are alike, too
+
+
+def encoder(digits: data.Digits, held_out: data.Digits, steps: int, seed: int) -> nn.Module:
+    """(N, 1, 28, 28) -> (N, F) of length 1, of a classifier of upright digits."""
+    upright = EXPERIMENTS["upright"]
+    torch.manual_seed(seed)
+    network = upright.network("cnn", filters=16, capacity=100_000).to(digits.images.device)
+    trainer = train.Trainer(network, upright.scene, digits, train.Settings(steps, seed=seed))
+    point = train.train(trainer, train.held_out_scene(upright, held_out), label="encoder")
+    print(f"encoder: a classifier of upright digits, {point.result.error:.2f}% wrong")
+    return nn.Sequential(*network[:-1]).requires_grad_(False).eval()
+
+
+def hinge(
+    transformer: SpatialTransformer, encode: nn.Module, generator: Generator, steps: int
+) -> Callable:
+    """The objective: every window nearer to those of its class than to random ones, by a margin.
+
+    The mean over pairs n ≠ m of a class of max(0, |e_n − e_m|² − p·min_r |e_n − e_r|² + (p + 1)/2),
+    and what keeps the windows in view. The eight random windows of image n hold mostly nothing. At
+    the start p is 3, or all windows would flee to where nothing is, where they are alike, too; over
+    the first half of the steps it falls to 1, the paper's hinge.
+    """
+    window, done = transformer.transform, count()
+
+    def objective(forward: train.Forward, scene: data.Scene) -> Tensor:
+        images = scene.images
+        n, k = len(images), 8
+        anywhere = 2 * torch.rand(n, k, 2, generator=generator, device=generator.device) - 1
+        others = (1 - window.scale) * anywhere.to(images)
+        random = spatial_transform(images, others, SIZE, transform=window)
+        theta = transformer.predict(images)
+        found = F.normalize(encode(transformer.sample(images, theta)))
+        other = F.normalize(encode(random.flatten(0, 1))).unflatten(0, (n, k))
+        apart = (found[:, None] - found[None]).square().sum(2)
+        from_random = (found[:, None] - other).square().sum(2).amin(1)
+        alike = scene.targets[:, None] == scene.targets
+        alike.fill_diagonal_(False)
+        push = 1 + 2 * max(0.0, 1 - 2 * next(done) / steps)
+        cost = (apart - push * from_random[:, None] + (push + 1) / 2).clamp(min=0)
+        mean = torch.where(alike, cost, 0.0).sum() / alike.sum().clamp(min=1)
+        return mean + 10 * out_of_view_penalty(theta, transform=window)
+
+    return objective
+
+
+@torch.no_grad()
+def judge(transformer: nn.Module, scene: data.Scene) -> Result:
+    """error: percent of the digits that are not found."""
+    transformer.eval()
+    overlaps = []
+    for index in torch.arange(len(scene), device=scene.targets.device).split(250):
+        part = scene[index]
+        box = read_box(transformer, transformer.predict(part.images), part.images)
+        overlaps.append(iou(box, part.boxes))
+    overlap = torch.cat(overlaps)
+    return Result(100 * (overlap <= 0.5).float().mean().item(), overlap.mean().item())
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="colocalise", description=__doc__.splitlines()[0])
+    train.add_common(parser)
+    parser.add_argument("--clutter", type=int, default=0, help="pieces of digits (%(default)s)")
+    parser.add_argument("--encoder-steps", type=int, default=1000, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=128, help="(%(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="highest rate (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("colocalise.png"), help="the picture")
+    arguments = parser.parse_args(argv)
+    train.check_common(parser, arguments)
+    for name in ("encoder_steps", "steps", "batch"):
+        if getattr(arguments, name) < 1:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} must be at least 1, got {getattr(arguments, name)}")
+    if not arguments.out.parent.is_dir():
+        parser.error(f"--out: there is no folder {str(arguments.out.parent)!r}")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> None:
+    device = torch.device(arguments.device)
+    digits, held_out = (d.to(device) for d in data.load(arguments.data_dir))
+    encode = encoder(digits, held_out, arguments.encoder_steps, arguments.seed)
+    cluttered = partial(scenes.cluttered, size=CANVAS, distractors=arguments.clutter)
+    experiment = replace(EXPERIMENTS["tc"], scene=cluttered)
+    scene = train.held_out_scene(experiment, held_out)
+    localization = convolutional_localization((1, CANVAS, CANVAS))
+    transformer = SpatialTransformer(*localization, Window(SIZE / CANVAS), SIZE).to(device)
+    if arguments.backend == "torch":
+        train.models.use_pytorch(transformer)
+    before = judge(transformer, scene)
+    generator = Generator(device).manual_seed(arguments.seed)
+    trainer = train.Trainer(
+        transformer,
+        experiment.scene,
+        digits,
+        train.Settings(arguments.steps, arguments.batch, arguments.lr, seed=arguments.seed),
+        objective=hinge(transformer, encode, generator, arguments.steps),
+    )
+    every = max(arguments.steps // 10, 1)
+    after = train.train(trainer, scene, every, label="windows", judge=judge).result
+    print(
+        f"digits anywhere on {CANVAS}x{CANVAS}, {arguments.clutter} pieces of others around them;"
+    )
+    print(f"{len(digits)} digits to train, {len(scene)} held out")
+    for name, result in (("before", before), ("after", after)):
+        print(f"{name}: {100 - result.error:.1f}% found (IoU > 0.5), mean IoU {result.iou:.3f}")
+    pictures.show_windows(transformer, scene[:24]).savefig(arguments.out, dpi=100)
+    print(f"picture: {arguments.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the example; 0, or 1 when there are no digits to read."""
+    arguments = parse_arguments(argv)
+    try:
+        with train.backend(arguments):
+            run(arguments)
+    except data.DataError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""The literature's tables on real digits: each network's error, beside the paper's own.
+
+    python -m examples.table distorted --data-dir MNIST
+    python -m examples.table sequences addition birds --data-dir MNIST --seeds 0 1 2
+    python -m examples.table distorted --only rts tc --data-dir MNIST
+    python -m examples.table distorted --data-dir MNIST --budget gpu --device cuda
+
+Each cell is a run of ``python -m examples.train`` in a folder of its own. What is there already is
+not trained again, and what was broken off goes on; ``--show`` prints what there is and trains
+nothing. The digits, the training's length and its optimizer are not the paper's: what is printed
+says how they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tabulate import tabulate
+
+from examples import data, train
+from examples.experiments import EXPERIMENTS
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a cell is trained: steps of fully connected networks and of others."""
+
+    says: str
+    dense: int
+    convolutional: int
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """columns: label -> (model, transform); paper: error in percent, row by row."""
+
+    says: str
+    rows: tuple[str, ...]
+    columns: dict[str, tuple[str, str]]
+    paper: dict[str, tuple[float | None, ...]]
+
+
+BUDGETS = {
+    "cpu": Budget(
+        "Adam on a one-cycle schedule, batches of 64, 16 filters a convolution",
+        *(8000, 4000),
+        ("--batch", "64", "--filters", "16"),
+    ),
+    "gpu": Budget(
+        "SGD at 0.01 falling by ten after each third, batches of 256, 32 filters a convolution",
+        *(150_000, 150_000),
+        (
+            *("--batch", "256", "--filters", "32", "--optimizer", "sgd", "--schedule", "steps"),
+            *("--lr", "0.01", "--localization-lr-scale", "1"),
+        ),
+    ),
+}
+WARPS = {"aff": "affine", "proj": "projective", "tps": "tps"}
+TABLES = {
+    "distorted": Table(
+        "distorted digits (the paper trains on 60,000 digits, 150,000 steps of SGD)",
+        ("r", "rts", "p", "e", "tc"),
+        {
+            "FCN": ("fcn", "affine"),
+            "CNN": ("cnn", "affine"),
+            **{f"ST-FCN {short}": ("st-fcn", name) for short, name in WARPS.items()},
+            **{f"ST-CNN {short}": ("st-cnn", name) for short, name in WARPS.items()},
+        },
+        {
+            "r": (2.1, 1.2, 1.2, 1.3, 1.1, 0.7, 0.8, 0.7),
+            "rts": (5.2, 0.8, 0.8, 0.9, 0.8, 0.5, 0.6, 0.5),
+            "p": (3.1, 1.5, 1.5, 1.4, 1.4, 0.8, 0.8, 0.8),
+            "e": (3.2, 1.4, 2.7, 2.6, 2.4, 1.2, 1.3, 1.1),
+            "tc": (13.2, 3.5, 2.0, None, None, 1.7, None, None),
+        },
+    ),
+    "sequences": Table(
+        "numbers of 1 to 5 digits, wrong where one is (the paper: street-view house numbers)",
+        ("sequences-64", "sequences-128"),
+        {
+            "CNN": ("reader", "affine"),
+            "ST-CNN single": ("reader-single", "affine"),
+            "ST-CNN multi": ("reader-multi", "affine"),
+        },
+        {"sequences-64": (4.0, 3.7, 3.6), "sequences-128": (5.6, 3.9, 3.9)},
+    ),
+    "addition": Table(
+        "the sum of two digits",
+        ("addition",),
+        {
+            "FCN": ("fcn", "affine"),
+            "CNN": ("cnn", "affine"),
+            "ST-FCN": ("st-fcn", "affine"),
+            "2xST-FCN": ("2st-fcn", "affine"),
+        },
+        {"addition": (47.7, 14.7, 18.5, 5.8)},
+    ),
+    "birds": Table(
+        "birds of two parts (the paper: CUB-200-2011, 200 kinds, photographs)",
+        ("birds",),
+        {
+            "CNN": ("cnn", "affine"),
+            "2xST-CNN": ("2st-cnn", "affine"),
+            "4xST-CNN": ("4st-cnn", "affine"),
+        },
+        {"birds": (17.7, 16.1, 15.9)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """error in percent, and milliseconds a step, of each seed that has been trained."""
+
+    errors: tuple[float, ...]
+    milliseconds: tuple[float, ...]
+
+    def text(self, paper: float | None) -> str:
+        """The mean, the spread over seeds, the paper's number in brackets."""
+        if not self.errors:
+            return ""
+        spread = f" ±{statistics.stdev(self.errors):.2f}" if len(self.errors) > 1 else ""
+        return f"{statistics.mean(self.errors):.2f}{spread}" + f" ({paper})" * (paper is not None)
+
+
+def folder_of(arguments: argparse.Namespace, row: str, model: str, warp: str, seed: int) -> Path:
+    return arguments.out / arguments.budget / f"{row}-{model}-{warp}-{seed}"
+
+
+def steps_of(arguments: argparse.Namespace, model: str) -> int:
+    budget = BUDGETS[arguments.budget]
+    return arguments.steps or (budget.dense if model.endswith("fcn") else budget.convolutional)
+
+
+def finished(folder: Path, steps: int) -> dict[str, str] | None:
+    """The last row of a run that has come to its end; None for another."""
+    if not (folder / "run.csv").exists():
+        return None
+    with (folder / "run.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return rows[-1] if rows and int(rows[-1]["step"]) == steps else None
+
+
+def cells(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, int]]:
+    """(row, model, transform, seed), seed by seed, so that a table is soon whole."""
+    for seed in arguments.seeds:
+        for name in arguments.tables:
+            for row in TABLES[name].rows:
+                if not arguments.only or row in arguments.only:
+                    yield from ((row, *column, seed) for column in TABLES[name].columns.values())
+
+
+def train_cell(arguments: argparse.Namespace, row: str, model: str, warp: str, seed: int) -> None:
+    folder = folder_of(arguments, row, model, warp, seed)
+    steps = steps_of(arguments, model)
+    command = [row, "--model", model, "--transform", warp, "--seed", str(seed)]
+    command += ["--steps", str(steps), "--every", str(max(steps // 10, 1)), "--out", str(folder)]
+    command += [*BUDGETS[arguments.budget].options, "--backend", arguments.backend]
+    command += ["--device", arguments.device]
+    if arguments.data_dir:
+        command += ["--data-dir", str(arguments.data_dir)]
+    if (folder / "checkpoint.pt").exists():
+        command.append("--resume")
+    train.run(train.parse_arguments(command))
+
+
+def results(arguments: argparse.Namespace, row: str, model: str, warp: str) -> Cell:
+    """Of all seeds that are there, asked for or not."""
+    found = []
+    pattern = folder_of(arguments, row, model, warp, 0).name.removesuffix("0") + "*"
+    for folder in sorted((arguments.out / arguments.budget).glob(pattern)):
+        if (last := finished(folder, steps_of(arguments, model))) is not None:
+            found.append((float(last["error"]), float(last["milliseconds"])))
+    errors, milliseconds = zip(*found, strict=True) if found else ((), ())
+    return Cell(errors, milliseconds)
+
+
+def report(arguments: argparse.Namespace) -> str:
+    """The tables in Markdown."""
+    parts = []
+    for name in arguments.tables:
+        table = TABLES[name]
+        errors, times = [], []
+        for row in table.rows:
+            found = [results(arguments, row, *column) for column in table.columns.values()]
+            if not any(cell.errors for cell in found):
+                continue
+            paper = table.paper[row]
+            texts = [cell.text(theirs) for cell, theirs in zip(found, paper, strict=True)]
+            seeds = {len(cell.errors) for cell in found if cell.errors}
+            count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+            errors.append([row, *texts, count])
+            times.append([row, *(_mean(cell.milliseconds) for cell in found), ""])
+        if not errors:
+            continue
+        budget = BUDGETS[arguments.budget]
+        parts += [
+            f"Held-out error, %, mean ± spread over seeds, in brackets the paper's: {table.says}.",
+            f"Here {budget.says}; {steps_of(arguments, 'fcn'):,} steps of fully connected",
+            f"networks, {steps_of(arguments, 'cnn'):,} of others.\n",
+            tabulate(errors, ["", *table.columns, "seeds"], "github") + "\n",
+            "Milliseconds a step:\n",
+            tabulate(times, ["", *table.columns], "github", floatfmt=".1f") + "\n",
+        ]
+    return "\n".join(parts) or "nothing has been trained"
+
+
+def _mean(values: tuple[float, ...]) -> float | None:
+    return statistics.mean(values) if values else None
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.table", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
+    train.add_common(parser)
+    parser.add_argument("--budget", choices=BUDGETS, default="cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, metavar="ROW", default=[])
+    parser.add_argument("--steps", type=int, help="of every cell (default: the budget's)")
+    parser.add_argument("--out", type=Path, default=Path("runs") / "table")
+    parser.add_argument("--show", action="store_true", help="print what there is, train nothing")
+    arguments = parser.parse_args(argv)
+    train.check_common(parser, arguments)
+    unknown = set(arguments.tables) - set(TABLES)
+    if unknown:
+        parser.error(f"TABLE must be of {', '.join(TABLES)}, got {', '.join(sorted(unknown))}")
+    if arguments.steps is not None and arguments.steps < 1:
+        parser.error(f"--steps must be at least 1, got {arguments.steps}")
+    arguments.tables = arguments.tables or list(TABLES)
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is missing and print the tables; 0, or 1 when there is no data to read."""
+    arguments = parse_arguments(argv)
+    try:
+        with train.backend(arguments):
+            for row, model, warp, seed in () if arguments.show else cells(arguments):
+                folder = folder_of(arguments, row, model, warp, seed)
+                if finished(folder, steps_of(arguments, model)) is None:
+                    train_cell(arguments, row, model, warp, seed)
+    except (data.DataError, train.RunError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(report(arguments))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
