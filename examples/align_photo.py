@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 from tabulate import tabulate
 from tqdm import tqdm
 
-from triton_stn import spatial_transform
+from triton_stn import geometry, spatial_transform
 
 STARTS = 8  # rotations tried on the smallest copy, evenly spread; the first is the identity
 TOLERANCE = 0.5  # pixels of the photograph, at the worst of the four corners
@@ -53,39 +53,17 @@ def shrink(images: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(images, shape, mode="bilinear", antialias=True)
 
 
-def rotation(degrees: float) -> np.ndarray:
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return np.array([[cos, -sin], [sin, cos]])
-
-
-def normalised_theta(linear: np.ndarray, h: int, w: int, shift=(0.0, 0.0)) -> torch.Tensor:
-    """A normalised (2, 3) θ from a 2×2 matrix in pixels, where angles are angles, and a shift."""
-    linear = np.diag([1 / w, 1 / h]) @ linear @ np.diag([w, h])
-    return torch.tensor(np.column_stack([linear, shift]), dtype=torch.float32)
-
-
 def default_theta(h: int, w: int) -> torch.Tensor:
     """Rotation by 20°, shear, a scale for each axis and a translation."""
-    linear = rotation(20) @ np.array([[1.0, 0.15], [0.0, 1.0]]) @ np.diag([0.75, 0.9])
-    return normalised_theta(linear, h, w, (0.15, -0.1))
-
-
-def quadrilateral(theta: torch.Tensor, h: int, w: int) -> torch.Tensor:
-    """Where the output's corners lie in an (h, w) input: (4, 2), (x, y) in pixels.
-
-    With align_corners=False, -1 and 1 are the outer edges of the corner pixels, so the identity
-    gives (-0.5, -0.5) to (w - 0.5, h - 0.5).
-    """
-    ones = [[-1, -1, 1], [1, -1, 1], [1, 1, 1], [-1, 1, 1]]
-    theta = theta.detach().double().cpu()
-    normalised = torch.tensor(ones, dtype=theta.dtype) @ theta.T  # (4, 2)
-    return ((normalised + 1) * torch.tensor([w, h]) - 1) / 2
+    angle = math.radians(20)
+    options = dict(scale=(0.75, 0.9), shear=(0.15, 0.0), translation=(0.15, -0.1))
+    return geometry.affine((h, w), rotation=angle, **options)
 
 
 def corner_error(theta: torch.Tensor, true: torch.Tensor, h: int, w: int) -> float:
     """The largest distance between the corners of two θ, in pixels of the (h, w) input."""
-    gap = quadrilateral(theta, h, w) - quadrilateral(true, h, w)
-    return gap.norm(dim=1).max().item()
+    corners = geometry.quadrilateral(torch.stack((theta, true)).detach().double(), (h, w))
+    return (corners[0] - corners[1]).norm(dim=1).max().item()
 
 
 def in_view(sampled: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -113,8 +91,8 @@ def align(source, target, true: torch.Tensor, steps: int) -> list[torch.Tensor]:
     sizes = [max(h, w)]
     while sizes[0] > COARSEST:
         sizes.insert(0, max(COARSEST, (sizes[0] + 1) // 2))
-    starts = [normalised_theta(rotation(360 * k / STARTS), h, w) for k in range(STARTS)]
-    theta = torch.stack(starts)[None].to(source)  # (1, K, 2, 3)
+    angles = torch.arange(STARTS) * (2 * math.pi / STARTS)
+    theta = geometry.affine((h, w), rotation=angles)[None].to(source)  # (1, K, 2, 3)
     trail = [theta.clone()]
     with tqdm(total=steps * len(sizes), unit="step", disable=steps == 0) as bar:
         for level, size in enumerate(sizes):
@@ -155,7 +133,9 @@ def draw(path: Path, source, target, thetas: dict[str, torch.Tensor], errors) ->
 
     axes = figure.add_subplot(grid[0, 0])
     show(axes, source[:, :-1], "source, and what θ reads of it")
-    corners = {name: quadrilateral(theta, h, w).numpy() for name, theta in thetas.items()}
+    corners = {
+        name: geometry.quadrilateral(theta.cpu(), (h, w)).numpy() for name, theta in thetas.items()
+    }
     for name, points in corners.items():
         style, width = ("--" if name == "recovered" else "-"), (4 if name == "true" else 2)
         axes.add_patch(Polygon(points, fill=False, label=name, ec=COLORS[name], ls=style, lw=width))
@@ -170,8 +150,9 @@ def draw(path: Path, source, target, thetas: dict[str, torch.Tensor], errors) ->
 
     axes = figure.add_subplot(grid[1, :2])
     axes.semilogy(np.maximum(errors, 1e-4), color=COLORS["recovered"])
-    axes.axhline(TOLERANCE, color="0.4", linestyle=":")
-    axes.set(title="corner error, pixels", xlabel="step")
+    axes.axhline(TOLERANCE, color="0.4", linestyle=":", label=f"aligned: below {TOLERANCE} px")
+    axes.set(title="error of the worst corner", xlabel="step, over all sizes", ylabel="pixels")
+    axes.legend(frameon=False)
     axes.margins(x=0)
     for column, image, name in ((2, start, "start"), (3, result, "result")):
         gap = (image - target)[:, :-1].abs().mean(1, keepdim=True) * in_view(image, target)

@@ -1,9 +1,9 @@
 """Find what images of a class have in common, with no box to learn from.
 
 A transformer moves a window of the digit's size over images of digits that lie anywhere. It learns
-that the windows of two images of a class should look alike to an encoder, more so than a random
-window of the image does: a hinge loss. The encoder comes from a classifier of upright digits. A
-digit is found where window and digit overlap by more than half (IoU).
+that the windows of two images of a class should look alike to an encoder, more so than random
+windows and those of other classes: a hinge loss. The encoder comes from a classifier of upright
+digits. A digit is found where window and digit overlap by more than half (IoU).
 
     python -m examples.colocalise --data-dir MNIST
     python -m examples.colocalise --data-dir MNIST --clutter 16
@@ -49,30 +49,35 @@ def encoder(digits: data.Digits, held_out: data.Digits, steps: int, seed: int) -
 def hinge(
     transformer: SpatialTransformer, encode: nn.Module, generator: Generator, steps: int
 ) -> Callable:
-    """The objective: every window nearer to those of its class than to random ones, by a margin.
+    """The objective: every window nearer to those of its class than to others, by a margin.
 
-    The mean over pairs n ≠ m of a class of max(0, |e_n − e_m|² − p·min_r |e_n − e_r|² + (p + 1)/2),
-    and what keeps the windows in view. The eight random windows of image n hold mostly nothing. At
-    the start p is 3, or all windows would flee to where nothing is, where they are alike, too; over
-    the first half of the steps it falls to 1, the paper's hinge.
+    The mean over pairs n ≠ m of a class of max(0, |e_n − e_m|² − p·d_n + (p + 1)/2), once with d_n
+    the squared distance to the nearest of four random windows of the image, as in the paper, and
+    once with d_n the mean to windows of other classes: a part of a digit looks like a part of
+    another. At the start p is 3, or all windows would flee to where nothing is, where they are
+    alike, too; over the first half of the steps it falls to 1. And what keeps windows in view.
     """
     window, done = transformer.transform, count()
 
     def objective(forward: train.Forward, scene: data.Scene) -> Tensor:
         images = scene.images
-        n, k = len(images), 8
+        n, k = len(images), 4
         anywhere = 2 * torch.rand(n, k, 2, generator=generator, device=generator.device) - 1
-        others = (1 - window.scale) * anywhere.to(images)
-        random = spatial_transform(images, others, SIZE, transform=window)
+        elsewhere = (1 - window.scale) * anywhere.to(images)
+        random = spatial_transform(images, elsewhere, SIZE, transform=window)
         theta = transformer.predict(images)
         found = F.normalize(encode(transformer.sample(images, theta)))
         other = F.normalize(encode(random.flatten(0, 1))).unflatten(0, (n, k))
         apart = (found[:, None] - found[None]).square().sum(2)
         from_random = (found[:, None] - other).square().sum(2).amin(1)
         alike = scene.targets[:, None] == scene.targets
-        alike.fill_diagonal_(False)
+        others = torch.where(alike, 0.0, apart).sum(1) / (~alike).sum(1).clamp(min=1)
+        alike = alike & ~torch.eye(n, dtype=torch.bool, device=alike.device)
         push = 1 + 2 * max(0.0, 1 - 2 * next(done) / steps)
-        cost = (apart - push * from_random[:, None] + (push + 1) / 2).clamp(min=0)
+        cost = sum(
+            (apart - push * negative[:, None] + (push + 1) / 2).clamp(min=0)
+            for negative in (from_random, others)
+        )
         mean = torch.where(alike, cost, 0.0).sum() / alike.sum().clamp(min=1)
         return mean + 10 * out_of_view_penalty(theta, transform=window)
 
@@ -97,8 +102,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     train.add_common(parser)
     parser.add_argument("--clutter", type=int, default=0, help="pieces of digits (%(default)s)")
     parser.add_argument("--encoder-steps", type=int, default=1000, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=4000, help="(%(default)s)")
-    parser.add_argument("--batch", type=int, default=128, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("colocalise.png"), help="the picture")

@@ -68,7 +68,7 @@ EXPERIMENTS = {
     "addition": Experiment(
         "the sum of two digits, each distorted as RTS",
         scenes.addition,
-        _square(42, 2, classes=19),
+        _square(42, 2, classes=19, crop=20),
         ("2st-fcn", *SINGLE),
     ),
     "sequences-64": Experiment(

@@ -28,39 +28,45 @@ from examples.experiments import EXPERIMENTS
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How long a cell is trained: steps of fully connected networks and of others."""
+class Recipe:
+    """How a cell is trained: steps, and other options of ``examples.train``."""
 
-    says: str
-    dense: int
-    convolutional: int
-    options: tuple[str, ...]
+    steps: int
+    options: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Of fully connected networks, and of convolutional ones."""
+
+    dense: Recipe
+    convolutional: Recipe
+
+    def of(self, model: str) -> Recipe:
+        return self.dense if model.endswith("fcn") else self.convolutional
 
 
 @dataclass(frozen=True)
 class Table:
-    """columns: label -> (model, transform); paper: error in percent, row by row."""
+    """columns: label -> (model, transform); paper: error in percent, row by row.
+
+    patience: how many times the budget's steps it takes.
+    """
 
     says: str
     rows: tuple[str, ...]
     columns: dict[str, tuple[str, str]]
     paper: dict[str, tuple[float | None, ...]]
+    patience: int = 1
 
 
+PAPERS = Recipe(150_000, "--batch 256 --filters 32 --optimizer sgd --schedule steps --lr 0.01")
 BUDGETS = {
     "cpu": Budget(
-        "Adam on a one-cycle schedule, batches of 64, 16 filters a convolution",
-        *(8000, 4000),
-        ("--batch", "64", "--filters", "16"),
+        Recipe(15_000, "--batch 128 --lr 0.003"),
+        Recipe(4000, "--batch 64 --lr 0.002 --filters 16"),
     ),
-    "gpu": Budget(
-        "SGD at 0.01 falling by ten after each third, batches of 256, 32 filters a convolution",
-        *(150_000, 150_000),
-        (
-            *("--batch", "256", "--filters", "32", "--optimizer", "sgd", "--schedule", "steps"),
-            *("--lr", "0.01", "--localization-lr-scale", "1"),
-        ),
-    ),
+    "gpu": Budget(PAPERS, PAPERS),
 }
 WARPS = {"aff": "affine", "proj": "projective", "tps": "tps"}
 TABLES = {
@@ -101,6 +107,7 @@ TABLES = {
             "2xST-FCN": ("2st-fcn", "affine"),
         },
         {"addition": (47.7, 14.7, 18.5, 5.8)},
+        patience=2,
     ),
     "birds": Table(
         "birds of two parts (the paper: CUB-200-2011, 200 kinds, photographs)",
@@ -134,9 +141,9 @@ def folder_of(arguments: argparse.Namespace, row: str, model: str, warp: str, se
     return arguments.out / arguments.budget / f"{row}-{model}-{warp}-{seed}"
 
 
-def steps_of(arguments: argparse.Namespace, model: str) -> int:
-    budget = BUDGETS[arguments.budget]
-    return arguments.steps or (budget.dense if model.endswith("fcn") else budget.convolutional)
+def steps_of(arguments: argparse.Namespace, row: str, model: str) -> int:
+    (patience,) = {table.patience for table in TABLES.values() if row in table.rows}
+    return arguments.steps or patience * BUDGETS[arguments.budget].of(model).steps
 
 
 def finished(folder: Path, steps: int) -> dict[str, str] | None:
@@ -159,11 +166,11 @@ def cells(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, int]]:
 
 def train_cell(arguments: argparse.Namespace, row: str, model: str, warp: str, seed: int) -> None:
     folder = folder_of(arguments, row, model, warp, seed)
-    steps = steps_of(arguments, model)
-    command = [row, "--model", model, "--transform", warp, "--seed", str(seed)]
+    steps = steps_of(arguments, row, model)
+    command = [row, *BUDGETS[arguments.budget].of(model).options.split(), "--model", model]
+    command += ["--transform", warp, "--seed", str(seed)]
     command += ["--steps", str(steps), "--every", str(max(steps // 10, 1)), "--out", str(folder)]
-    command += [*BUDGETS[arguments.budget].options, "--backend", arguments.backend]
-    command += ["--device", arguments.device]
+    command += ["--backend", arguments.backend, "--device", arguments.device]
     if arguments.data_dir:
         command += ["--data-dir", str(arguments.data_dir)]
     if (folder / "checkpoint.pt").exists():
@@ -176,7 +183,7 @@ def results(arguments: argparse.Namespace, row: str, model: str, warp: str) -> C
     found = []
     pattern = folder_of(arguments, row, model, warp, 0).name.removesuffix("0") + "*"
     for folder in sorted((arguments.out / arguments.budget).glob(pattern)):
-        if (last := finished(folder, steps_of(arguments, model))) is not None:
+        if (last := finished(folder, steps_of(arguments, row, model))) is not None:
             found.append((float(last["error"]), float(last["milliseconds"])))
     errors, milliseconds = zip(*found, strict=True) if found else ((), ())
     return Cell(errors, milliseconds)
@@ -200,16 +207,20 @@ def report(arguments: argparse.Namespace) -> str:
             times.append([row, *(_mean(cell.milliseconds) for cell in found), ""])
         if not errors:
             continue
-        budget = BUDGETS[arguments.budget]
         parts += [
             f"Held-out error, %, mean ± spread over seeds, in brackets the paper's: {table.says}.",
-            f"Here {budget.says}; {steps_of(arguments, 'fcn'):,} steps of fully connected",
-            f"networks, {steps_of(arguments, 'cnn'):,} of others.\n",
+            "Fully connected networks: " + _recipe(arguments, table, "fcn") + ";",
+            "others: " + _recipe(arguments, table, "cnn") + ".\n",
             tabulate(errors, ["", *table.columns, "seeds"], "github") + "\n",
             "Milliseconds a step:\n",
             tabulate(times, ["", *table.columns], "github", floatfmt=".1f") + "\n",
         ]
     return "\n".join(parts) or "nothing has been trained"
+
+
+def _recipe(arguments: argparse.Namespace, table: Table, model: str) -> str:
+    steps = steps_of(arguments, table.rows[0], model)
+    return f"{steps:,} steps of `{BUDGETS[arguments.budget].of(model).options}`"
 
 
 def _mean(values: tuple[float, ...]) -> float | None:
@@ -246,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with train.backend(arguments):
             for row, model, warp, seed in () if arguments.show else cells(arguments):
                 folder = folder_of(arguments, row, model, warp, seed)
-                if finished(folder, steps_of(arguments, model)) is None:
+                if finished(folder, steps_of(arguments, row, model)) is None:
                     train_cell(arguments, row, model, warp, seed)
     except (data.DataError, train.RunError) as error:
         print(error, file=sys.stderr)

@@ -98,10 +98,11 @@ def test_a_theta_that_sees_nothing_is_refused(capsys):
     assert "sees none of the photograph" in capsys.readouterr().err
 
 
-def test_the_quadrilateral_of_the_identity_is_the_outer_edge():
-    identity = torch.eye(2, 3)
-    corners = [[-0.5, -0.5], [6.5, -0.5], [6.5, 4.5], [-0.5, 4.5]]
-    assert align_photo.quadrilateral(identity, 5, 7).tolist() == corners
+def test_the_corner_error_is_the_distance_of_the_worst_corner():
+    moved = torch.eye(2, 3)
+    moved[0, 2] = 2 / 7  # a pixel to the right
+    moved[1, 1] = 1 + 4 / 5  # corners 2 pixels further out
+    assert align_photo.corner_error(torch.eye(2, 3), moved, 5, 7) == pytest.approx(5**0.5)
 
 
 def test_a_start_out_of_view_does_not_win():
