@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from examples import data, pictures, scenes, train
+from examples import data, models, pictures, scenes, train
 from examples.data import SIZE
 from examples.experiments import EXPERIMENTS, Result, iou, read_box
 from examples.models import Window, convolutional_localization
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
     localization = convolutional_localization((1, CANVAS, CANVAS))
     transformer = SpatialTransformer(*localization, Window(SIZE / CANVAS), SIZE).to(device)
     if arguments.backend == "torch":
-        train.models.use_pytorch(transformer)
+        models.use_pytorch(transformer)
     before = judge(transformer, scene)
     generator = Generator(device).manual_seed(arguments.seed)
     trainer = train.Trainer(

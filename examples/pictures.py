@@ -86,7 +86,9 @@ def pixels(figure: Figure) -> np.ndarray:
 
 def animate(path: Path, frames: list[np.ndarray], milliseconds: int = 250) -> None:
     """A GIF that repeats, and rests on its last frame."""
-    palette = [Image.fromarray(f).quantize(64, dither=Image.Dither.NONE) for f in frames]
-    duration = [milliseconds] * (len(palette) - 1) + [8 * milliseconds]
-    first, *rest = palette
+    # One palette for all: where frames have their own, traces of one stay in the next.
+    common = Image.fromarray(np.concatenate((frames[0], frames[-1]))).quantize(64)
+    images = [Image.fromarray(f).quantize(palette=common, dither=Image.Dither.NONE) for f in frames]
+    duration = [milliseconds] * (len(images) - 1) + [8 * milliseconds]
+    first, *rest = images
     first.save(path, save_all=True, append_images=rest, duration=duration, loop=0)

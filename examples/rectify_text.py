@@ -26,7 +26,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from examples import data, pictures, train
+from examples import data, models, pictures, train
 from examples.experiments import Result
 from examples.scenes import uniform
 from triton_stn import ThinPlateSpline, grid_sample
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.manual_seed(arguments.seed)
         transformer = rectifier().to(arguments.device)
         if arguments.backend == "torch":
-            train.models.use_pytorch(transformer)
+            models.use_pytorch(transformer)
         before = judge(transformer, scene)
         settings = train.Settings(
             arguments.steps, arguments.batch, arguments.lr, seed=arguments.seed

@@ -101,16 +101,19 @@ class Trainer:
             self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, ends)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.amp == "float16")
         self.done = 0
+        self.epoch, self.order = -1, torch.empty(0)
 
     def batch(self) -> data.Scene:
         """The next: every epoch shows each digit once, in an order of its own."""
         batches = -(-len(self.digits) // self.settings.batch)
         epoch, place = divmod(self.done, batches)
-        shuffle = torch.Generator().manual_seed(1_000_003 * self.settings.seed + epoch)
-        order = torch.randperm(len(self.digits), generator=shuffle)
-        index = order[place * self.settings.batch :][: self.settings.batch][self.rank :: self.world]
-        # of an epoch's last batch a process may get nothing: it takes the first digit
-        index = (index if len(index) else order[:1]).to(self.device)
+        if epoch != self.epoch:
+            shuffle = torch.Generator().manual_seed(1_000_003 * self.settings.seed + epoch)
+            self.epoch, self.order = epoch, torch.randperm(len(self.digits), generator=shuffle)
+        start = place * self.settings.batch
+        index = self.order[start : start + self.settings.batch][self.rank :: self.world]
+        # Of an epoch's last batch a process may get nothing: it takes the first digit.
+        index = (index if len(index) else self.order[:1]).to(self.device)
         return self.scene(self.digits[index], self.digits, self.generator)
 
     def step(self, forward: Forward) -> Tensor:
@@ -135,6 +138,8 @@ class Trainer:
         state = {name: part.state_dict() for name, part in self.parts().items()}
         state |= {"done": self.done, "settings": asdict(self.settings)}
         state |= {"generator": self.generator.get_state(), "dropout": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            state["dropout of the device"] = torch.cuda.get_rng_state(self.device)
         torch.save(state, path)
 
     def load(self, path: Path) -> None:
@@ -151,6 +156,8 @@ class Trainer:
         self.done = state["done"]
         self.generator.set_state(state["generator"].cpu())
         torch.set_rng_state(state["dropout"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["dropout of the device"].cpu(), self.device)
 
 
 @dataclass

@@ -303,3 +303,18 @@ def test_a_target_is_written_as_its_digits():
     assert pictures.text(torch.tensor(7)) == "7"
     assert pictures.text(torch.tensor([4, 0, 2, 10, 10])) == "402"
     assert pictures.text(torch.tensor([10] * 5)) == "none"
+
+
+def test_every_frame_of_an_animation_is_as_it_was_drawn(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    np = pytest.importorskip("numpy")
+    frames = [np.full((20, 30, 3), 255, np.uint8) for _ in range(4)]
+    for i, frame in enumerate(frames):
+        frame[5:15, 5 * i : 5 * i + 10] = (230, 20, 120)
+    pictures.animate(tmp_path / "moving.gif", frames)
+    with Image.open(tmp_path / "moving.gif") as animation:
+        assert animation.n_frames == 4
+        for i, frame in enumerate(frames):
+            animation.seek(i)
+            gap = np.abs(np.asarray(animation.convert("RGB")).astype(int) - frame)
+            assert gap.max() < 8
