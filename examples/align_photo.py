@@ -28,6 +28,7 @@ from PIL import Image, ImageOps
 from tabulate import tabulate
 from tqdm import tqdm
 
+from examples.pictures import RUNS, check_out
 from triton_stn import geometry, spatial_transform
 
 STARTS = 8  # rotations tried on the smallest copy, evenly spread; the first is the identity
@@ -164,7 +165,7 @@ def draw(path: Path, source, target, thetas: dict[str, torch.Tensor], errors) ->
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="align_photo", description=__doc__.splitlines()[0])
     parser.add_argument("--image", type=Path, help="a photograph (default: one of matplotlib's)")
-    parser.add_argument("--out", type=Path, default=Path("align_photo.png"), help="the picture")
+    parser.add_argument("--out", type=Path, default=RUNS / "align_photo.png", help="the picture")
     parser.add_argument("--theta", type=float, nargs=6, metavar="T", help="the true θ, row by row")
     parser.add_argument("--size", type=int, default=512, help="longer side, pixels (%(default)s)")
     parser.add_argument("--steps", type=int, default=100, help="steps at each size (%(default)s)")
@@ -175,8 +176,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--size must be at least {COARSEST}, got {arguments.size}")
     if arguments.steps < 0:
         parser.error(f"--steps must not be negative, got {arguments.steps}")
-    if not arguments.out.parent.is_dir():
-        parser.error(f"--out: there is no folder {str(arguments.out.parent)!r}")
+    check_out(parser, arguments.out)
     if arguments.theta and not all(map(math.isfinite, arguments.theta)):
         parser.error(f"--theta must be six finite numbers, got {arguments.theta}")
     try:

@@ -29,6 +29,7 @@ from examples import data, models, pictures, scenes, train
 from examples.data import SIZE
 from examples.experiments import EXPERIMENTS, Result, iou, read_box
 from examples.models import Window, convolutional_localization
+from examples.pictures import RUNS, check_out
 from triton_stn import spatial_transform
 from triton_stn.nn import SpatialTransformer, out_of_view_penalty
 
@@ -106,15 +107,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64, help="(%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("colocalise.png"), help="the picture")
+    parser.add_argument("--out", type=Path, default=RUNS / "colocalise.png", help="the picture")
     arguments = parser.parse_args(argv)
     train.check_common(parser, arguments)
     for name in ("encoder_steps", "steps", "batch"):
         if getattr(arguments, name) < 1:
             option = name.replace("_", "-")
             parser.error(f"--{option} must be at least 1, got {getattr(arguments, name)}")
-    if not arguments.out.parent.is_dir():
-        parser.error(f"--out: there is no folder {str(arguments.out.parent)!r}")
+    check_out(parser, arguments.out)
     return arguments
 
 

@@ -27,6 +27,7 @@ from tabulate import tabulate
 
 from examples import data, models, pictures, scenes
 from examples.experiments import EXPERIMENTS
+from examples.pictures import RUNS, check_out
 from examples.train import (
     Settings,
     Trainer,
@@ -53,7 +54,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", type=int, nargs="+", help="a training each (default: 0, with --compare 0 1 2)"
     )
-    parser.add_argument("--out", type=Path, default=Path("mnist.png"), help="the picture")
+    parser.add_argument("--out", type=Path, default=RUNS / "mnist.png", help="the picture")
     arguments = parser.parse_args(argv)
     check_common(parser, arguments)
     if arguments.epochs < 0:
@@ -64,8 +65,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f"--{option} must be above 0, got {getattr(arguments, name)}")
     if not 0 <= arguments.rotate <= 180:
         parser.error(f"--rotate must lie between 0 and 180 degrees, got {arguments.rotate}")
-    if not arguments.out.parent.is_dir():
-        parser.error(f"--out: there is no folder {str(arguments.out.parent)!r}")
+    check_out(parser, arguments.out)
     arguments.seeds = arguments.seeds or ([0, 1, 2] if arguments.compare else [0])
     return arguments
 

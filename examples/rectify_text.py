@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from examples import data, models, pictures, train
 from examples.experiments import Result
+from examples.pictures import RUNS, check_out
 from examples.scenes import uniform
 from triton_stn import ThinPlateSpline, grid_sample
 from triton_stn.nn import SpatialTransformer
@@ -112,14 +113,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32, help="(%(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="highest rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("rectify_text.png"), help="the picture")
+    parser.add_argument("--out", type=Path, default=RUNS / "rectify_text.png", help="the picture")
     arguments = parser.parse_args(argv)
     train.check_common(parser, arguments)
     for name in ("lines", "steps", "batch"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    if not arguments.out.parent.is_dir():
-        parser.error(f"--out: there is no folder {str(arguments.out.parent)!r}")
+    check_out(parser, arguments.out)
     return arguments
 
 

@@ -25,6 +25,7 @@ from tabulate import tabulate
 
 from examples import data, train
 from examples.experiments import EXPERIMENTS
+from examples.pictures import RUNS
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, metavar="ROW", default=[])
     parser.add_argument("--steps", type=int, help="of every cell (default: the budget's)")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "table")
+    parser.add_argument("--out", type=Path, default=RUNS / "table")
     parser.add_argument("--show", action="store_true", help="print what there is, train nothing")
     arguments = parser.parse_args(argv)
     train.check_common(parser, arguments)

@@ -330,7 +330,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             option = name.replace("_", "-")
             parser.error(f"--{option} must be above 0, got {getattr(arguments, name)}")
     name = f"{arguments.experiment}-{arguments.model}-{arguments.transform}-{arguments.seed}"
-    arguments.out = arguments.out or Path("runs") / name
+    arguments.out = arguments.out or pictures.RUNS / name
     arguments.every = arguments.every or max(arguments.steps // 20, 1)
     return arguments
 

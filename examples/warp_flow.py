@@ -27,6 +27,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from examples.align_photo import read_photo
+from examples.pictures import RUNS, check_out
 from triton_stn import flow_warp
 
 PAN, STEP = (9.5, 4.25), (-14.5, 10.25)  # pixels that background and balloon move, (x, y)
@@ -148,15 +149,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--flow", type=Path, nargs=2, metavar="NPY", help="forward and backward, pixels, (x, y)"
     )
     parser.add_argument("--size", type=int, default=384, help="longer side, pixels (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("warp_flow.png"), help="the picture")
+    parser.add_argument("--out", type=Path, default=RUNS / "warp_flow.png", help="the picture")
     parser.add_argument("--device", default="cpu", help="a torch device (%(default)s)")
     arguments = parser.parse_args(argv)
     if (arguments.frames is None) != (arguments.flow is None):
         parser.error("--frames and --flow go together")
     if arguments.size < 64:
         parser.error(f"--size must be at least 64, got {arguments.size}")
-    if not arguments.out.parent.is_dir():
-        parser.error(f"--out: there is no folder {str(arguments.out.parent)!r}")
+    check_out(parser, arguments.out)
     try:
         torch.empty(0, device=arguments.device)
     except (RuntimeError, AssertionError) as error_:
