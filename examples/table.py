@@ -72,7 +72,7 @@ BUDGETS = {
 WARPS = {"aff": "affine", "proj": "projective", "tps": "tps"}
 TABLES = {
     "distorted": Table(
-        "distorted digits (the paper trains on 60,000 digits, 150,000 steps of SGD)",
+        "Distorted digits (the paper trains on 60,000 digits, 150,000 steps of SGD)",
         ("r", "rts", "p", "e", "tc"),
         {
             "FCN": ("fcn", "affine"),
@@ -89,7 +89,7 @@ TABLES = {
         },
     ),
     "sequences": Table(
-        "numbers of 1 to 5 digits, wrong where one is (the paper: street-view house numbers)",
+        "Numbers of 1 to 5 digits, wrong where one is (the paper: street-view house numbers)",
         ("sequences-64", "sequences-128"),
         {
             "CNN": ("reader", "affine"),
@@ -99,7 +99,7 @@ TABLES = {
         {"sequences-64": (4.0, 3.7, 3.6), "sequences-128": (5.6, 3.9, 3.9)},
     ),
     "addition": Table(
-        "the sum of two digits",
+        "The sum of two digits",
         ("addition",),
         {
             "FCN": ("fcn", "affine"),
@@ -111,7 +111,7 @@ TABLES = {
         patience=2,
     ),
     "birds": Table(
-        "birds of two parts (the paper: CUB-200-2011, 200 kinds, photographs)",
+        "Birds of two parts (the paper: CUB-200-2011, 200 kinds, photographs)",
         ("birds",),
         {
             "CNN": ("cnn", "affine"),
@@ -205,11 +205,12 @@ def report(arguments: argparse.Namespace) -> str:
             seeds = {len(cell.errors) for cell in found if cell.errors}
             count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
             errors.append([row, *texts, count])
-            times.append([row, *(_mean(cell.milliseconds) for cell in found), ""])
+            times.append([row, *(_mean(cell.milliseconds) for cell in found)])
         if not errors:
             continue
         parts += [
-            f"Held-out error, %, mean ± spread over seeds, in brackets the paper's: {table.says}.",
+            f"{table.says}.\n",
+            "Held-out error, %, mean ± spread over seeds, in brackets the paper's.",
             "Fully connected networks: " + _recipe(arguments, table, "fcn") + ";",
             "others: " + _recipe(arguments, table, "cnn") + ".\n",
             tabulate(errors, ["", *table.columns, "seeds"], "github") + "\n",

@@ -41,12 +41,15 @@ def test_a_table_is_trained_once_and_printed_beside_the_paper(tmp_path, capsys, 
         mean, spread, theirs = cell.split()
         assert 0 <= float(mean) <= 100 and spread.startswith("±") and theirs == f"({paper})"
 
+    (times,) = (k for k in printed.splitlines() if k.startswith("| addition") and "(" not in k)
+    assert all(float(cell) > 0 for cell in times.strip("|").split("|")[1:])
+
     def refuse(*arguments):
         raise AssertionError("it is there already")
 
     monkeypatch.setattr(table.train, "run", refuse)
     assert table.main(command) == 0
-    assert capsys.readouterr().out == printed[printed.index("Held-out error") :]
+    assert capsys.readouterr().out == printed[printed.index("The sum of") :]
 
 
 def test_a_cell_that_was_broken_off_goes_on(tmp_path, monkeypatch):
