@@ -69,7 +69,7 @@ EXPERIMENTS = {
         "the sum of two digits, each distorted as RTS",
         scenes.addition,
         _square(42, 2, classes=19, crop=20),
-        ("2st-fcn", *SINGLE),
+        ("2st-fcn", "st-fcn", "cnn", "fcn"),
     ),
     "sequences-64": Experiment(
         "numbers of one to five digits in colour, 64x64",

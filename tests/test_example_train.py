@@ -72,9 +72,9 @@ def test_networks_that_are_compared_have_one_capacity(name):
 
 
 @pytest.mark.parametrize("transform", models.TRANSFORMS)
-@pytest.mark.parametrize("network", ["st-cnn", "2st-fcn"])
-def test_pytorch_s_two_functions_sample_the_same(network, transform, digits):
-    experiment = EXPERIMENTS["addition"]
+@pytest.mark.parametrize(("name", "network"), [("rts", "st-cnn"), ("addition", "2st-fcn")])
+def test_pytorch_s_two_functions_sample_the_same(name, network, transform, digits):
+    experiment = EXPERIMENTS[name]
     built = experiment.network(network, transform, **TOY)
     torch.nn.init.normal_(models.transformers(built)[0].head.weight, std=0.1)
     images = experiment.scene(digits[:6], digits, torch.Generator().manual_seed(0)).images
@@ -162,7 +162,7 @@ def test_boxes_overlap_by_their_share():
 def test_what_a_transformer_that_finds_the_digit_reads_is_its_box(digits):
     experiment = EXPERIMENTS["t"]
     scene = held_out_scene(experiment, digits)
-    network = experiment.network("st-fcn", **TOY)
+    network = experiment.network("st-fcn", zoom=1.0, **TOY)
     transformer = models.transformers(network)[0]
     assert measure(network, scene).iou == pytest.approx((28 / 60) ** 2, abs=1e-4)
     left, top, right, bottom = scene.boxes.T
