@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 from tabulate import tabulate
 from tqdm import tqdm
 
-from examples.pictures import RUNS, check_out
+from examples.options import RUNS, check_device, check_out
 from triton_stn import geometry, spatial_transform
 
 STARTS = 8  # rotations tried on the smallest copy, evenly spread; the first is the identity
@@ -179,10 +179,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check_out(parser, arguments.out)
     if arguments.theta and not all(map(math.isfinite, arguments.theta)):
         parser.error(f"--theta must be six finite numbers, got {arguments.theta}")
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {arguments.device!r} can not be used: {error}")
+    check_device(parser, arguments.device)
     path = arguments.image or Path(get_sample_data("grace_hopper.jpg", asfileobj=False))
     try:
         arguments.photo = read_photo(path, arguments.size)

@@ -25,11 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from examples import data, models, pictures, scenes, train
+from examples import data, pictures, scenes, train
 from examples.data import SIZE
-from examples.experiments import EXPERIMENTS, Result, iou, read_box
+from examples.experiments import EXPERIMENTS, Result, overlaps
 from examples.models import Window, convolutional_localization
-from examples.pictures import RUNS, check_out
+from examples.options import RUNS, add_common, check_common, check_least, check_out, perform, placed
 from triton_stn import spatial_transform
 from triton_stn.nn import SpatialTransformer, out_of_view_penalty
 
@@ -89,18 +89,13 @@ def hinge(
 def judge(transformer: nn.Module, scene: data.Scene) -> Result:
     """error: percent of the digits that are not found."""
     transformer.eval()
-    overlaps = []
-    for index in torch.arange(len(scene), device=scene.targets.device).split(250):
-        part = scene[index]
-        box = read_box(transformer, transformer.predict(part.images), part.images)
-        overlaps.append(iou(box, part.boxes))
-    overlap = torch.cat(overlaps)
+    overlap = overlaps(transformer, scene)
     return Result(100 * (overlap <= 0.5).float().mean().item(), overlap.mean().item())
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="colocalise", description=__doc__.splitlines()[0])
-    train.add_common(parser)
+    add_common(parser)
     parser.add_argument("--clutter", type=int, default=0, help="pieces of digits (%(default)s)")
     parser.add_argument("--encoder-steps", type=int, default=1000, help="(%(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="(%(default)s)")
@@ -109,11 +104,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RUNS / "colocalise.png", help="the picture")
     arguments = parser.parse_args(argv)
-    train.check_common(parser, arguments)
-    for name in ("encoder_steps", "steps", "batch"):
-        if getattr(arguments, name) < 1:
-            option = name.replace("_", "-")
-            parser.error(f"--{option} must be at least 1, got {getattr(arguments, name)}")
+    check_common(parser, arguments)
+    check_least(parser, arguments, 1, "encoder_steps", "steps", "batch")
     check_out(parser, arguments.out)
     return arguments
 
@@ -126,9 +118,7 @@ def run(arguments: argparse.Namespace) -> None:
     experiment = replace(EXPERIMENTS["tc"], scene=cluttered)
     scene = train.held_out_scene(experiment, held_out)
     localization = convolutional_localization((1, CANVAS, CANVAS))
-    transformer = SpatialTransformer(*localization, Window(SIZE / CANVAS), SIZE).to(device)
-    if arguments.backend == "torch":
-        models.use_pytorch(transformer)
+    transformer = placed(SpatialTransformer(*localization, Window(SIZE / CANVAS), SIZE), arguments)
     before = judge(transformer, scene)
     generator = Generator(device).manual_seed(arguments.seed)
     trainer = train.Trainer(
@@ -152,14 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; 0, or 1 when there are no digits to read."""
-    arguments = parse_arguments(argv)
-    try:
-        with train.backend(arguments):
-            run(arguments)
-    except data.DataError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return perform(run, parse_arguments(argv))
 
 
 if __name__ == "__main__":

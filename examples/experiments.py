@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,6 +14,7 @@ from examples import models, scenes
 from examples.data import LONGEST, Digits, Scene
 from examples.models import Shape
 from triton_stn import geometry
+from triton_stn.nn import SpatialTransformer
 
 SINGLE = ("st-cnn", "st-fcn", "cnn", "fcn")
 READERS = ("reader-multi", "reader-single", "reader")
@@ -123,25 +124,33 @@ def loss(logits: Tensor, targets: Tensor) -> Tensor:
 def measure(network: nn.Module, scene: Scene, batch: int = 250) -> Result:
     """On held-out scenes; the network is left in evaluation mode."""
     network.eval()
-    wrong, overlap = [], []
-    for index in torch.arange(len(scene), device=scene.targets.device).split(batch):
-        part = scene[index]
+    wrong = []
+    for part in parts(scene, batch):
         miss = network(part.images).argmax(1) != part.targets
         wrong.append(miss.flatten(1).any(1) if miss.ndim > 1 else miss)
-        if part.boxes is not None and (theta := first_theta(network, part.images)) is not None:
-            transformer = models.transformers(network)[0]
-            overlap.append(iou(read_box(transformer, theta, part.images), part.boxes))
     error = 100 * torch.cat(wrong).float().mean().item()
-    return Result(error, torch.cat(overlap).mean().item() if overlap else None)
-
-
-def first_theta(network: nn.Module, images: Tensor) -> Tensor | None:
-    """θ that the network's first transformer takes of the images; None without one."""
     found = models.transformers(network)
-    return found[0].predict(images) if found else None
+    if not found or scene.boxes is None:
+        return Result(error)
+    return Result(error, overlaps(found[0], scene, batch).mean().item())
 
 
-def read_box(transformer, theta: Tensor, images: Tensor) -> Tensor:
+def parts(scene: Scene, batch: int) -> Iterator[Scene]:
+    for index in torch.arange(len(scene), device=scene.targets.device).split(batch):
+        yield scene[index]
+
+
+def overlaps(transformer: SpatialTransformer, scene: Scene, batch: int = 250) -> Tensor:
+    """(N,): IoU of the box around what the transformer reads with the object's."""
+    return torch.cat(
+        [
+            iou(read_box(transformer, transformer.predict(part.images), part.images), part.boxes)
+            for part in parts(scene, batch)
+        ]
+    )
+
+
+def read_box(transformer: SpatialTransformer, theta: Tensor, images: Tensor) -> Tensor:
     """(..., 4): left, top, right, bottom edge in pixels of the box around all that θ reads."""
     size = images.shape[-2:]
     outline = geometry.quadrilateral(

@@ -27,16 +27,8 @@ from tabulate import tabulate
 
 from examples import data, models, pictures, scenes
 from examples.experiments import EXPERIMENTS
-from examples.pictures import RUNS, check_out
-from examples.train import (
-    Settings,
-    Trainer,
-    add_common,
-    backend,
-    check_common,
-    held_out_scene,
-    train,
-)
+from examples.options import RUNS, add_common, check_common, check_out, check_rates, perform, placed
+from examples.train import Settings, Trainer, held_out_scene, train
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -59,10 +51,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     check_common(parser, arguments)
     if arguments.epochs < 0:
         parser.error(f"--epochs must not be negative, got {arguments.epochs}")
-    for name in ("lr", "localization_lr_scale"):
-        if not getattr(arguments, name) > 0:
-            option = name.replace("_", "-")
-            parser.error(f"--{option} must be above 0, got {getattr(arguments, name)}")
+    check_rates(parser, arguments)
     if not 0 <= arguments.rotate <= 180:
         parser.error(f"--rotate must lie between 0 and 180 degrees, got {arguments.rotate}")
     check_out(parser, arguments.out)
@@ -93,9 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
                 seed=seed,
             )
             torch.manual_seed(seed)
-            network = experiment.network(model, arguments.transform).to(arguments.device)
-            if arguments.backend == "torch":
-                models.use_pytorch(network)
+            network = placed(experiment.network(model, arguments.transform), arguments)
             trainer = Trainer(network, experiment.scene, training, settings)
             point = train(trainer, scene, label=f"{kind}, seed {seed}")
             percents.append(100 - point.result.error)
@@ -110,14 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; 0, or 1 when there are no digits to read."""
-    arguments = parse_arguments(argv)
-    try:
-        with backend(arguments):
-            run(arguments)
-    except data.DataError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return perform(run, parse_arguments(argv))
 
 
 if __name__ == "__main__":

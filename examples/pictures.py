@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,16 +16,6 @@ from examples.data import NO_DIGIT, Scene
 from examples.models import transformers
 from triton_stn import plot
 from triton_stn.nn import SpatialTransformer
-
-RUNS = Path("runs")  # where files go by default; git ignores it
-
-
-def check_out(parser: argparse.ArgumentParser, out: Path) -> None:
-    """Make the default folder; of another, that it is there."""
-    if out.parent == RUNS:
-        RUNS.mkdir(exist_ok=True)
-    elif not out.parent.is_dir():
-        parser.error(f"--out: there is no folder {str(out.parent)!r}")
 
 
 def can_draw(network: nn.Module, scene: Scene) -> bool:

@@ -26,9 +26,9 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from examples import data, models, pictures, train
+from examples import data, pictures, train
 from examples.experiments import Result
-from examples.pictures import RUNS, check_out
+from examples.options import RUNS, add_common, check_common, check_least, check_out, perform, placed
 from examples.scenes import uniform
 from triton_stn import ThinPlateSpline, grid_sample
 from triton_stn.nn import SpatialTransformer
@@ -107,7 +107,7 @@ def judge(transformer: nn.Module, scene: data.Scene) -> Result:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="rectify_text", description=__doc__.splitlines()[0])
-    train.add_common(parser, data_dir=False)
+    add_common(parser, data_dir=False)
     parser.add_argument("--lines", type=int, default=4000, help="to train on (%(default)s)")
     parser.add_argument("--steps", type=int, default=2000, help="(%(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="(%(default)s)")
@@ -115,39 +115,35 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RUNS / "rectify_text.png", help="the picture")
     arguments = parser.parse_args(argv)
-    train.check_common(parser, arguments)
-    for name in ("lines", "steps", "batch"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    check_common(parser, arguments)
+    check_least(parser, arguments, 1, "lines", "steps", "batch")
     check_out(parser, arguments.out)
     return arguments
 
 
+def run(arguments: argparse.Namespace) -> None:
+    """Train; print the correlations, draw lines that were never seen."""
+    lines = words(arguments.lines, arguments.seed).to(arguments.device)
+    unseen = words(max(arguments.lines // 10, 24), arguments.seed + 1).to(arguments.device)
+    generator = torch.Generator(arguments.device).manual_seed(train.HELD_OUT_SEED)
+    scene = bent(unseen, unseen, generator)
+    torch.manual_seed(arguments.seed)
+    transformer = placed(rectifier(), arguments)
+    before = judge(transformer, scene)
+    settings = train.Settings(arguments.steps, arguments.batch, arguments.lr, seed=arguments.seed)
+    trainer = train.Trainer(transformer, bent, lines, settings, objective=difference)
+    every = max(arguments.steps // 10, 1)
+    after = train.train(trainer, scene, every, label="rectifier", judge=judge).result
+    print(f"{len(lines)} lines of text to train on, {len(scene)} others to test")
+    for name, result in (("before", before), ("after", after)):
+        print(f"{name}: correlation with the straight line {1 - result.error / 100:.3f}")
+    pictures.show_windows(transformer, scene[:18], panel=2.2).savefig(arguments.out, dpi=90)
+    print(f"picture: {arguments.out}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; 0."""
-    arguments = parse_arguments(argv)
-    with train.backend(arguments):
-        lines = words(arguments.lines, arguments.seed).to(arguments.device)
-        unseen = words(max(arguments.lines // 10, 24), arguments.seed + 1).to(arguments.device)
-        generator = torch.Generator(arguments.device).manual_seed(train.HELD_OUT_SEED)
-        scene = bent(unseen, unseen, generator)
-        torch.manual_seed(arguments.seed)
-        transformer = rectifier().to(arguments.device)
-        if arguments.backend == "torch":
-            models.use_pytorch(transformer)
-        before = judge(transformer, scene)
-        settings = train.Settings(
-            arguments.steps, arguments.batch, arguments.lr, seed=arguments.seed
-        )
-        trainer = train.Trainer(transformer, bent, lines, settings, objective=difference)
-        every = max(arguments.steps // 10, 1)
-        after = train.train(trainer, scene, every, label="rectifier", judge=judge).result
-        print(f"{len(lines)} lines of text to train on, {len(scene)} others to test")
-        for name, result in (("before", before), ("after", after)):
-            print(f"{name}: correlation with the straight line {1 - result.error / 100:.3f}")
-        pictures.show_windows(transformer, scene[:18], panel=2.2).savefig(arguments.out, dpi=90)
-    print(f"picture: {arguments.out}")
-    return 0
+    return perform(run, parse_arguments(argv))
 
 
 if __name__ == "__main__":

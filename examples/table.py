@@ -23,9 +23,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from examples import data, train
+from examples import train
 from examples.experiments import EXPERIMENTS
-from examples.pictures import RUNS
+from examples.options import RUNS, add_common, check_common, check_least, perform
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m examples.table", description=__doc__.splitlines()[0]
     )
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
-    train.add_common(parser)
+    add_common(parser)
     parser.add_argument("--budget", choices=BUDGETS, default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, metavar="ROW", default=[])
@@ -242,30 +242,27 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RUNS / "table")
     parser.add_argument("--show", action="store_true", help="print what there is, train nothing")
     arguments = parser.parse_args(argv)
-    train.check_common(parser, arguments)
+    check_common(parser, arguments)
     unknown = set(arguments.tables) - set(TABLES)
     if unknown:
         parser.error(f"TABLE must be of {', '.join(TABLES)}, got {', '.join(sorted(unknown))}")
-    if arguments.steps is not None and arguments.steps < 1:
-        parser.error(f"--steps must be at least 1, got {arguments.steps}")
+    check_least(parser, arguments, 1, "steps")
     arguments.tables = arguments.tables or list(TABLES)
     return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train what is missing and print the tables; 0, or 1 when there is no data to read."""
-    arguments = parse_arguments(argv)
-    try:
-        with train.backend(arguments):
-            for row, model, warp, seed in () if arguments.show else cells(arguments):
-                folder = folder_of(arguments, row, model, warp, seed)
-                if finished(folder, steps_of(arguments, row, model)) is None:
-                    train_cell(arguments, row, model, warp, seed)
-    except (data.DataError, train.RunError) as error:
-        print(error, file=sys.stderr)
-        return 1
+def run(arguments: argparse.Namespace) -> None:
+    """Train what is missing and print the tables."""
+    for row, model, warp, seed in () if arguments.show else cells(arguments):
+        folder = folder_of(arguments, row, model, warp, seed)
+        if finished(folder, steps_of(arguments, row, model)) is None:
+            train_cell(arguments, row, model, warp, seed)
     print(report(arguments))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0, or 1 when there is no data to read."""
+    return perform(run, parse_arguments(argv))
 
 
 if __name__ == "__main__":

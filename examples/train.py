@@ -16,8 +16,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,7 +29,16 @@ from tqdm import tqdm
 
 from examples import data, models, pictures
 from examples.experiments import EXPERIMENTS, Experiment, Result, loss, measure
-from triton_stn import use_backend
+from examples.options import (
+    RUNS,
+    RunError,
+    add_common,
+    check_common,
+    check_least,
+    check_rates,
+    perform,
+    placed,
+)
 from triton_stn.nn import parameter_groups
 
 SHAPES = ("filters", "capacity", "crop", "zoom")  # options that change an experiment's networks
@@ -52,10 +62,6 @@ class Settings:
     localization_lr_scale: float = 1.0
     seed: int = 0
     amp: str | None = None
-
-
-class RunError(Exception):
-    """A run that can not be gone on with."""
 
 
 Forward = Callable[[Tensor], Tensor]
@@ -322,48 +328,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.model not in networks:
         parser.error(f"--model of {arguments.experiment} must be one of {', '.join(networks)}")
     check_common(parser, arguments)
-    for name, least in (("batch", 1), ("steps", 0), ("every", 1), *((k, 1) for k in SHAPES[:3])):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
-    for name in ("lr", "localization_lr_scale"):
-        if not getattr(arguments, name) > 0:
-            option = name.replace("_", "-")
-            parser.error(f"--{option} must be above 0, got {getattr(arguments, name)}")
+    check_least(parser, arguments, 1, "batch", "every", *SHAPES[:3])
+    check_least(parser, arguments, 0, "steps")
+    check_rates(parser, arguments)
     name = f"{arguments.experiment}-{arguments.model}-{arguments.transform}-{arguments.seed}"
-    arguments.out = arguments.out or pictures.RUNS / name
+    arguments.out = arguments.out or RUNS / name
     arguments.every = arguments.every or max(arguments.steps // 20, 1)
     return arguments
-
-
-def add_common(parser: argparse.ArgumentParser, data_dir: bool = True) -> None:
-    """The options that all commands have."""
-    if data_dir:
-        parser.add_argument("--data-dir", type=Path, help="MNIST's files (default: 8x8 digits)")
-    parser.add_argument(
-        "--backend",
-        choices=("auto", "triton", "torch"),
-        default="auto",
-        help="of the transformers; torch: F.affine_grid + F.grid_sample",
-    )
-    parser.add_argument("--device", help="a torch device (default: cuda where there is one)")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: torch's own)")
-
-
-def check_common(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            parser.error(f"--threads must be at least 1, got {arguments.threads}")
-        torch.set_num_threads(arguments.threads)
-    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {arguments.device!r} can not be used: {error}")
-
-
-def backend(arguments: argparse.Namespace) -> AbstractContextManager:
-    """Scenes are made by the library, whatever samples in the network."""
-    return use_backend("triton") if arguments.backend == "triton" else nullcontext()
 
 
 def run(arguments: argparse.Namespace, rank: int = 0, world: int = 1) -> None:
@@ -374,10 +345,7 @@ def run(arguments: argparse.Namespace, rank: int = 0, world: int = 1) -> None:
     settings = Settings(**{name: getattr(arguments, name) for name in fields})
     torch.manual_seed(settings.seed)
     changes = {k: v for k in SHAPES if (v := getattr(arguments, k)) is not None}
-    network = experiment.network(arguments.model, arguments.transform, **changes)
-    network = network.to(arguments.device)
-    if arguments.backend == "torch":
-        models.use_pytorch(network)
+    network = placed(experiment.network(arguments.model, arguments.transform, **changes), arguments)
     trainer = Trainer(network, experiment.scene, training, settings, rank, world)
     if arguments.resume:
         trainer.load(arguments.out / "checkpoint.pt")
@@ -409,15 +377,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             torch.cuda.set_device(arguments.device)
         distributed.init_process_group("nccl" if accelerator else "gloo")
     try:
-        with backend(arguments):
-            run(arguments, rank, world)
-    except (data.DataError, RunError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        return perform(partial(run, rank=rank, world=world), arguments)
     finally:
         if world > 1:
             distributed.destroy_process_group()
-    return 0
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from examples.align_photo import read_photo
-from examples.pictures import RUNS, check_out
+from examples.options import RUNS, check_device, check_out
 from triton_stn import flow_warp
 
 PAN, STEP = (9.5, 4.25), (-14.5, 10.25)  # pixels that background and balloon move, (x, y)
@@ -157,10 +157,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.size < 64:
         parser.error(f"--size must be at least 64, got {arguments.size}")
     check_out(parser, arguments.out)
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error_:
-        parser.error(f"--device {arguments.device!r} can not be used: {error_}")
+    check_device(parser, arguments.device)
     return arguments
 
 

@@ -172,6 +172,20 @@ def triton_device(kernels):
         yield torch.device(kernels.device)
 
 
+@pytest.fixture
+def small_and_quick():
+    """For the examples: by PyTorch, on one thread.
+
+    The interpreted kernels would take minutes for what is no test of the kernels; and threads that
+    wait for each other on a busy machine cost ten times what these small images do.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with triton_stn.use_backend("torch"):
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(name="launches")
 def _launches(monkeypatch):
     """Every launch, in order."""

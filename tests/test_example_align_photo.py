@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import triton_stn
-
 pytest.importorskip("matplotlib")
 pytest.importorskip("tabulate")
 pytest.importorskip("tqdm")
@@ -15,16 +13,7 @@ Image = pytest.importorskip("PIL.Image")
 
 from examples import align_photo  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def small_and_quick():
-    # The interpreted kernels would take minutes for what is no test of the kernels; and threads
-    # that wait for each other on a busy machine cost ten times what these small images do.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with triton_stn.use_backend("torch"):
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("small_and_quick")
 
 
 def corner_error_in(text: str) -> float:

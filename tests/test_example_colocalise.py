@@ -6,8 +6,6 @@ import pytest
 import torch
 from digits import idx, made_up, write
 
-import triton_stn
-
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
@@ -15,14 +13,7 @@ from examples import colocalise, data, scenes
 from examples.models import Window, convolutional_localization
 from triton_stn.nn import SpatialTransformer
 
-
-@pytest.fixture(autouse=True)
-def on_one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with triton_stn.use_backend("torch"):
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("small_and_quick")
 
 
 SIZE = colocalise.CANVAS

@@ -8,10 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from digits import IMAGES, LABELS, idx, made_up, write
-
-import triton_stn
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tabulate")
@@ -19,14 +16,7 @@ pytest.importorskip("tqdm")
 
 from examples import mnist
 
-
-@pytest.fixture(autouse=True)
-def small_and_quick():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with triton_stn.use_backend("torch"):
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("small_and_quick")
 
 
 GOOD_IMAGES, GOOD_LABELS = (idx(values) for values in made_up())

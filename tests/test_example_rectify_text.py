@@ -5,8 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-import triton_stn
-
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 Image = pytest.importorskip("PIL.Image")
@@ -14,14 +12,7 @@ Image = pytest.importorskip("PIL.Image")
 from examples import rectify_text  # noqa: E402
 from examples.rectify_text import HEIGHT, SPLINE, STRAIGHT, bent, judge, words  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def on_one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with triton_stn.use_backend("torch"):
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("small_and_quick")
 
 
 def test_words_are_rendered_straight_and_no_two_alike():

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from digits import idx, made_up, write
-
-import triton_stn
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tabulate")
@@ -14,14 +11,7 @@ pytest.importorskip("tabulate")
 from examples import table
 from examples.experiments import EXPERIMENTS
 
-
-@pytest.fixture(autouse=True)
-def on_one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with triton_stn.use_backend("torch"):
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("small_and_quick")
 
 
 def toy(tmp_path, *arguments: str) -> list[str]:

@@ -27,13 +27,7 @@ TOY = dict(filters=4, capacity=30_000)
 EVERY = [(name, network) for name, e in EXPERIMENTS.items() for network in e.networks]
 
 
-@pytest.fixture(autouse=True)
-def on_one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with triton_stn.use_backend("torch"):
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("small_and_quick")
 
 
 @pytest.fixture

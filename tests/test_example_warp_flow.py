@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-import triton_stn
-
 pytest.importorskip("matplotlib")
 pytest.importorskip("tabulate")
 Image = pytest.importorskip("PIL.Image")
@@ -16,14 +14,7 @@ from examples import warp_flow  # noqa: E402
 from examples.warp_flow import error, moving_scene, occlusion  # noqa: E402
 from triton_stn import flow_warp  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def on_one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with triton_stn.use_backend("torch"):
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("small_and_quick")
 
 
 @pytest.fixture
