@@ -105,7 +105,8 @@ class Call:
             output = torch.empty_like(input)
         else:
             output = input.new_empty_strided(self.shape, self.strides)
-        autograd.fused.launch(self.forward_plan, input.device, X=input, THETA=theta, Y=output)
+        tensors = {"X": input, "THETA": theta, "Y": output}
+        autograd.fused.launch(self.forward_plan, input.device, tensors)
         return output
 
     def backward(self, grad_output, input, theta, needs_input: bool, needs_theta: bool):

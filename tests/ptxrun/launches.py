@@ -46,7 +46,7 @@ def leaves(value: Any, kind: Any) -> Iterator[Any]:
         yield value
 
 
-def launch(plan: Plan, device: torch.device, **tensors: torch.Tensor) -> None:
+def launch(plan: Plan, device: torch.device, tensors: dict[str, torch.Tensor]) -> None:
     """`triton_stn.backends.launch.launch` on CPU tensors, as on an H100."""
     aligned = is_aligned(plan, tensors)
     compiled = compile_plan(plan, SM_90, aligned=aligned)

@@ -43,7 +43,8 @@ def sample(
         outside = _outside(fill, fills)
         sampling = Sampling(mode, padding_mode, align_corners, source, outside)
         plan = plan_forward(layout(input), layout(theta), layout(output), sampling)
-        launch(plan, input.device, X=input, THETA=theta, Y=output, FILL=_or(fills, input))
+        tensors = dict(X=input, THETA=theta, Y=output, FILL=input if fills is None else fills)
+        launch(plan, input.device, tensors)
     return output
 
 
@@ -91,21 +92,20 @@ def launch_backward(
     """Launch what was planned: writes to ``grad_theta`` and returns grad_input, where wanted."""
     if found.adds_floats:
         check_deterministic()
-    grad_input = None
-    tensors = dict(X=input, THETA=theta, dY=grad_output, dTHETA=grad_theta)
-    tensors["FILL"] = _or(fills, input)
-    if needs_input:
-        grad_input = input_gradient(found, input)
-        tensors |= dict(dX=grad_input, SUMS=input_sums(found, grad_input))
-    partial = grad_theta
+    device, partial = input.device, grad_theta
     if found.partial:
         partial = input.new_empty(found.partial, dtype=found.dtype)
-    tensors["P"] = partial
+    tensors = {"X": input, "THETA": theta, "dY": grad_output, "dTHETA": grad_theta, "P": partial}
+    tensors["FILL"] = input if fills is None else fills
+    grad_input = None
+    if needs_input:
+        tensors["dX"] = grad_input = input_gradient(found, input)
+        tensors["SUMS"] = grad_input if found.into == "dX" else input_sums(found, grad_input)
     for plan in found.plans:
         if plan.kernel is spline_gradient:  # of the gradient of each pixel's coordinates
             tensors["dG"] = partial
             tensors["P"] = input.new_empty(found.coefficients, dtype=found.dtype)
-        launch(plan, input.device, **tensors)
+        launch(plan, device, tensors)
     return grad_input
 
 
@@ -117,9 +117,8 @@ def input_gradient(found: Backward, input: torch.Tensor) -> torch.Tensor:
 
 
 def input_sums(found: Backward, grad_input: torch.Tensor) -> torch.Tensor:
-    """Where grad_input is added up, see `kernels/sums.py`: zeros where nothing is gathered."""
-    if found.into == "dX":
-        return grad_input
+    """Where else than in grad_input it is added up, see `kernels/sums.py`: zeros where nothing is
+    gathered."""
     words = grad_input.numel()
     if found.into == "float":
         new = grad_input.new_empty if found.gathers else grad_input.new_zeros
@@ -151,10 +150,6 @@ def _outside(fill: float | None, fills: torch.Tensor | None):
     if fills is not None:
         return fills.dtype, fills.stride(0) if fills.ndim == 1 and len(fills) > 1 else 0
     return math.nan if fill != fill else fill  # one NaN, which is equal to itself in a key
-
-
-def _or(fills: torch.Tensor | None, input: torch.Tensor) -> torch.Tensor:
-    return input if fills is None else fills
 
 
 def _as_rows(theta: torch.Tensor, source: str) -> torch.Tensor:

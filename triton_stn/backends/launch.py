@@ -47,7 +47,7 @@ class Plan:
     num_warps: int
     maxnreg: int | None = None  # registers a thread, on NVIDIA
     align: int = 1  # numbers; where it is more than 1, tensors have to be aligned to 16 bytes
-    kept: dict[tuple, Any] = field(default_factory=dict)  # (device, aligned) -> `Ready`
+    kept: tuple[dict, dict] = field(default_factory=lambda: ({}, {}))  # [aligned][device], `Ready`
 
     def options(self, target: GPUTarget) -> dict[str, int]:
         """The compiler's options."""
@@ -155,7 +155,7 @@ class Ready:
     def __call__(self, tensors: dict[str, torch.Tensor]) -> None:
         arguments = self.arguments.copy()
         for name, place, rest in self.tensors:
-            arguments[place] = (tensors[name], *rest)
+            arguments[place] = (tensors[name],) + rest
         runtime = triton.knobs.runtime
         if getattr(runtime.launch_enter_hook, "calls", runtime.launch_enter_hook):
             self.compiled[self.grid](*arguments)  # a profiler listens
@@ -174,16 +174,16 @@ def is_aligned(plan: Plan, tensors: dict[str, torch.Tensor | None]) -> bool:
     )
 
 
-def launch(plan: Plan, device: torch.device, **tensors: torch.Tensor) -> None:
+def launch(plan: Plan, device: torch.device, tensors: dict[str, torch.Tensor]) -> None:
     """Run a plan on ``device``, whichever device is current. Tensors that are none of the kernel's
     arguments are left alone."""
     if INTERPRETED and device.type == "cpu":
         plan.kernel[plan.grid](**plan.filled(tensors), **plan.constants)
         return
     aligned = is_aligned(plan, tensors)
-    ready = plan.kept.get((device, aligned))
+    ready = plan.kept[aligned].get(device)
     if ready is None:
-        ready = plan.kept[device, aligned] = Ready(plan, device, aligned)
+        ready = plan.kept[aligned][device] = Ready(plan, device, aligned)
     if ready.driver.get_current_device() == device.index:
         ready(tensors)
         return
