@@ -36,7 +36,8 @@ def show(network: nn.Module, scene: Scene, title: str = "") -> Figure:
         answer if answer == right else f"{answer}, is {right}"
         for answer, right in zip(answers, map(text, scene.targets), strict=True)
     ]
-    return show_windows(transformers(network)[0], scene, titles, title)
+    columns = 3 if len(scene.images) > 6 else 2  # the same for every frame of an animation
+    return show_windows(transformers(network)[0], scene, titles, title, columns=columns)
 
 
 @torch.no_grad()
@@ -46,6 +47,7 @@ def show_windows(
     titles: Sequence[str] | None = None,
     title: str = "",
     panel: float = 1.3,
+    columns: int | None = None,
 ) -> Figure:
     """The same of a transformer alone; ``panel``: an image's width in inches."""
     images = scene.images
@@ -59,6 +61,7 @@ def show_windows(
         titles=titles,
         limit=24,
         panel=panel,
+        columns=columns,
     )
     if title:
         figure.suptitle(title, fontsize=9)
@@ -86,6 +89,9 @@ def pixels(figure: Figure) -> np.ndarray:
 
 def animate(path: Path, frames: list[np.ndarray], milliseconds: int = 250) -> None:
     """A GIF that repeats, and rests on its last frame."""
+    # What a transformer reads may lie outside of the image, and such a frame is taller.
+    size = np.max([frame.shape for frame in frames], 0)
+    frames = [np.pad(f, [(0, n) for n in size - f.shape], constant_values=255) for f in frames]
     # One palette for all: where frames have their own, traces of one stay in the next.
     common = Image.fromarray(np.concatenate((frames[0], frames[-1]))).quantize(64)
     images = [Image.fromarray(f).quantize(palette=common, dither=Image.Dither.NONE) for f in frames]

@@ -312,3 +312,13 @@ def test_every_frame_of_an_animation_is_as_it_was_drawn(tmp_path):
             animation.seek(i)
             gap = np.abs(np.asarray(animation.convert("RGB")).astype(int) - frame)
             assert gap.max() < 8
+
+
+def test_frames_of_an_animation_may_differ_in_size(tmp_path):
+    """As they do when what a transformer reads leaves the image."""
+    Image = pytest.importorskip("PIL.Image")
+    np = pytest.importorskip("numpy")
+    frames = [np.full((h, w, 3), 128, np.uint8) for h, w in ((20, 30), (25, 30), (20, 40))]
+    pictures.animate(tmp_path / "growing.gif", frames)
+    with Image.open(tmp_path / "growing.gif") as animation:
+        assert (animation.n_frames, animation.size) == (3, (40, 25))
