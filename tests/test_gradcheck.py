@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import PYTORCH, Place
+from conftest import Place
 from oracle import slopes_agree
 
 from triton_stn import (
@@ -67,18 +67,6 @@ def test_one_theta_for_the_whole_batch(place: Place):
 def test_a_theta_that_magnifies(kernels: Place, zoom):
     theta = torch.tensor(THETAS[:1], dtype=torch.float64) * zoom
     assert check(kernels, noise(1, 1, 3, 3), theta, (2, 2))
-
-
-@pytest.mark.parametrize("place", [PYTORCH])
-@pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("padding_mode", PADDINGS)
-def test_the_pytorch_path_has_second_derivatives(place: Place, padding_mode, align_corners):
-    theta = torch.tensor([THETAS], dtype=torch.float64).requires_grad_()
-    input = noise(1, 1, 3, 4).requires_grad_()
-    options = dict(padding_mode=padding_mode, align_corners=align_corners)
-    assert torch.autograd.gradgradcheck(
-        lambda x, t: place.sample(x, t, (2, 3), **options), (input, theta)
-    )
 
 
 SIZE, OUTPUT_SIZE = (3, 4), (2, 2)

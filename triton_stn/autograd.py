@@ -1,22 +1,338 @@
-"""The registered operators, their fake kernels and their derivatives.
+"""Sampling and its transpose as autograd knows them: derivatives of every order and kind.
 
-``triton_stn::sample`` and ``triton_stn::sample_backward`` run the Triton backend, on images and on
-volumes, on whatever device the tensors are on; their fake kernels let torch.compile trace through
-them. A plain eager call does without the dispatcher: `sample` goes straight to the Function, or
-where no gradient is wanted to the launcher.
+Sampling y = S(x, θ) is linear in x, and so is its transpose, x = Sᵀ(y, θ), which makes grad_input
+and is what `splat` does. `Sample` is the one; `Gradients` is the other, with grad_θ beside it. The
+derivatives of both are
+
+* the two themselves, of other tensors, by whichever backend is at work: one kernel each;
+* what a move of θ does to either: of the points that θ reads at (`backends.maps`), with weights
+  that are derived once more (`backends.taps`).
+
+So they come out differentiable again. The registered operators ``triton_stn::sample`` and
+``triton_stn::sample_backward`` run the Triton backend on whatever device the tensors are on; their
+fake kernels let torch.compile trace through them. A plain eager call does without the dispatcher.
 """
 
 from __future__ import annotations
 
-import torch
-from torch.autograd import forward_ad
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import torch
+
+from triton_stn import backends
+from triton_stn.backends import area, maps, pytorch, taps
+from triton_stn.backends.batched import by_vmap
 from triton_stn.backends.layout import empty_gradients, empty_output
+from triton_stn.backends.pytorch_grid import Rules, in_float
 
 try:
     from triton_stn.backends import fused
 except ImportError:  # without Triton: the operators exist, and `use_backend` never calls them
     fused = None
+
+
+@dataclass(frozen=True)
+class How:
+    """A call without its tensors. (No tuple, which functorch would take for several arguments.)"""
+
+    size: tuple[int, ...]  # of the output
+    mode: str
+    padding_mode: str
+    align_corners: bool
+    source: str
+    triton: bool  # the backend
+    fill: float | None = None  # what lies outside: this, or the tensor ``fills``, or zeros
+    needs: tuple[bool, bool] = (True, True)  # grad_input and grad_theta, of `Gradients`
+
+    @property
+    def options(self) -> tuple[str, str, bool]:
+        return self.mode, self.padding_mode, self.align_corners
+
+    @property
+    def linear(self) -> How:
+        """Without what lies outside."""
+        return replace(self, fill=None)
+
+    def points(self, input: torch.Tensor) -> tuple[maps.Map, taps.Weights]:
+        rules = Rules(self.size, *self.options)
+        extent = input.shape[2:]
+        return maps.map_of(self.source, rules, extent), taps.Weights.of(rules, extent)
+
+
+def sample(input, theta, fills, how: How) -> torch.Tensor:
+    """S: input (N, C, *), theta (N, K, *) -> (N, K, C, *size), of images and of volumes."""
+    composed = not how.triton or backends.is_transformed()
+    if how.mode == "area" and composed and input.numel() > 0 and theta.numel() > 0:
+        return _mean_of_samples(input, theta, how)
+    if backends.is_transformed():
+        return TransformedSample.apply(input, theta, fills, how)
+    if how.triton and not backends.is_plain(input, theta):
+        options = (how.size, *how.options, how.source, how.fill, fills)
+        return torch.ops.triton_stn.sample(input, theta, *options)
+    if torch.is_grad_enabled() and (input.requires_grad or theta.requires_grad):
+        return Sample.apply(input, theta, fills, how)
+    return _sampled(input, theta, fills, how)
+
+
+def gradients(grad, input, theta, fills, how: How) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of input, Sᵀ(grad, θ), and of theta; without elements where not needed."""
+    if backends.is_transformed():
+        return TransformedGradients.apply(grad, input, theta, fills, how)
+    if how.triton and not backends.is_plain(grad, input, theta):
+        options = (*how.options, *how.needs, how.source, how.fill, fills)
+        return torch.ops.triton_stn.sample_backward(grad, input, theta, *options)
+    some = grad.requires_grad or input.requires_grad or theta.requires_grad
+    if torch.is_grad_enabled() and some:
+        return Gradients.apply(grad, input, theta, fills, how)
+    return _both_gradients(grad, input, theta, fills, how)
+
+
+def splat(planes, theta, extent, how: How) -> torch.Tensor:
+    """Sᵀ: planes (N, K, C, *size), theta (N, K, *) -> (N, C, *extent)."""
+    # Its values are not read, its layout is.
+    image = empty_output(planes[:, 0].detach(), 1, *extent).squeeze(1)
+    return gradients(planes, image, theta, None, replace(how, needs=(True, False)))[0]
+
+
+class Sample(torch.autograd.Function):
+    """See `sample`. Saves its inputs."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _remember(ctx, inputs, None)
+        return _sampled(*inputs)
+
+    @staticmethod
+    @by_vmap
+    def backward(ctx, grad):
+        needs = ctx.needs_input_grad[:2]
+        grads = gradients(grad, *_saved(ctx), replace(ctx.how, needs=needs))
+        return (
+            *(g if needed else None for g, needed in zip(grads, needs, strict=True)),
+            None,
+            None,
+        )
+
+
+class TransformedSample(Sample):
+    """The same to functorch and to forward mode (a compiler takes no Function with these)."""
+
+    @staticmethod
+    def forward(*inputs):
+        return _sampled(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _remember(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:-1])
+
+    @staticmethod
+    @by_vmap
+    def jvp(ctx, input_t, theta_t, *_):
+        input, theta, fills = ctx.saved_tensors
+        parts = []
+        if input_t is not None:
+            parts.append(sample(input_t, theta, None, ctx.how.linear))
+        if theta_t is not None:
+            parts.append(_along(input, theta, theta_t, fills, ctx.how).to(input.dtype))
+        return sum(parts)
+
+    @staticmethod
+    def vmap(info, in_dims, input, theta, fills, how):
+        _, theta_dim, _, _ = in_dims
+        batch = info.batch_size
+        if in_dims[0] is None:  # more maps of each image
+            theta = theta.movedim(theta_dim, 1).flatten(1, 2)
+            return sample(input, theta, fills, how).unflatten(1, (batch, -1)), 1
+        input, theta = _folded(batch, in_dims, input, theta)
+        return sample(input, theta, fills, how).unflatten(0, (batch, -1)), 0
+
+
+class Gradients(torch.autograd.Function):
+    """See `gradients`. Saves its inputs."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        outputs = _both_gradients(*inputs)
+        _remember(ctx, inputs, outputs)
+        return outputs
+
+    @staticmethod
+    @by_vmap
+    def backward(ctx, up_input, up_theta):
+        grad, input, theta, fills = _saved(ctx)
+        how, needs = ctx.how, ctx.needs_input_grad
+        up_input = up_input if how.needs[0] else None
+        up_theta = up_theta if how.needs[1] else None
+        if how.mode == "area":
+            return *_area_again(grad, input, theta, how, up_input, up_theta), None, None
+        of_grad, of_input, of_theta = [], [], []
+        if up_input is not None:
+            if needs[0]:
+                of_grad.append(sample(up_input, theta, None, how.linear))
+            if needs[2]:
+                only = replace(how.linear, needs=(False, True))
+                of_theta.append(gradients(grad, up_input, theta, None, only)[1])
+        if up_theta is not None:
+            if needs[0]:
+                of_grad.append(_along(input, theta, up_theta, fills, how).to(grad.dtype))
+            if needs[1]:
+                of_input.append(_splat_along(grad, input, theta, up_theta, how))
+            if needs[2]:
+                of_theta.append(_bent(grad, input, theta, up_theta, fills, how))
+        return (
+            *(sum(parts) if parts else None for parts in (of_grad, of_input, of_theta)),
+            None,
+            None,
+        )
+
+
+class TransformedGradients(Gradients):
+    """The same to functorch and to forward mode."""
+
+    @staticmethod
+    def forward(*inputs):
+        return _both_gradients(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        _remember(ctx, inputs, outputs)
+        ctx.save_for_forward(*inputs[:-1])
+
+    @staticmethod
+    @by_vmap
+    def jvp(ctx, grad_t, input_t, theta_t, *_):
+        grad, input, theta, fills = ctx.saved_tensors
+        how, (needs_input, needs_theta) = ctx.how, ctx.how.needs
+        of_input, of_theta = [torch.zeros_like(input)], [torch.zeros_like(theta)]
+        if grad_t is not None:
+            both = gradients(grad_t, input, theta, fills, how)
+            of_input, of_theta = [both[0]], [both[1]]
+        if input_t is not None and needs_theta:
+            only = replace(how.linear, needs=(False, True))
+            of_theta.append(gradients(grad, input_t, theta, None, only)[1])
+        if theta_t is not None:
+            if needs_input:
+                of_input.append(_splat_along(grad, input, theta, theta_t, how))
+            if needs_theta:
+                of_theta.append(_bent(grad, input, theta, theta_t, fills, how))
+        return sum(of_input) if needs_input else None, sum(of_theta) if needs_theta else None
+
+    @staticmethod
+    def vmap(info, in_dims, grad, input, theta, fills, how):
+        grad, input, theta = _folded(info.batch_size, in_dims, grad, input, theta)
+        both = gradients(grad, input, theta, fills, how)
+        made = [
+            gradient.unflatten(0, (info.batch_size, -1)) if needed else gradient
+            for gradient, needed in zip(both, how.needs, strict=True)
+        ]
+        return tuple(made), tuple(0 if needed else None for needed in how.needs)
+
+
+def _mean_of_samples(input, theta, how) -> torch.Tensor:
+    def bilinear(x, place, source):
+        return sample(x, place, None, replace(how, mode="bilinear", source=source))
+
+    rules = Rules(how.size, *how.options)
+    return area.mean_of_samples(bilinear, input, theta, rules, how.source)
+
+
+def _area_again(grad, input, theta, how, up_input, up_theta):
+    """What `Gradients.backward` gives, of the mode "area": by samples one by one."""
+
+    def both(grad, input, theta):
+        _, pull = torch.func.vjp(lambda *tensors: _mean_of_samples(*tensors, how), input, theta)
+        return pull(grad)
+
+    ups = (
+        torch.zeros_like(tensor) if up is None else up
+        for tensor, up in ((input, up_input), (theta, up_theta))
+    )
+    return torch.func.vjp(both, grad, input, theta)[1](tuple(ups))
+
+
+def _remember(ctx, inputs, outputs) -> None:
+    *tensors, ctx.how = inputs
+    ctx.save_for_backward(*tensors)
+    if isinstance(outputs, tuple):
+        both = zip(outputs, ctx.how.needs, strict=True)
+        ctx.mark_non_differentiable(*(gradient for gradient, needed in both if not needed))
+
+
+def _saved(ctx) -> Sequence[torch.Tensor | None]:
+    """What was saved, without the wrappings of ``torch.func.vjp`` when it is over."""
+    if torch.compiler.is_compiling():
+        return ctx.saved_tensors
+    unwrap = torch._C._functorch.unwrap_if_dead
+    return [tensor if tensor is None else unwrap(tensor) for tensor in ctx.saved_tensors]
+
+
+def _folded(batch: int, in_dims, *tensors) -> list[torch.Tensor]:
+    """Each (*) or (batch, *), by its mapped dimension, as (batch·N, *)."""
+    mapped = [
+        tensor.expand(batch, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        for tensor, dim in zip(tensors, in_dims, strict=False)
+    ]
+    return [tensor.flatten(0, 1) for tensor in mapped]
+
+
+def _moving(input, theta, theta_t, fills, how):
+    """(image without what lies outside, points, how they move, their map, weights)."""
+    image = in_float(input)
+    if how.fill is not None:
+        image = image - how.fill
+    elif fills is not None:
+        image = image - fills.to(image.dtype).view(-1, *(1 for _ in how.size))
+    theta, theta_t = theta.to(image.dtype), theta_t.to(image.dtype)
+    at, weights = how.points(input)
+    return image, at.grid(theta), at.push(theta, theta_t), at, weights
+
+
+def _along(input, theta, theta_t, fills, how) -> torch.Tensor:
+    """The derivative of S(input, θ) while θ moves by ``theta_t``."""
+    image, grid, grid_t, _, weights = _moving(input, theta, theta_t, fills, how)
+    return taps.along(image, grid, grid_t, weights)
+
+
+def _splat_along(grad, input, theta, theta_t, how) -> torch.Tensor:
+    """The derivative of Sᵀ(grad, θ), likewise."""
+    _, grid, grid_t, _, weights = _moving(input, theta, theta_t, None, how.linear)
+    return taps.splat_along(grad, grid, grid_t, weights).to(input.dtype)
+
+
+def _bent(grad, input, theta, theta_t, fills, how) -> torch.Tensor:
+    """The derivative of grad_θ, likewise."""
+    image, grid, grid_t, at, weights = _moving(input, theta, theta_t, fills, how)
+    wide = theta.to(image.dtype)
+    bent = at.pull(wide, taps.slopes_along(grad, image, grid, grid_t, weights))
+    if not at.linear:
+        slopes = taps.slopes(grad, image, grid, weights)
+        bent = bent + at.bend(wide, theta_t.to(image.dtype), slopes)
+    return bent.to(theta.dtype)
+
+
+def _sampled(input, theta, fills, how) -> torch.Tensor:
+    """S below autograd; of plain tensors past the dispatcher too."""
+    if not how.triton:
+        return pytorch.sample(input, theta, how.size, *how.options, how.source)
+    arguments = (input, theta, how.size, *how.options, how.source, how.fill, fills)
+    if backends.is_plain(input, theta):
+        return fused.sample(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.triton_stn.sample(*arguments)
+
+
+def _both_gradients(grad, input, theta, fills, how) -> tuple[torch.Tensor, torch.Tensor]:
+    """`gradients` below autograd."""
+    arguments = (grad, input, theta, *how.options, *how.needs, how.source)
+    if not how.triton:
+        return pytorch.sample_backward(*arguments)
+    if backends.is_plain(grad, input, theta):
+        return fused.sample_backward(*arguments, how.fill, fills)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.triton_stn.sample_backward(*arguments, how.fill, fills)
+
 
 _library = torch.library.Library("triton_stn", "DEF")
 _library.define(
@@ -42,6 +358,14 @@ def _sample_fake(input, theta, size, *options):
     return empty_output(input, theta.shape[1], *size)
 
 
+@torch.library.impl(_library, "sample", "Autograd")
+def _sample_autograd(
+    input, theta, size, mode, padding_mode, align_corners, source="affine", fill=None, fills=None
+):
+    how = How(tuple(size), mode, padding_mode, align_corners, source, True, fill)
+    return Sample.apply(input, theta, fills, how)
+
+
 @torch.library.impl(_library, "sample_backward", "CompositeExplicitAutograd")
 def _sample_backward(*args):
     return fused.sample_backward(*args)
@@ -54,133 +378,12 @@ def _sample_backward_fake(
     return empty_gradients(input, theta, needs_input, needs_theta)
 
 
-class Sample(torch.autograd.Function):
-    """input (N, C, *), theta (N, K, *) -> (N, K, C, *size), of images and of volumes.
-
-    ``options`` are mode, padding_mode, align_corners, the source, and what lies outside: a number
-    and a tensor, or None. Saves its two inputs.
-    """
-
-    @staticmethod
-    def forward(ctx, input, theta, size, *options):
-        *ctx.options, fills = options
-        ctx.save_for_backward(input, theta, fills)
-        return _below_autograd("sample", input, theta, size, *options)
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        input, theta, fills = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:2]
-        needs_input, needs_theta = needs
-        *rules, source, fill = ctx.options
-        grads = _below_autograd(
-            "sample_backward", grad_output, input, theta, *rules, *needs, source, fill, fills
-        )
-        grads = (grads[0] if needs_input else None, grads[1] if needs_theta else None)
-        if torch.is_grad_enabled():  # create_graph=True
-            grads = once(*grads, grad_output, input, theta)
-        return (*grads, *(None,) * (2 + len(ctx.options)))
-
-
-class Splat(torch.autograd.Function):
-    """grad_output (N, K, C, h, w), theta (N, K, *) -> (N, C, H, W): the transpose of sampling.
-
-    ``rules`` are (mode, padding_mode, align_corners, source). ``backend`` has ``sample`` and
-    ``sample_backward``: this module, or ``backends.pytorch``.
-    """
-
-    @staticmethod
-    def forward(ctx, planes, theta, size, rules, backend):
-        ctx.save_for_backward(planes, theta)
-        ctx.rules, ctx.backend = rules, backend
-        *options, source = rules
-        # Its values are not read, its layout is.
-        image = empty_output(planes[:, 0], 1, *size).squeeze(1)
-        return backend.sample_backward(planes, image, theta, *options, True, False, source)[0]
-
-    @staticmethod
-    def backward(ctx, grad):
-        planes, theta = ctx.saved_tensors
-        *options, source = ctx.rules
-        grad_planes = grad_theta = None
-        with torch.no_grad():
-            if ctx.needs_input_grad[0]:
-                grad_planes = ctx.backend.sample(grad, theta, planes.shape[3:], *ctx.rules)
-            if ctx.needs_input_grad[1]:
-                grad_theta = ctx.backend.sample_backward(
-                    planes, grad, theta, *options, False, True, source
-                )[1]
-        if torch.is_grad_enabled():
-            grad_planes, grad_theta = once(grad_planes, grad_theta, grad, planes, theta)
-        return grad_planes, grad_theta, None, None, None
-
-
-def once(grad_input, grad_theta, *behind):
-    """The gradients, or None, as they are, and a refusal where they would be differentiated again.
-
-    Without it a second derivative would silently lack what goes through the tensors behind.
-    """
-    wrapped = iter(Once.apply(*(g for g in (grad_input, grad_theta) if g is not None), *behind))
-    return tuple(None if g is None else next(wrapped) for g in (grad_input, grad_theta))
-
-
-class Once(torch.autograd.Function):
-    """See `once`: the last three tensors are those behind the gradients."""
-
-    @staticmethod
-    def forward(ctx, *tensors):
-        return tuple(gradient.view_as(gradient) for gradient in tensors[:-3])
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            "the Triton backend of triton_stn, and splat, are differentiable once; for second "
-            "derivatives sample with triton_stn.use_backend('torch')"
-        )
-
-
-def _below_autograd(name, *args):
-    """An operator past its Autograd kernel; of plain tensors past the dispatcher too."""
-    if is_plain(*(arg for arg in args[:3] if isinstance(arg, torch.Tensor))):
-        return getattr(fused, name)(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return getattr(torch.ops.triton_stn, name)(*args)
-
-
-@torch.library.impl(_library, "sample", "Autograd")
-def _sample_autograd(
-    input, theta, size, mode, padding_mode, align_corners, source="affine", fill=None, fills=None
-):
-    options = (mode, padding_mode, align_corners, source, fill, fills)
-    return Sample.apply(input, theta, size, *options)
-
-
-PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
-def is_plain(*tensors: torch.Tensor) -> bool:
-    """Whether nothing watches the operators: no compiler, tracer, mode, transform or subclass, and
-    there are numbers to work on."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-        or any(type(tensor) not in PLAIN or tensor.is_meta for tensor in tensors)
-    )
-
-
-def sample(
-    input, theta, size, mode, padding_mode, align_corners, source="affine", fill=None, fills=None
-):
-    """(N, K, C, *size), by the Triton backend, differentiable once, and not in ``fills``."""
-    arguments = (input, theta, size, mode, padding_mode, align_corners, source, fill, fills)
-    if not is_plain(input, theta, *(() if fills is None else (fills,))):
-        return torch.ops.triton_stn.sample(*arguments)
-    wanted = torch.is_grad_enabled() and (input.requires_grad or theta.requires_grad)
-    if wanted or forward_ad._current_level >= 0:  # which the Function refuses
-        return Sample.apply(*arguments)
-    return fused.sample(*arguments)
-
-
-sample_backward = torch.ops.triton_stn.sample_backward
+@torch.library.impl(_library, "sample_backward", "Autograd")
+def _sample_backward_autograd(
+    grad, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta,
+    source="affine", fill=None, fills=None,
+):  # fmt: skip
+    needs = needs_input, needs_theta
+    size = tuple(grad.shape[3:])
+    how = How(size, mode, padding_mode, align_corners, source, True, fill, needs)
+    return Gradients.apply(grad, input, theta, fills, how)

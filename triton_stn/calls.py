@@ -8,12 +8,14 @@ spline, takes the way of the operators.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
 from triton_stn import autograd, backends
+from triton_stn.backends.batched import by_vmap
 from triton_stn.backends.layout import Layout, empty_output, layout
 
 _kept: dict[tuple, Call] = {}
@@ -23,9 +25,9 @@ MOST = 4096  # calls; more are as many layouts, and begin anew
 def is_plain(input: torch.Tensor, theta: torch.Tensor) -> bool:
     """Whether nothing watches, and the arguments may be those of a call."""
     return (
-        type(input) in autograd.PLAIN
-        and type(theta) in autograd.PLAIN
-        and autograd.is_plain()
+        type(input) in backends.PLAIN
+        and type(theta) in backends.PLAIN
+        and backends.is_plain()
         and forward_ad._current_level < 0
     )
 
@@ -92,6 +94,7 @@ class Call:
         self.shape, self.strides = shown.shape, shown.strides
         like = torch.empty_like(input, device="meta")
         self.as_input = (like.shape, like.stride()) == (shown.shape, shown.strides)
+        self.how = autograd.How(tuple(size), *rules, source="affine", triton=True)
         self.forward_plan = plans.plan_forward(self.input, self.theta, self.output, self.sampling)
         self.backward_plans: dict[tuple, Any] = {}
 
@@ -120,6 +123,15 @@ class Call:
         launch = autograd.fused.launch_backward
         return launch(found, grad_output, input, theta, needs_input, grad_theta), grad_theta
 
+    def gradients(self, grad_output, input, theta, needs_input: bool, needs_theta: bool):
+        """The same, differentiable."""
+        if not self.has_k:
+            grad_output, theta = grad_output[:, None], theta[:, None]
+        how = replace(self.how, needs=(needs_input, needs_theta))
+        of_input, of_theta = autograd.gradients(grad_output, input, theta, None, how)
+        of_theta = of_theta if self.has_k or not needs_theta else of_theta.squeeze(1)
+        return of_input if needs_input else None, of_theta if needs_theta else None
+
     def _plan_backward(self, strides, needs_input, needs_theta, deterministic):
         strides = strides if self.has_k else (strides[0], 0, *strides[1:])
         plans = self.plans
@@ -138,10 +150,11 @@ class Sample(torch.autograd.Function):
         return call.forward(input, theta)
 
     @staticmethod
+    @by_vmap
     def backward(ctx, grad_output):
         input, theta = ctx.saved_tensors
         needs_input, needs_theta, _ = ctx.needs_input_grad
-        grads = ctx.call.backward(grad_output, input, theta, needs_input, needs_theta)
-        if torch.is_grad_enabled():  # create_graph=True
-            grads = autograd.once(*grads, grad_output, input, theta)
-        return (*grads, None)
+        if torch.is_grad_enabled() or not backends.is_plain(grad_output):
+            # create_graph=True, is_grads_batched=True
+            return (*ctx.call.gradients(grad_output, input, theta, needs_input, needs_theta), None)
+        return (*ctx.call.backward(grad_output, input, theta, needs_input, needs_theta), None)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from triton_stn import autograd, backends, calls, checks, transforms
-from triton_stn.backends import pytorch
+from triton_stn.backends.pytorch_grid import flow_grid
 
 
 def spatial_transform(
@@ -150,9 +151,12 @@ def flow_warp(
     checks.check_input(input)
     checks.check_options(mode, padding_mode, False)
     checks.check_flow(flow, input)
-    field = flow.permute(0, 2, 3, 1)[:, None]
+    field, source = flow.permute(0, 2, 3, 1)[:, None], "flow"
+    if not backends.uses_triton(input):
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        field, source = flow_grid(field.to(dtype), input.shape[2:], False), "grid"
     # In pixels -1 and 1 mean nothing: the edges of reflection alone depend on align_corners.
-    rules = (mode, padding_mode, False, "flow")
+    rules = (mode, padding_mode, False, source)
     return _sample(input, field, flow.shape[2:], rules).squeeze(1)
 
 
@@ -257,22 +261,22 @@ def _operand(
 
 
 def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
-    """(N, K, C, *size), by the backend of ``input``."""
-    sample = autograd.sample if backends.uses_triton(input) else pytorch.sample
+    """(N, K, C, *size), by the backend of ``input``; ``rules`` as `autograd.How` has them."""
+    how = autograd.How(tuple(size), *rules, backends.uses_triton(input))
     if fill_value is None:
-        return sample(input, theta, size, *rules)
-    if sample is autograd.sample and rules[0] in ("bilinear", "nearest"):
+        return autograd.sample(input, theta, None, how)
+    if how.triton and how.mode in ("bilinear", "nearest") and not backends.is_transformed():
         if not isinstance(fill_value, torch.Tensor):
-            return sample(input, theta, size, *rules, float(fill_value))
+            return autograd.sample(input, theta, None, replace(how, fill=float(fill_value)))
         if not fill_value.requires_grad:
             fills = fill_value.to(torch.promote_types(input.dtype, torch.float32))
-            return sample(input, theta, size, *rules, None, fills)
+            return autograd.sample(input, theta, fills, how)
     # Sampling is linear: what lies outside has the weight that a plane of ones lacks. Both parts
     # are float32, so that a half-precision pixel is rounded once.
     wide = input.to(torch.promote_types(input.dtype, torch.float32))
-    output = sample(wide, theta, size, *rules)
+    output = autograd.sample(wide, theta, None, how)
     ones = torch.ones((), dtype=wide.dtype, device=input.device).expand_as(input[:, :1])
-    inside = sample(ones, theta, size, *rules)
+    inside = autograd.sample(ones, theta, None, how)
     if not isinstance(fill_value, torch.Tensor):
         fill_value = torch.full((), fill_value, dtype=wide.dtype, device=input.device)
     fill = fill_value.to(wide.dtype).view(-1, *(1 for _ in size))
@@ -291,12 +295,12 @@ def _planes(input, theta, with_k: int) -> torch.Tensor:
 
 def _splat(planes, theta, size, rules, normalize) -> torch.Tensor:
     """(N, K, C, h, w) -> (N, C, H, W)."""
-    backend = autograd if backends.uses_triton(planes) else pytorch
-    output = autograd.Splat.apply(planes, theta, size, rules, backend)
+    how = autograd.How(tuple(planes.shape[3:]), *rules, backends.uses_triton(planes))
+    output = autograd.splat(planes, theta, size, how)
     if normalize:
         dtype = torch.promote_types(planes.dtype, torch.float32)
         ones = torch.ones((), dtype=dtype, device=planes.device).expand_as(planes[:, :, :1])
-        weight = autograd.Splat.apply(ones, theta, size, rules, backend)
+        weight = autograd.splat(ones, theta, size, how)
         fell = weight > 1e-6
         mean = output / torch.where(fell, weight, 1.0)
         output = torch.where(fell, mean, 0.0).to(planes.dtype)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.autograd import forward_ad
 
 # The kernels are decorated, and Triton reads this variable, when the package is imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
@@ -65,3 +66,25 @@ def uses_triton(input: torch.Tensor) -> bool:
             f"TRITON_INTERPRET=1 set before the import; got input on {input.device}"
         )
     return runs
+
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def is_plain(*tensors: torch.Tensor) -> bool:
+    """Whether nothing watches: no compiler, tracer, mode, transform or subclass, and there are
+    numbers to work on."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or any(type(tensor) not in PLAIN or tensor.is_meta for tensor in tensors)
+    )
+
+
+def is_transformed() -> bool:
+    """Whether functorch or forward mode watches, of which a compiler takes care itself."""
+    return not torch.compiler.is_compiling() and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )

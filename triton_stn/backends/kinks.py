@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from triton_stn.backends import is_plain
 from triton_stn.backends.numbers import kept, vector
 
 # In units of eps, of a normalised coordinate. A coordinate this little below a pixel's centre was
@@ -47,7 +48,7 @@ def settle(
     """
     used = theta[..., :-1] != 0
     alone = used.sum(-1, keepdim=True) == 1
-    known = theta.device.type == "cpu" and not torch.compiler.is_compiling()
+    known = theta.device.type == "cpu" and is_plain(theta)
     if known and not alone.any():
         return terms, shift
     places = torch.cat([term + shift for term in terms], -1)

@@ -155,7 +155,7 @@ class Ready:
     def __call__(self, tensors: dict[str, torch.Tensor]) -> None:
         arguments = self.arguments.copy()
         for name, place, rest in self.tensors:
-            arguments[place] = (tensors[name],) + rest
+            arguments[place] = (tensors[name], *rest)
         runtime = triton.knobs.runtime
         if getattr(runtime.launch_enter_hook, "calls", runtime.launch_enter_hook):
             self.compiled[self.grid](*arguments)  # a profiler listens

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from triton_stn.backends import is_plain
+
 # Sizes and options that a program uses at a time. Each entry is a vector or two.
 _KEPT = 64
 
@@ -31,7 +33,7 @@ def kept(make: Callable) -> Callable:
 
     @functools.wraps(make)
     def get(*arguments):
-        if arguments[-1].type != "cpu" or torch.compiler.is_compiling():
+        if arguments[-1].type != "cpu" or not is_plain():
             return make(*arguments)
         result = made.get(arguments)
         if result is None:

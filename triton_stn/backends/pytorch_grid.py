@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from triton_stn.backends import kinks
+from triton_stn.backends import is_plain, kinks
 from triton_stn.backends.numbers import kept, vector
 
 # F.grid_sample on the CPU faults on coordinates that no int32 holds. Under this bound a normalised
@@ -57,23 +57,26 @@ def safe_grid(theta, x, rules, derivative=False):
         grid = theta.flatten(1, 2)
     else:
         at_kinks = derivative and rules.mode == "bilinear"
-        grid = _affine_grid(theta, rules, x.shape[2:] if at_kinks else None)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        grid = affine_grid(theta, rules, x.shape[2:] if at_kinks else None)
+    if x.device.type == "cpu" and is_plain(x, theta):
         bound = _SAFE_COORDINATE / 4
         values = theta.detach()
         # Not the infinity norm, which takes seven times as long (docs/performance.md).
         if float(values.amax()) < bound and float(values.amin()) > -bound:  # no NaN either
             return grid, None
-    finite = grid.isfinite().all(-1)
-    grid = torch.where(finite[..., None], grid, 0.0)
-    if rules.padding_mode == "reflection":  # has period 4 in normalised coordinates
-        grid = torch.where(grid.abs() < _SAFE_COORDINATE, grid, grid.remainder(4.0))
-    else:
-        grid = grid.clamp(-_SAFE_COORDINATE, _SAFE_COORDINATE)
-    return grid, ~finite
+    return safe_coordinates(grid, rules.padding_mode), ~grid.isfinite().all(-1)
 
 
-def _affine_grid(
+def safe_coordinates(grid: torch.Tensor, padding_mode: str) -> torch.Tensor:
+    """A grid (..., ndim) whose coordinates are finite and small, and read as those of ``grid``
+    do; 0 where one of a point is not finite."""
+    grid = torch.where(grid.isfinite().all(-1, keepdim=True), grid, 0.0)
+    if padding_mode == "reflection":  # has period 4 in normalised coordinates
+        return torch.where(grid.abs() < _SAFE_COORDINATE, grid, grid.remainder(4.0))
+    return grid.clamp(-_SAFE_COORDINATE, _SAFE_COORDINATE)
+
+
+def affine_grid(
     theta: torch.Tensor, rules: Rules, extent: Sequence[int] | None = None
 ) -> torch.Tensor:
     """The sampling grid (N, K·H_out, W_out, 2) of theta (N, K, 2, 3), the K one below another.
@@ -100,7 +103,7 @@ def _affine_grid(
 
 
 def theta_gradient(grad_grid, theta, rules):
-    """The adjoint of `_affine_grid`: (N, K·H_out, W_out, 2) -> (N, K, 2, 3), or of volumes.
+    """The adjoint of `affine_grid`: (N, K·H_out, W_out, 2) -> (N, K, 2, 3), or of volumes.
 
     Axis by axis, the slowest first: a product takes the rest to its moment and its sum.
     """
@@ -116,13 +119,16 @@ def theta_gradient(grad_grid, theta, rules):
     return torch.stack((*reversed(moments), rest), -1).to(theta.dtype)
 
 
-def flow_grid(flow, input, align_corners):
-    """The grid of displacements in pixels (N, K, H_out, W_out, 2)."""
-    flow = flow.to(in_float(input).dtype)
+def flow_extent(extent, align_corners, like):
+    """The pixels (x, y) from -1 to 1 of an input of a size, (2,)."""
+    return vector([n - align_corners for n in reversed(extent)], like)
+
+
+def flow_grid(flow, extent, align_corners):
+    """The grid of displacements in pixels of an input of a size (N, K, H_out, W_out, 2)."""
     h_out, w_out = flow.shape[2:4]
     x = torch.arange(w_out, dtype=flow.dtype, device=flow.device)
     y = torch.arange(h_out, dtype=flow.dtype, device=flow.device)[:, None]
-    last = vector([input.shape[3] - 1, input.shape[2] - 1], flow)
-    extent = last if align_corners else last + 1
-    centred = torch.stack((flow[..., 0] + x, flow[..., 1] + y), -1) - last / 2
-    return centred * (2 / extent)
+    middle = vector([(n - 1) / 2 for n in reversed(extent)], flow)
+    centred = torch.stack((flow[..., 0] + x, flow[..., 1] + y), -1) - middle
+    return centred * (2 / flow_extent(extent, align_corners, flow))

@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from triton_stn.backends.numbers import vector
+from triton_stn.backends import is_plain, taps
 from triton_stn.backends.pytorch_grid import in_float, safe_grid, theta_gradient
 
 # F.grid_sample goes through the planes of a tensor point by point: with more planes at a time than
@@ -15,14 +15,11 @@ from triton_stn.backends.pytorch_grid import in_float, safe_grid, theta_gradient
 _PLANES = 32
 
 
-def sample_planes(input, theta, rules, differentiable=False):
-    """By F.grid_sample, which reads plane by plane and parallelises over the batch alone.
-
-    ``differentiable``: for its derivatives, not for its value.
-    """
+def sample_planes(input, theta, rules):
+    """By F.grid_sample, which reads plane by plane and parallelises over the batch alone."""
     n, c, *extent = input.shape
     x = in_float(input)
-    grid, hole = safe_grid(theta, x, rules, differentiable)
+    grid, hole = safe_grid(theta, x, rules)
     canvas = grid.shape[1:-1]
     groups = _channel_groups(n, c, _PLANES // 2)
     if groups > 1 or math.prod(canvas) >= math.prod(extent):
@@ -39,27 +36,20 @@ def sample_planes(input, theta, rules, differentiable=False):
     return _finish(y, hole, theta.shape[1])
 
 
-def sample_rows(input, theta, rules, differentiable=False):
-    """By weighted sums of channels-last pixels, C numbers at a time.
-
-    ``differentiable``: by operations that all are, to any order.
-    """
+def sample_rows(input, theta, rules):
+    """By weighted sums of channels-last pixels, C numbers at a time."""
     n, c, h, w = input.shape
     x = in_float(input)
-    grid, hole = safe_grid(theta, x, rules, differentiable)
-    index, weight = _taps(grid, h, w, rules, differentiable)
+    grid, hole = safe_grid(theta, x, rules)
+    index, weight = _pixels_of(grid, h, w, rules)
     index += torch.arange(0, n * h * w, h * w, device=x.device)[:, None, None, None, None]
     index = index.reshape(-1, index.shape[-1] ** 2)
     weight = weight.reshape(index.shape)
     pixels = x.permute(0, 2, 3, 1).reshape(-1, c)
-    if differentiable:
-        weight = weight[..., None]
-        y = torch.where(weight != 0, pixels[index] * weight, 0.0).sum(1)
-    else:
-        y = F.embedding_bag(index, pixels, mode="sum", per_sample_weights=weight)
-        unread = (weight == 0).all(-1)  # such a point names pixels, and may meet an inf there
-        if torch.compiler.is_compiling() or unread.any():
-            y[unread] = 0.0
+    y = F.embedding_bag(index, pixels, mode="sum", per_sample_weights=weight)
+    unread = (weight == 0).all(-1)  # such a point names pixels, and may meet an inf there
+    if not is_plain(y) or unread.any():
+        y = torch.where(unread[:, None], 0.0, y)
     y = y.view(*grid.shape[:3], c).permute(0, 3, 1, 2)
     return _finish(y, hole, theta.shape[1])
 
@@ -72,62 +62,20 @@ def _finish(y, hole, k):
     return y.view(n, c, k, rows // k, *rest).transpose(1, 2)
 
 
-def _taps(grid, h, w, rules, differentiable):
+def _pixels_of(grid, h, w, rules):
     """The pixels that each point of a grid (..., 2) reads: (index in an image, weight).
 
-    Both (..., taps along y, taps along x). A tap outside the image has weight 0 and the index of a
-    pixel at its edge.
+    Both (..., taps along y, taps along x). A tap whose weight is 0 is the other one: no inf next
+    door leaks in.
     """
-    _, mode, padding_mode, align_corners = rules
-    last = vector([w - 1, h - 1], grid)
-    extent = last if align_corners else last + 1
-    x = torch.addcmul(last / 2, grid, extent / 2)  # in pixels
-    low = 0.0 if align_corners else -0.5
-    if padding_mode == "reflection" and mode != "bicubic":
-        x = _reflect(x, extent, low)
-    if padding_mode != "zeros" and mode != "bicubic":
-        # PyTorch's derivative is zero at and beyond the edge.
-        x = torch.where((x > 0) & (x < last), x, torch.minimum(x.detach().clamp(min=0), last))
-    left = x.detach().floor()
-    if mode == "nearest":
-        tap = x.detach().round().unsqueeze(-2)
-        weight = torch.ones_like(tap)
-    elif mode == "bilinear":
-        # Without derivatives, a tap whose weight is 0 is the other one: no inf next door leaks in.
-        right = left + 1 if differentiable else x.ceil()
-        tap = torch.stack((left, right), -2)
-        share = x - left
-        if differentiable:  # a weight of exactly 0 has no derivative in `sample_rows`
-            share = share + torch.finfo(x.dtype).eps ** 2
-        weight = torch.stack((1 - share, share), -2)
-    else:
-        tap = torch.stack([left + o for o in (-1, 0, 1, 2)], -2)
-        weight = _cubic((x.unsqueeze(-2) - tap.detach()).abs())
-        if padding_mode == "reflection":
-            tap = _reflect(tap, extent, low)
-        if padding_mode != "zeros":
-            tap = torch.minimum(tap.clamp(min=0), last)
-    near = torch.minimum(tap.clamp(min=0), last)
-    weight = torch.where(near == tap, weight, 0.0)
-    column, row = near.long().unbind(-1)
-    index = torch.add(column[..., None, :], row[..., :, None], alpha=w)
-    return index, weight[..., None, :, 0] * weight[..., :, None, 1]
-
-
-def _cubic(d):
-    """Keys' kernel with A = -0.75 at distances of 0 to 2."""
-    a = -0.75
-    near = ((a + 2) * d - (a + 3)) * d * d + 1
-    return torch.where(d <= 1, near, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a)
-
-
-def _reflect(x, span, low):
-    """Reflect into [low, low + span]; an axis whose span is 0 has one place."""
-    distance = x - low
-    flips = (distance.detach() / span.clamp(min=1e-9)).floor()
-    rest = distance - flips * span  # in [0, span)
-    place = torch.where(flips % 2 == 0, rest, span - rest) + low
-    return torch.where(span > 0, place, x * 0.0)
+    columns, rows = (taps.axis_taps(grid[..., axis], n, rules, 0) for axis, n in enumerate((w, h)))
+    indices, weights = [], []
+    for along in (rows, columns):
+        index, weight = (torch.stack(each, -1) for each in zip(*along, strict=True))
+        indices.append(torch.where(weight != 0, index, index.flip(-1)))
+        weights.append(weight)
+    index = torch.add(indices[1][..., None, :], indices[0][..., :, None], alpha=w)
+    return index, weights[1][..., None, :] * weights[0][..., :, None]
 
 
 def gradients(grad_output, input, theta, rules, needs_input, needs_theta):

@@ -259,9 +259,9 @@ def homography(pixel_map, X, Y):
     h00, h01, h02, h10, h11, h12, h20, h21, h22 = pixel_map.h
     w = fma3(h20, h21, h22, X, Y)
     largest = tl.abs(h20) + tl.abs(h21) + tl.abs(h22)
-    behind = w <= 1e-6 * largest  # transforms.MIN_W
+    behind = w <= 1e-6 * largest  # backends.maps.MIN_W
     inverse = tl.where(behind, 0.0, 1 / tl.where(behind, 1.0, w))
-    far = 1e4 + 0 * largest  # transforms.OUT_OF_VIEW; a NaN stays one
+    far = 1e4 + 0 * largest  # backends.maps.OUT_OF_VIEW; a NaN stays one
     x = tl.where(behind, far, fma3(h00, h01, h02, X, Y) * inverse)
     y = tl.where(behind, far, fma3(h10, h11, h12, X, Y) * inverse)
     return x, y, inverse

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 
 from triton_stn import checks
+from triton_stn.backends.maps import pixels
 from triton_stn.backends.numbers import vector
-from triton_stn.backends.pytorch_grid import centred
 
 
 class Transform(ABC):
@@ -157,20 +157,3 @@ def check_size(name: str, size: Any, ndim: int) -> tuple[int, ...]:
     if len(sizes) != ndim or any(n < 1 for n in sizes):
         raise ValueError(f"{name} must be an int or {ndim} ints, all positive, got {size!r}")
     return sizes
-
-
-def pixels(
-    size: Sequence[int],
-    align_corners: bool,
-    like: torch.Tensor,
-    edges: Sequence[int] = (0, 0, 0),
-) -> torch.Tensor:
-    """Normalised coordinates of the pixel centres, row by row: (prod(size), ndim), x first.
-
-    ``edges`` is 1 for an axis along which to take the n + 1 edges of the pixels instead.
-    """
-    axes = [
-        centred(n, edge, align_corners, like.dtype, like.device)
-        for n, edge in zip(size, edges, strict=False)
-    ]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1).flatten(0, -2)

@@ -7,13 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from triton_stn.transforms.base import Transform, pixels
-
-# A point is out of view where the homogeneous coordinate w is at most this share of the largest |w|
-# that θ gives in the square |X|, |Y| <= 1. A float32 w that small is one tenth rounding error.
-MIN_W = 1e-6
-# The normalised coordinate, along both axes, of a point that has none: far outside of any padding.
-OUT_OF_VIEW = 1e4
+from triton_stn.backends.maps import pixels, view
+from triton_stn.transforms.base import Transform
 
 
 class MatrixTransform(Transform):
@@ -105,31 +100,17 @@ class Projective(Transform):
     theta_shape: ClassVar[tuple[int, ...]] = (3, 3)
 
     def source(self, theta, points):
-        return self._view(self.check_theta(theta), points)[0]
-
-    def _view(self, theta, points) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The source coordinates (..., P, 2); those in view, else 0; w (..., P, 1), else inf."""
-        rows = theta[..., None, :, :]
-        place = rows[..., 0] * points[:, 0, None] + rows[..., 1] * points[:, 1, None] + rows[..., 2]
-        xy, w = place.split((2, 1), -1)
-        largest = theta.detach()[..., None, 2:, :].abs().sum(-1)  # (..., 1, 1)
-        out = w <= MIN_W * largest
-        lost = ~place.isfinite().all(-1, keepdim=True)
-        # Safe operands first: the branch not taken has a gradient too. 0·θ carries NaN.
-        w = torch.where(out | lost, torch.inf, w)
-        near = torch.where(lost, 0.0, xy) / w
-        far = torch.where(lost & ~out, torch.nan, OUT_OF_VIEW + 0.0 * largest)
-        return torch.where(out | lost, far, near), near, w
+        return view(self.check_theta(theta), points).places
 
     def _linearised(self, theta, size, align_corners):
         # By the derivative: a pixel whose edge is behind the viewer has one too.
-        centres, near, w = self._view(theta, pixels(size, align_corners, theta))
+        at = view(theta, pixels(size, align_corners, theta))
         rows = theta[..., None, :, :]
         along_j, along_i = (
-            (rows[..., :2, d] - near * rows[..., 2:, d]) / w * (2 / max(n - align_corners, 1))
+            (rows[..., :2, d] - at.near * rows[..., 2:, d]) / at.w * (2 / max(n - align_corners, 1))
             for d, n in enumerate(reversed(size))
         )
-        return centres, torch.cat((along_j, along_i), -1)
+        return at.places, torch.cat((along_j, along_i), -1)
 
     def kernel_theta(self, theta):
         return "projective", self.check_theta(theta)

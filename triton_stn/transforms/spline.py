@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from triton_stn import checks
-from triton_stn.transforms.base import Transform, pixels
+from triton_stn.backends import is_plain
+from triton_stn.backends.maps import pixels, radial
+from triton_stn.transforms.base import Transform
 
 # Control points nearer than this share of their extent are one point, or lie on one line.
 _DEGENERATE = 1e-6
@@ -80,7 +82,7 @@ class ThinPlateSpline(Transform):
     def source(self, theta, points):
         # (..., T + 3, 2)
         weights, affine = self.coefficients(theta).split((len(self.points), 3), -2)
-        basis = _kernel(points, self._on(points.device)[1].to(points.dtype))  # (P, T)
+        basis = radial(points, self._on(points.device)[1].to(points.dtype))  # (P, T)
         a0, a1, a2 = affine.split(1, -2)
         with torch.autocast(points.device.type, enabled=False):
             return basis @ weights + (a0 + a1 * points[:, :1] + a2 * points[:, 1:])
@@ -104,7 +106,7 @@ class ThinPlateSpline(Transform):
         inverse, centres = self._on(device)
         points = pixels(size, align_corners, inverse)
         weights, one, along = inverse.split((len(centres), 1, 2))
-        return (_kernel(points, centres) @ weights + one + points @ along).to(dtype)
+        return (radial(points, centres) @ weights + one + points @ along).to(dtype)
 
     def kernel_theta(self, theta):
         coefficients = self.coefficients(theta)  # (..., T + 3, 2)
@@ -121,7 +123,7 @@ class ThinPlateSpline(Transform):
         """The columns of L⁻¹ that meet θ, (T + 3, T), for L = [K + ridge, P; Pᵀ, 0]."""
         count = len(self.points)
         system = self.points.new_zeros(count + 3, count + 3)
-        system[:count, :count] = _kernel(self.points, self.points)
+        system[:count, :count] = radial(self.points, self.points)
         system[:count, :count].diagonal().add_(self.ridge)
         system[:count, count] = system[count, :count] = 1.0
         system[:count, count + 1 :] = self.points
@@ -150,23 +152,16 @@ class ThinPlateSpline(Transform):
 
 
 def _once(kept: dict, key: Any, make: Callable[[], Any]) -> Any:
-    """What ``make()`` gives, once for each key, and anew for a compiler.
+    """What ``make()`` gives, once for each key, and anew where somebody watches.
 
     It outlives the caller's mode: a later backward saves it.
     """
-    if torch.compiler.is_compiling():
+    if not is_plain():
         return make()
     if key not in kept:
         with torch.inference_mode(False):
             kept[key] = make()
     return kept[key]
-
-
-def _kernel(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """U(r) = r² log r², 0 at 0, of points (P, 2) around centres (T, 2): (P, T)."""
-    x, y = (points[:, None, d] - centres[:, d] for d in (0, 1))
-    square = x.square_().add_(y.square_())
-    return torch.xlogy(square, square)
 
 
 def _lattice(rows: int, cols: int) -> torch.Tensor:
