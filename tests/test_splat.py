@@ -150,10 +150,15 @@ WRONG = {
         TypeError,
         "fill_value must be a number or a tensor, got str",
     ),
-    "splat of 5-D": (
+    "a map of images, volumes": (
         lambda x, t: splat(x[:, None], t),
         ValueError,
-        r"input must have shape \(N, C, h, w\), got \(2, 1, 3, 6, 5\)",
+        r"shape \(3, 4\), .* for an input of shape \(2, 1, 3, 6, 5\), got \(2, 2, 3\)",
+    ),
+    "splat of 6-D": (
+        lambda x, t: splat(x[:, None, None], t),
+        ValueError,
+        r"shape \(N, C, h, w\) or \(N, C, d, h, w\), got \(2, 1, 1, 3, 6, 5\)",
     ),
     "splat of another K": (
         lambda x, t: splat(x[:, None], t[:, None].expand(2, 4, 2, 3)),

@@ -62,7 +62,7 @@ class How:
 
 def sample(input, theta, fills, how: How) -> torch.Tensor:
     """S: input (N, C, *), theta (N, K, *) -> (N, K, C, *size), of images and of volumes."""
-    composed = not how.triton or backends.is_transformed()
+    composed = not how.triton or input.ndim == 5 or backends.is_transformed()
     if how.mode == "area" and composed and input.numel() > 0 and theta.numel() > 0:
         return _mean_of_samples(input, theta, how)
     if backends.is_transformed():

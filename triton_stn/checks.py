@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from triton_stn.transforms import Transform
 
 MODES = ("nearest", "bilinear", "bicubic")
-MODES_3D = ("nearest", "bilinear")
 PADDING_MODES = ("zeros", "border", "reflection")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAMES = ", ".join(map(str, DTYPES))
@@ -42,16 +41,16 @@ def check_count(name: str, value: Any, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def check_input(input: Any, volumes: bool = False) -> None:
-    """An image, or with ``volumes`` an image or a volume."""
+def check_input(input: Any) -> None:
+    """An image or a volume."""
     if not isinstance(input, torch.Tensor) or input.dtype not in DTYPES:
         _refuse_image(input)
     shape = input.shape
     ndim = len(shape)
-    if ndim != 4 and not (volumes and ndim == 5):
-        expected = "(N, C, H, W)" + " or (N, C, D, H, W)" * volumes
+    if ndim not in (4, 5):
         raise ValueError(
-            f"input must have shape {expected}, got {shape_of(input)}{_use('input', shape)}"
+            "input must have shape (N, C, H, W) or (N, C, D, H, W), "
+            f"got {shape_of(input)}{_use('input', shape)}"
         )
     if 0 in shape[2:]:
         sides = "D > 0, " * (ndim == 5) + "H > 0 and W > 0"
@@ -98,14 +97,18 @@ def check_dimensions(transform: Transform, input: torch.Tensor) -> None:
         )
 
 
-def check_splat_input(input: Any, k: int | None) -> None:
-    """``k`` is theta's or the grid's, or None."""
+def check_splat_input(input: Any, k: int | None, ndim: int | None = None) -> None:
+    """``k`` is theta's or the grid's, or None; ``ndim`` spatial dimensions, None for 2 or 3."""
     if not isinstance(input, torch.Tensor) or input.dtype not in DTYPES:
         _refuse_image(input)
-    fits = input.ndim == 4 if k is None else input.ndim == 5 and input.shape[1] == k
-    check_shape("input", input, fits, "(N, C, h, w)" if k is None else f"(N, {k}, C, h, w)")
-    if 0 in input.shape[-2:]:
-        raise ValueError(f"input must have h > 0 and w > 0, got shape {shape_of(input)}")
+    ks = "" if k is None else f"{k}, "
+    dims = input.ndim - 2 - (k is not None)
+    fits = dims in ((2, 3) if ndim is None else (ndim,)) and (k is None or input.shape[1] == k)
+    both = {2: f"(N, {ks}C, h, w)", 3: f"(N, {ks}C, d, h, w)"}
+    check_shape("input", input, fits, " or ".join(both.values()) if ndim is None else both[ndim])
+    if 0 in input.shape[-dims:]:
+        sides = " and ".join(f"{side} > 0" for side in "dhw"[-dims:])
+        raise ValueError(f"input must have {sides}, got shape {shape_of(input)}")
 
 
 def check_fill_value(fill_value: Any, input: torch.Tensor, padding_mode: str) -> None:
@@ -130,8 +133,6 @@ def check_antialias(antialias: Any, mode: str, input: torch.Tensor) -> None:
     check_bool("antialias", antialias)
     if antialias and mode != "bilinear":
         raise ValueError(f"antialias needs mode='bilinear', got {mode!r}")
-    if antialias and input.ndim != 4:
-        raise ValueError(f"antialias needs an input of shape (N, C, H, W), got {shape_of(input)}")
 
 
 def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:
@@ -152,15 +153,24 @@ def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:
 
 def check_grid(grid: Any, input: torch.Tensor) -> None:
     check_floating("grid", grid)
-    fits = grid.ndim in (4, 5) and grid.shape[-1] == 2
-    check_shape("grid", grid, fits, "(N, H_out, W_out, 2) or (N, K, H_out, W_out, 2)")
+    ndim = input.ndim - 2
+    fits = grid.ndim in (ndim + 2, ndim + 3) and grid.shape[-1] == ndim
+    last = f"{'D_out, ' * (ndim == 3)}H_out, W_out, {ndim}"
+    check_shape("grid", grid, fits, f"(N, {last}) or (N, K, {last}){_for(input)}")
     check_beside("grid", grid, input)
 
 
 def check_flow(flow: Any, input: torch.Tensor) -> None:
     check_floating("flow", flow)
-    check_shape("flow", flow, flow.ndim == 4 and flow.shape[1] == 2, "(N, 2, H_out, W_out)")
+    ndim = input.ndim - 2
+    fits = flow.ndim == input.ndim and flow.shape[1] == ndim
+    sizes = "D_out, " * (ndim == 3) + "H_out, W_out"
+    check_shape("flow", flow, fits, f"(N, {ndim}, {sizes}){_for(input)}")
     check_beside("flow", flow, input)
+
+
+def _for(input: torch.Tensor) -> str:
+    return f" for an input of shape {shape_of(input)}"
 
 
 def check_beside(name: str, tensor: torch.Tensor, input: torch.Tensor, batch: bool = True) -> None:
@@ -209,9 +219,9 @@ def _check_size(size: Any, output_size: Any) -> int:
     return size
 
 
-def check_options(mode: Any, padding_mode: Any, align_corners: Any, ndim: int = 4) -> None:
-    """Those of every sampling, of an input of ``ndim`` dimensions."""
-    check_choice("mode", mode, MODES if ndim == 4 else MODES_3D)
+def check_options(mode: Any, padding_mode: Any, align_corners: Any) -> None:
+    """Those of every sampling."""
+    check_choice("mode", mode, MODES)
     check_choice("padding_mode", padding_mode, PADDING_MODES)
     check_bool("align_corners", align_corners)
 

@@ -29,7 +29,7 @@ def spatial_transform(
     mode, padding_mode, align_corners)``; the grid is never stored.
 
     Args:
-        input: images, ``(N, C, H, W)``, or volumes, ``(N, C, D, H, W)``, for an affine map alone;
+        input: images, ``(N, C, H, W)``, or volumes, ``(N, C, D, H, W)``, under an affine map;
             float16, bfloat16, float32 or float64; any strides.
         theta: maps normalised output coordinates to normalised input coordinates, in (x, y)
             order, (x, y, z) of a volume, both in [-1, 1] over the image. Its last dimensions are
@@ -75,15 +75,15 @@ def spatial_transform(
         call = calls.find(input, theta, options)
         if call is not None:
             return call(input, theta)
-    checks.check_input(input, volumes=True)
+    checks.check_input(input)
     transform = transforms.resolve(transform, input.ndim - 2)
     checks.check_dimensions(transform, input)
-    checks.check_options(mode, padding_mode, align_corners, input.ndim)
+    checks.check_options(mode, padding_mode, align_corners)
     checks.check_theta(theta, input, transform)
     checks.check_fill_value(fill_value, input, padding_mode)
     checks.check_antialias(antialias, mode, input)
     size = checks.check_output_size(output_size, input)
-    if usual and backends.uses_triton(input) and type(transform) is transforms.Affine:
+    if usual and _by_kernels(input, "affine", mode) and type(transform) is transforms.Affine:
         calls.keep(input, theta, options, size, (mode, padding_mode, align_corners))
     source, theta, has_k = _operand(transform, theta, input, size, align_corners, antialias)
     rules = ("area" if antialias else mode, padding_mode, align_corners, source)
@@ -103,16 +103,19 @@ def grid_sample(
     """Sample ``input`` at the normalised coordinates of ``grid``, as ``F.grid_sample`` does.
 
     Args:
-        input: images, ``(N, C, H, W)``; float16, bfloat16, float32 or float64; any strides.
+        input: images, ``(N, C, H, W)``, or volumes, ``(N, C, D, H, W)``; float16, bfloat16, float32
+            or float64; any strides.
         grid: source coordinates, (x, y) last, in [-1, 1] over the image: ``(N, H_out, W_out, 2)``,
-            or ``(N, K, H_out, W_out, 2)`` for K grids an image, without copying the image. Sparse
-            points are a grid of one row. Any floating dtype: a float32 grid over a half-precision
+            or ``(N, K, H_out, W_out, 2)`` for K grids an image, without copying the image; of a
+            volume (x, y, z), ``(N, [K,] D_out, H_out, W_out, 3)``. Sparse points are a grid of one
+            row. Any floating dtype: a float32 grid over a half-precision
             image loses nothing. Any strides.
         mode, padding_mode, align_corners, fill_value: as in `spatial_transform`.
 
     Returns:
-        ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)``, in the dtype and the memory format
-        of ``input``. Both arguments get a gradient.
+        ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)``, with D_out before H_out for a
+        volume, in the dtype and the memory format of ``input``. Both arguments get a gradient. No
+        kernel of ours reads volumes at a grid: PyTorch's own does.
 
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
@@ -121,10 +124,11 @@ def grid_sample(
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_grid(grid, input)
     checks.check_fill_value(fill_value, input, padding_mode)
-    grids = grid if grid.ndim == 5 else grid[:, None]
+    has_k = grid.ndim > input.ndim
+    grids = grid if has_k else grid[:, None]
     rules = (mode, padding_mode, align_corners, "grid")
-    output = _sample(input, grids, grid.shape[-3:-1], rules, fill_value)
-    return output if grid.ndim == 5 else output.squeeze(1)
+    output = _sample(input, grids, grids.shape[2:-1], rules, fill_value)
+    return output if has_k else output.squeeze(1)
 
 
 def flow_warp(
@@ -136,14 +140,16 @@ def flow_warp(
     """Backward warping by optical flow: the output at (i, j) is ``input`` at (i, j) + flow.
 
     Args:
-        input: images, ``(N, C, H, W)``; float16, bfloat16, float32 or float64; any strides.
+        input: images, ``(N, C, H, W)``, or volumes, ``(N, C, D, H, W)``; float16, bfloat16, float32
+            or float64; any strides.
         flow: displacements in pixels of ``input``, ``(N, 2, H_out, W_out)``: along x (columns)
-            first, then along y (rows), as optical-flow networks give it. Any floating dtype.
+            first, then along y (rows), as optical-flow networks give it; of a volume
+            ``(N, 3, D_out, H_out, W_out)``, along z (slices) last. Any floating dtype.
         mode, padding_mode: as in `spatial_transform`.
 
     Returns:
-        ``(N, C, H_out, W_out)`` in the dtype and the memory format of ``input``. Both arguments get
-        a gradient. No grid is stored.
+        ``(N, C, H_out, W_out)``, with D_out before H_out for a volume, in the dtype and the memory
+        format of ``input``. Both arguments get a gradient. Of images no grid is stored.
 
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
@@ -151,8 +157,8 @@ def flow_warp(
     checks.check_input(input)
     checks.check_options(mode, padding_mode, False)
     checks.check_flow(flow, input)
-    field, source = flow.permute(0, 2, 3, 1)[:, None], "flow"
-    if not backends.uses_triton(input):
+    field, source = flow.movedim(1, -1)[:, None], "flow"
+    if not _by_kernels(input, source, mode):
         dtype = torch.promote_types(input.dtype, torch.float32)
         field, source = flow_grid(field.to(dtype), input.shape[2:], False), "grid"
     # In pixels -1 and 1 mean nothing: the edges of reflection alone depend on align_corners.
@@ -177,9 +183,10 @@ def splat(
     ``<input, spatial_transform(x, theta, (h, w))> = <splat(input, theta, (H, W)), x>``.
 
     Args:
-        input: ``(N, C, h, w)``, or ``(N, K, C, h, w)`` when ``theta`` has K, whose K are added up.
+        input: ``(N, C, h, w)``, or ``(N, K, C, h, w)`` when ``theta`` has K, whose K are added up;
+            volumes with d before h.
         theta: as in `spatial_transform`: maps ``input``'s normalised coordinates to the output's.
-        output_size: ``(H, W)``, an int for a square, or None for ``input``'s size.
+        output_size: ``(H, W)``, ``(D, H, W)``, an int for all sides, or None for ``input``'s size.
         transform, mode, padding_mode, align_corners: as in `spatial_transform`.
         normalize: divide by the weight that fell on each pixel, the splat of ones: a weighted mean
             instead of a sum. A pixel that nothing fell on stays 0.
@@ -191,14 +198,15 @@ def splat(
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
     """
-    transform = transforms.resolve(transform)
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_bool("normalize", normalize)
-    planes = _planes(input, theta, len(transform.theta_shape) + 2)
+    planes = _planes(input, theta, len(transforms.resolve(transform).theta_shape) + 2)
+    transform = transforms.resolve(transform, planes.ndim - 3)
     checks.check_theta(theta, input, transform)
     checks.check_dimensions(transform, planes[:, 0])
     size = checks.check_output_size(output_size, planes[:, 0])
-    source, theta, _ = _operand(transform, theta, planes, planes.shape[3:], align_corners)
+    canvas = planes.shape[3:]
+    source, theta, _ = _operand(transform, theta, planes[:, 0], canvas, align_corners)
     return _splat(planes, theta, size, (mode, padding_mode, align_corners, source), normalize)
 
 
@@ -217,7 +225,7 @@ def grid_splat(
     Args:
         input: ``(N, C, h, w)``, or ``(N, K, C, h, w)``.
         grid: where each pixel goes, normalised coordinates of the output, ``(N, h, w, 2)`` or
-            ``(N, K, h, w, 2)``.
+            ``(N, K, h, w, 2)``; of volumes ``(N, [K,] d, h, w, 3)``.
         output_size, mode, padding_mode, align_corners, normalize: as in `splat`.
 
     Returns:
@@ -228,13 +236,14 @@ def grid_splat(
     """
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_bool("normalize", normalize)
-    planes = _planes(input, grid, 5)
-    checks.check_grid(grid, input)
-    grids = grid if grid.ndim == 5 else grid[:, None]
-    if grids.shape[2:4] != planes.shape[3:]:
+    ndim = grid.shape[-1] if isinstance(grid, torch.Tensor) and grid.ndim > 0 else 2
+    planes = _planes(input, grid, ndim + 3, ndim)
+    checks.check_grid(grid, planes[:, 0])
+    grids = grid if grid.ndim == ndim + 3 else grid[:, None]
+    if grids.shape[2:-1] != planes.shape[3:]:
         raise ValueError(
             f"grid must have the size of input, {tuple(planes.shape[3:])}, "
-            f"got {tuple(grids.shape[2:4])} in grid of shape {checks.shape_of(grid)}"
+            f"got {tuple(grids.shape[2:-1])} in grid of shape {checks.shape_of(grid)}"
         )
     size = checks.check_output_size(output_size, planes[:, 0])
     return _splat(planes, grids, size, (mode, padding_mode, align_corners, "grid"), normalize)
@@ -262,7 +271,8 @@ def _operand(
 
 def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
     """(N, K, C, *size), by the backend of ``input``; ``rules`` as `autograd.How` has them."""
-    how = autograd.How(tuple(size), *rules, backends.uses_triton(input))
+    mode, _, _, source = rules
+    how = autograd.How(tuple(size), *rules, _by_kernels(input, source, mode))
     if fill_value is None:
         return autograd.sample(input, theta, None, how)
     if how.triton and how.mode in ("bilinear", "nearest") and not backends.is_transformed():
@@ -286,16 +296,24 @@ def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
     return (output + outside).to(input.dtype, memory_format=torch.preserve_format)
 
 
-def _planes(input, theta, with_k: int) -> torch.Tensor:
+def _by_kernels(input, source, mode) -> bool:
+    """Whether the Triton kernels do it: of volumes affine maps alone, and not every mode."""
+    some = input.ndim == 4 or (source == "affine" and mode != "bicubic")
+    return backends.uses_triton(input) and some
+
+
+def _planes(input, theta, with_k: int, ndim: int | None = None) -> torch.Tensor:
     """What is splatted, checked, as (N, K, C, h, w); ``with_k`` is theta's ndim where it has K."""
     has_k = isinstance(theta, torch.Tensor) and theta.ndim == with_k
-    checks.check_splat_input(input, theta.shape[1] if has_k else None)
+    checks.check_splat_input(input, theta.shape[1] if has_k else None, ndim)
     return input if has_k else input[:, None]
 
 
 def _splat(planes, theta, size, rules, normalize) -> torch.Tensor:
     """(N, K, C, h, w) -> (N, C, H, W)."""
-    how = autograd.How(tuple(planes.shape[3:]), *rules, backends.uses_triton(planes))
+    mode, _, _, source = rules
+    by_kernels = _by_kernels(planes[:, 0], source, mode)
+    how = autograd.How(tuple(planes.shape[3:]), *rules, by_kernels)
     output = autograd.splat(planes, theta, size, how)
     if normalize:
         dtype = torch.promote_types(planes.dtype, torch.float32)

@@ -21,37 +21,39 @@ MOST = 16  # samples along an axis
 def mean_of_samples(
     sample: Callable, input: torch.Tensor, theta: torch.Tensor, rules: Rules, source: str
 ) -> torch.Tensor:
-    """input (N, C, H, W) -> (N, K, C, H_out, W_out).
+    """input (N, C, *) -> (N, K, C, *size), of images and of volumes.
 
-    theta is (N, K, 2, 3) of the source "affine", or (N, K, H_out, W_out, 6), `Transform.patches`,
-    of "patch". ``sample(input, theta, source)`` samples bilinearly, "affine" or at a "grid".
+    theta is (N, K, 2, 3) of the source "affine", (N, K, 3, 4) of volumes, or of images
+    (N, K, H_out, W_out, 6), `Transform.patches`, of "patch". ``sample(input, theta, source)``
+    samples bilinearly, "affine" or at a "grid".
     """
     x = in_float(input)
     theta = theta.to(x.dtype)
-    less = int(rules.align_corners)
-    spans = vector([n - less for n in (input.shape[3], input.shape[2])], theta)
-    # slopes (N, K, H_out, W_out, (x, y), (j, i)), alike for all pixels of an affine map
+    less, ndim = int(rules.align_corners), len(rules.size)
+    spans = vector([n - less for n in reversed(input.shape[2:])], theta)
+    # slopes (N, K, *size, (x, y), (j, i)), alike for all pixels of an affine map
     if source == "patch":
         centres = theta[..., :2]
         slopes = theta[..., 2:].unflatten(-1, (2, 2)).transpose(-1, -2)
         extents = vector([2, 2], theta)  # a pixel's change, where an affine map's is that of 1
     else:
-        centres, slopes = theta[:, :, None, None, :, 2], theta[:, :, None, None, :, :2]
+        alike = theta.unflatten(1, (-1, *[1] * ndim))
+        centres, slopes = alike[..., -1], alike[..., :-1]
         extents = vector([max(n - less, 1) for n in reversed(rules.size)], theta)
     sides = slopes.detach() * spans[:, None] / extents  # pixels
     count = (sides.square().sum(-2).sqrt() - 0.01).clamp(max=MOST).ceil()
-    count = torch.where(count > 1, count, 1.0)  # (N, K, H_out, W_out, (j, i)); 1 where NaN
-    most_j, most_i = Most.apply(count).int().tolist()
+    count = torch.where(count > 1, count, 1.0)  # (N, K, *size, (j, i)); 1 where NaN
+    most = Most.apply(count).int().tolist()
     total = 0.0
-    for index in itertools.product(range(most_j), range(most_i)):
+    for index in itertools.product(*map(range, most)):
         part = vector(index, theta)
-        used = (part < count).all(-1)  # (N, K, H_out, W_out)
+        used = (part < count).all(-1)  # (N, K, *size)
         if is_plain(used) and not used.any():
             continue
         shift = torch.where(used[..., None], (2 * part + 1 - count) / count / extents, 0.0)
         place = centres + (slopes * shift[..., None, :]).sum(-1)
         if source == "affine":
-            place = torch.cat((slopes, place[..., None]), -1)[:, :, 0, 0]
+            place = torch.cat((slopes, place[..., None]), -1).flatten(1, 1 + ndim)
         of_place = "affine" if source == "affine" else "grid"
         total = total + torch.where(used[:, :, None], sample(x, place, of_place), 0.0)
     mean = total / count.prod(-1)[:, :, None]
@@ -59,7 +61,7 @@ def mean_of_samples(
 
 
 class Most(torch.autograd.Function):
-    """The largest count along each axis, (2,), of all that vmap maps over too."""
+    """The largest count along each axis, (ndim,), of all that vmap maps over too."""
 
     @staticmethod
     def forward(count):

@@ -9,7 +9,7 @@ import torch
 
 from triton_stn.backends.layout import empty_output, is_channels_last, memory_format
 from triton_stn.backends.pytorch_grid import Rules
-from triton_stn.backends.pytorch_samplers import gradients, sample_planes, sample_rows
+from triton_stn.backends.pytorch_samplers import gradients, sample_planes, sample_rows, tricubic
 
 # From here on, sums of channels-last pixels beat F.grid_sample on planes (docs/performance.md).
 _ROW_CHANNELS = 16
@@ -38,19 +38,21 @@ def sample(
     channels_last = is_channels_last(input)
     of_rows = channels_last and c >= _ROW_CHANNELS and input.ndim == 4
     rows = of_rows and rules.mode != "bicubic"
-    by_rows_or_planes = sample_rows if rows else sample_planes
+    sampler = sample_rows if rows else sample_planes
+    if rules.mode == "bicubic" and input.ndim == 5:
+        sampler = tricubic
     if torch.compiler.is_compiling():  # which knows neither values, sizes nor exact strides
         # (and, in torch 2.11, loses the gradient of an output that is copied into)
-        output = by_rows_or_planes(input, theta, rules).to(input.dtype).flatten(0, 1)
+        output = sampler(input, theta, rules).to(input.dtype).flatten(0, 1)
         return output.clone(memory_format=memory_format(input)).unflatten(0, (n, k))
     if k == 1 and rows == channels_last and input.dtype in (torch.float32, torch.float64):
-        return by_rows_or_planes(input, theta, rules)
+        return sampler(input, theta, rules)
     output = empty_output(input, k, *rules.size)
     each = 4 * (input[0].numel() + (c + len(rules.size)) * k * math.prod(rules.size))
     piece = max(_PIECE_BYTES // each, torch.get_num_threads())
     for i in range(0, n, piece):
         part = slice(i, i + piece)
-        output[part] = by_rows_or_planes(input[part], theta[part], rules)
+        output[part] = sampler(input[part], theta[part], rules)
     return output
 
 

@@ -53,7 +53,7 @@ def safe_grid(theta, x, rules, derivative=False):
     ``derivative``: the grid is for one along the coordinates (`kinks`).
     """
     theta = theta.to(x.dtype)
-    if theta.ndim == 5:
+    if theta.ndim > 4:
         grid = theta.flatten(1, 2)
     else:
         at_kinks = derivative and rules.mode == "bilinear"
@@ -125,10 +125,9 @@ def flow_extent(extent, align_corners, like):
 
 
 def flow_grid(flow, extent, align_corners):
-    """The grid of displacements in pixels of an input of a size (N, K, H_out, W_out, 2)."""
-    h_out, w_out = flow.shape[2:4]
-    x = torch.arange(w_out, dtype=flow.dtype, device=flow.device)
-    y = torch.arange(h_out, dtype=flow.dtype, device=flow.device)[:, None]
+    """The grid of displacements (N, K, *size, ndim) in pixels of an input of a size."""
+    size = flow.shape[2:-1]
+    axes = [torch.arange(n, dtype=flow.dtype, device=flow.device) for n in size]
+    pixels = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)
     middle = vector([(n - 1) / 2 for n in reversed(extent)], flow)
-    centred = torch.stack((flow[..., 0] + x, flow[..., 1] + y), -1) - middle
-    return centred * (2 / flow_extent(extent, align_corners, flow))
+    return (flow + pixels - middle) * (2 / flow_extent(extent, align_corners, flow))

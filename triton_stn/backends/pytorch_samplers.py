@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from triton_stn.backends import is_plain, taps
-from triton_stn.backends.pytorch_grid import in_float, safe_grid, theta_gradient
+from triton_stn.backends.pytorch_grid import affine_grid, in_float, safe_grid, theta_gradient
 
 # F.grid_sample goes through the planes of a tensor point by point: with more planes at a time than
 # this, of all tensors, their rows push one another out of the first-level cache.
@@ -82,6 +82,8 @@ def gradients(grad_output, input, theta, rules, needs_input, needs_theta):
     """The gradients of input and of theta or the grid, by F.grid_sample's own backward."""
     n, c, *extent = input.shape
     x = in_float(input)
+    if rules.mode == "bicubic" and len(extent) == 3:
+        return tricubic_gradients(grad_output, input, theta, rules)
     grid, hole = safe_grid(theta, x, rules, needs_theta)
     grad = grad_output.to(x.dtype).transpose(1, 2).flatten(2, 3)  # (N, C, K·H_out, W_out)
     if hole is not None:
@@ -105,9 +107,35 @@ def gradients(grad_output, input, theta, rules, needs_input, needs_theta):
         return grad_input, None
     if groups > 1:
         grad_grid = grad_grid.view(n, groups, *grad_grid.shape[1:]).sum(1)
-    if theta.ndim == 5:
+    if theta.ndim > 4:
         return grad_input, grad_grid.view(theta.shape).to(theta.dtype)
     return grad_input, theta_gradient(grad_grid, theta, rules)
+
+
+def tricubic(input, theta, rules):
+    """Volumes, by sums over taps: F.grid_sample has no such mode."""
+    grid, weights = _points(theta, input, rules)
+    return taps.sample(input, grid, weights)
+
+
+def tricubic_gradients(grad_output, input, theta, rules):
+    """The gradients of input and of theta or the grid."""
+    grid, weights = _points(theta, input, rules)
+    grad_input = taps.splat(grad_output, grid, weights).to(input.dtype)
+    grad_theta = taps.slopes(grad_output, input, grid, weights)
+    if theta.ndim == 4:
+        grad_theta = theta_gradient(grad_theta.flatten(1, 2), theta, rules)
+    return grad_input, grad_theta.to(theta.dtype)
+
+
+def _points(theta, input, rules):
+    """(the grid (N, K, *size, ndim), the weights to read at it)."""
+    weights = taps.Weights.of(rules, input.shape[2:])
+    theta = theta.to(in_float(input).dtype)
+    if theta.ndim > 4:
+        return theta, weights
+    grid = affine_grid(theta, rules)
+    return grid.unflatten(1, (theta.shape[1], rules.size[0])), weights
 
 
 def _channel_groups(n: int, c: int, most: int) -> int:
