@@ -62,7 +62,12 @@ WRONG = {
         ValueError,
         ["transform", "'affine'", "3-D", "'projective'"],
     ),
-    "a volume of another batch": ((V, T3[:1]), {}, ValueError, ["theta", "N = 2", "1"]),
+    "a volume of another batch": (
+        (V, T3.repeat(2, 1, 1)),
+        {},
+        ValueError,
+        ["theta", "N = 2", "got 4"],
+    ),
     "size of a volume": ((V, T3, (4, 4)), {}, ValueError, ["output_size", "(D_out, H_out, W_out)"]),
     "int image": ((X.int(), T), {}, TypeError, ["input", "float32", "int32"]),
     "uint8 image": ((X.byte(), T), {}, TypeError, ["input", "float32", "uint8"]),
@@ -81,8 +86,12 @@ WRONG = {
     "theta (N, 6)": ((X, torch.zeros(2, 6)), {}, ValueError, ["theta", "(N, 2, 3)", "(2, 6)"]),
     "theta 5-D": ((X, T[None, None]), {}, ValueError, ["theta", "(N, K, 2, 3)", "(1, 1, 2, 2, 3)"]),
     "another batch": ((X, torch.zeros(3, 2, 3)), {}, ValueError, ["theta", "N = 2", "3"]),
-    "a batch of 1": ((X, T[:1]), {}, ValueError, ["theta", "N = 2", "1"]),
-    "another batch with K": ((X, T[:, None][:1]), {}, ValueError, ["theta", "N = 2", "1"]),
+    "another batch with K": (
+        (X, torch.zeros(3, 1, 2, 3)),
+        {},
+        ValueError,
+        ["theta", "N = 2", "got 3"],
+    ),
     "two devices": ((X, T.to("meta")), {}, ValueError, ["theta", "device", "cpu", "meta"]),
     # output_size
     "size of length 1": ((X, T, (4,)), {}, ValueError, ["output_size", "(H_out, W_out)", "(4,)"]),
@@ -165,7 +174,12 @@ WRONG_FIELDS = {
         ValueError,
         ["grid", "(N, H_out, W_out, 2)", "(2, 4, 4, 3)"],
     ),
-    "grid of another batch": ("grid_sample", (X, GRID[:1]), ValueError, ["grid", "N = 2", "1"]),
+    "grid of another batch": (
+        "grid_sample",
+        (X, GRID.repeat(2, 1, 1, 1)),
+        ValueError,
+        ["grid", "N = 2", "4"],
+    ),
     "grid elsewhere": ("grid_sample", (X, GRID.to("meta")), ValueError, ["grid", "meta"]),
     "grid of a volume": (
         "grid_sample",

@@ -78,7 +78,8 @@ class Call:
     def serves(input, theta, size, rules) -> bool:
         rows = theta.stride()[-2:] == (theta.shape[-1], 1)
         some = input.numel() > 0 and theta.numel() > 0
-        return rules[0] == "bilinear" and rows and some and theta.ndim > 2
+        alike = theta.ndim > 2 and theta.shape[0] == input.shape[0]
+        return rules[0] == "bilinear" and rows and some and alike
 
     def __init__(self, input, theta, size, rules):
         from triton_stn.backends import plans  # after `backends.uses_triton` has said yes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -111,25 +113,39 @@ def check_splat_input(input: Any, k: int | None, ndim: int | None = None) -> Non
         raise ValueError(f"input must have {sides}, got shape {shape_of(input)}")
 
 
-def check_fill_value(fill_value: Any, input: torch.Tensor, padding_mode: str) -> None:
-    """None, a number, or one a channel."""
+def check_fill_value(fill_value: Any, padding_mode: str, input: torch.Tensor | None) -> None:
+    """None, a number, or one a channel; what depends on ``input`` is left out without one."""
     if fill_value is None:
         return
     if padding_mode != "zeros":
         raise ValueError(f"fill_value needs padding_mode='zeros', got {padding_mode!r}")
     if isinstance(fill_value, torch.Tensor):
-        c = input.shape[1]
-        if fill_value.shape not in ((), (c,)):
-            expected = f"a number or have shape (C,) = ({c},)"
+        c = None if input is None else input.shape[1]
+        if fill_value.ndim > 1 or (c is not None and fill_value.shape not in ((), (c,))):
+            expected = "a number or have shape (C,)" + f" = ({c},)" * (c is not None)
             raise ValueError(f"fill_value must be {expected}, got {shape_of(fill_value)}")
         if fill_value.is_complex() or fill_value.dtype == torch.bool:
             raise TypeError(f"fill_value must be real, got {fill_value.dtype}")
-        check_beside("fill_value", fill_value, input, batch=False)
-    elif isinstance(fill_value, bool) or not isinstance(fill_value, (int, float)):
-        raise TypeError(f"fill_value must be a number or a tensor, got {type(fill_value).__name__}")
+        if input is not None:
+            check_beside("fill_value", fill_value, input, batch=False)
+    elif isinstance(fill_value, (list, tuple)):
+        for value in fill_value:
+            _check_number(value)
+        if input is not None and len(fill_value) != input.shape[1]:
+            expected = f"a number or C = {input.shape[1]} of them"
+            raise ValueError(f"fill_value must be {expected}, got {len(fill_value)}")
+    else:
+        _check_number(fill_value)
 
 
-def check_antialias(antialias: Any, mode: str, input: torch.Tensor) -> None:
+def _check_number(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"fill_value must be a number, numbers or a tensor, got {type(value).__name__}"
+        )
+
+
+def check_antialias(antialias: Any, mode: str) -> None:
     check_bool("antialias", antialias)
     if antialias and mode != "bilinear":
         raise ValueError(f"antialias needs mode='bilinear', got {mode!r}")
@@ -147,8 +163,18 @@ def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:
         raise ValueError(
             f"theta of {article} {name} transform must have shape ({one}), (N, {one}) or "
             f"(N, K, {one}) for an input of shape {shape_of(input)}, got {shape_of(theta)}"
+            f"{_use_theta(theta.shape, last)}"
         )
     check_beside("theta", theta, input, batch=leading > 0)
+
+
+def _use_theta(shape: Sequence[int], expected: Sequence[int]) -> str:
+    """What makes a theta of that shape fit: the end of a message."""
+    if tuple(shape[-2:]) == (3, 3):
+        return "; for homographies use transform='projective'"
+    if shape and shape[-1] == math.prod(expected):
+        return f"; use theta.unflatten(-1, {tuple(expected)})"
+    return ""
 
 
 def check_grid(grid: Any, input: torch.Tensor) -> None:
@@ -174,10 +200,10 @@ def _for(input: torch.Tensor) -> str:
 
 
 def check_beside(name: str, tensor: torch.Tensor, input: torch.Tensor, batch: bool = True) -> None:
-    """On the device of ``input``, and with ``batch`` of as many samples."""
-    if batch and tensor.shape[0] != input.shape[0]:
+    """On the device of ``input``, and with ``batch`` of as many samples, or one, or of one."""
+    if batch and tensor.shape[0] != input.shape[0] and 1 not in (tensor.shape[0], input.shape[0]):
         raise ValueError(
-            f"{name} must have the batch size of input, N = {input.shape[0]}, "
+            f"{name} must have the batch size of input, N = {input.shape[0]}, or 1, "
             f"got {tensor.shape[0]} in {name} of shape {shape_of(tensor)}"
         )
     if tensor.device != input.device:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from triton_stn import autograd, backends, calls, checks, transforms
+from triton_stn.backends.numbers import vector
 from triton_stn.backends.pytorch_grid import flow_grid
 
 
@@ -19,7 +20,7 @@ def spatial_transform(
     transform: str | transforms.Transform = "affine",
     mode: str = "bilinear",
     padding_mode: str = "zeros",
-    fill_value: float | torch.Tensor | None = None,
+    fill_value: float | Sequence[float] | torch.Tensor | None = None,
     align_corners: bool = False,
     antialias: bool = False,
 ) -> torch.Tensor:
@@ -35,23 +36,25 @@ def spatial_transform(
             order, (x, y, z) of a volume, both in [-1, 1] over the image. Its last dimensions are
             the transform's ``theta_shape``, ``(2, 3)`` for an affine map, ``(3, 4)`` for one of a
             volume; before them nothing, one map for the whole batch; ``(N,)``, one an image; or
-            ``(N, K)``, K an image, without copying the image. Any floating dtype.
+            ``(N, K)``, K an image, without copying the image. A batch of one, of input or of theta,
+            serves all of the other's, without a copy. Any floating dtype.
         output_size: ``(H_out, W_out)``, or ``(D_out, H_out, W_out)`` of a volume, an int for a
             square or a cube, or None for the input's size.
         transform: ``"affine"`` (2, 3), ``"attention"`` (3,), ``"similarity"`` (4,),
             ``"projective"`` (3, 3), or an object of `triton_stn.transforms`, such as
             ``ThinPlateSpline(rows, cols)``.
         mode: ``"bilinear"`` (trilinear on a volume), ``"nearest"`` (halves round to even) or
-            ``"bicubic"`` (A = -0.75; not on a volume), with PyTorch's results.
+            ``"bicubic"`` (A = -0.75; tricubic on a volume), with PyTorch's results.
         padding_mode: what lies outside the image: ``"zeros"``, ``"border"`` (the nearest edge
             pixel) or ``"reflection"``.
         fill_value: with ``padding_mode="zeros"``, what lies outside instead of 0: a number, or one
-            a channel, ``(C,)``, which may want a gradient. That of ``theta`` knows of it.
+            a channel, a list or a tensor ``(C,)``, which may want a gradient. That of ``theta``
+            knows of it.
         align_corners: whether -1 and 1 are the centres of the corner pixels (True) or the outer
             edges of the image (False).
         antialias: where the map minifies, take the mean over what each output pixel covers instead
             of one sample: m x n bilinear samples, about one input pixel apart, at most 16 along
-            each axis, counted per output pixel from the local scale of the map. For images with
+            each axis, counted per output pixel from the local scale of the map. With
             ``mode="bilinear"``. Any transform but affine, attention and similarity then stores
             six numbers an output pixel, its `Transform.patches`.
 
@@ -80,15 +83,14 @@ def spatial_transform(
     checks.check_dimensions(transform, input)
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_theta(theta, input, transform)
-    checks.check_fill_value(fill_value, input, padding_mode)
-    checks.check_antialias(antialias, mode, input)
+    checks.check_fill_value(fill_value, padding_mode, input)
+    checks.check_antialias(antialias, mode)
     size = checks.check_output_size(output_size, input)
     if usual and _by_kernels(input, "affine", mode) and type(transform) is transforms.Affine:
         calls.keep(input, theta, options, size, (mode, padding_mode, align_corners))
     source, theta, has_k = _operand(transform, theta, input, size, align_corners, antialias)
     rules = ("area" if antialias else mode, padding_mode, align_corners, source)
-    output = _sample(input, theta, size, rules, fill_value)
-    return output if has_k else output.squeeze(1)
+    return _sample(input, theta, size, rules, fill_value, has_k)
 
 
 def grid_sample(
@@ -96,9 +98,9 @@ def grid_sample(
     grid: torch.Tensor,
     mode: str = "bilinear",
     padding_mode: str = "zeros",
-    align_corners: bool = False,
+    align_corners: bool | None = None,
     *,
-    fill_value: float | torch.Tensor | None = None,
+    fill_value: float | Sequence[float] | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sample ``input`` at the normalised coordinates of ``grid``, as ``F.grid_sample`` does.
 
@@ -110,7 +112,7 @@ def grid_sample(
             volume (x, y, z), ``(N, [K,] D_out, H_out, W_out, 3)``. Sparse points are a grid of one
             row. Any floating dtype: a float32 grid over a half-precision
             image loses nothing. Any strides.
-        mode, padding_mode, align_corners, fill_value: as in `spatial_transform`.
+        mode, padding_mode, align_corners, fill_value: as in `spatial_transform`; None is False.
 
     Returns:
         ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)``, with D_out before H_out for a
@@ -120,15 +122,15 @@ def grid_sample(
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
     """
+    align_corners = False if align_corners is None else align_corners
     checks.check_input(input)
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_grid(grid, input)
-    checks.check_fill_value(fill_value, input, padding_mode)
+    checks.check_fill_value(fill_value, padding_mode, input)
     has_k = grid.ndim > input.ndim
     grids = grid if has_k else grid[:, None]
     rules = (mode, padding_mode, align_corners, "grid")
-    output = _sample(input, grids, grids.shape[2:-1], rules, fill_value)
-    return output if has_k else output.squeeze(1)
+    return _sample(input, grids, grids.shape[2:-1], rules, fill_value, has_k)
 
 
 def flow_warp(
@@ -136,6 +138,9 @@ def flow_warp(
     flow: torch.Tensor,
     mode: str = "bilinear",
     padding_mode: str = "zeros",
+    align_corners: bool = False,
+    *,
+    fill_value: float | Sequence[float] | torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Backward warping by optical flow: the output at (i, j) is ``input`` at (i, j) + flow.
 
@@ -145,7 +150,9 @@ def flow_warp(
         flow: displacements in pixels of ``input``, ``(N, 2, H_out, W_out)``: along x (columns)
             first, then along y (rows), as optical-flow networks give it; of a volume
             ``(N, 3, D_out, H_out, W_out)``, along z (slices) last. Any floating dtype.
-        mode, padding_mode: as in `spatial_transform`.
+        mode, padding_mode, fill_value: as in `spatial_transform`.
+        align_corners: whether ``"reflection"`` turns at the centres of the pixels at the edge or at
+            their outer edges; displacements are pixels with either.
 
     Returns:
         ``(N, C, H_out, W_out)``, with D_out before H_out for a volume, in the dtype and the memory
@@ -155,15 +162,16 @@ def flow_warp(
         TypeError, ValueError: as in `spatial_transform`.
     """
     checks.check_input(input)
-    checks.check_options(mode, padding_mode, False)
+    checks.check_options(mode, padding_mode, align_corners)
     checks.check_flow(flow, input)
+    checks.check_fill_value(fill_value, padding_mode, input)
     field, source = flow.movedim(1, -1)[:, None], "flow"
+    align_corners = align_corners and padding_mode == "reflection"  # else it changes nothing
     if not _by_kernels(input, source, mode):
         dtype = torch.promote_types(input.dtype, torch.float32)
-        field, source = flow_grid(field.to(dtype), input.shape[2:], False), "grid"
-    # In pixels -1 and 1 mean nothing: the edges of reflection alone depend on align_corners.
-    rules = (mode, padding_mode, False, source)
-    return _sample(input, field, flow.shape[2:], rules).squeeze(1)
+        field, source = flow_grid(field.to(dtype), input.shape[2:], align_corners), "grid"
+    rules = (mode, padding_mode, align_corners, source)
+    return _sample(input, field, flow.shape[2:], rules, fill_value)
 
 
 def splat(
@@ -269,12 +277,28 @@ def _operand(
     return source, theta, leading == 2
 
 
-def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
-    """(N, K, C, *size), by the backend of ``input``; ``rules`` as `autograd.How` has them."""
+def _sample(input, theta, size, rules, fill_value=None, has_k=False) -> torch.Tensor:
+    """(N, K, C, *size), or without a K, by the backend of ``input``; a batch of one of input or of
+    theta (N, K, *) serves all of the other's. ``rules`` as `autograd.How` has them."""
+    n, k = theta.shape[:2]
+    if input.shape[0] == 1 and n != 1:  # then all are maps of one image
+        output = _sample_all(input, theta.flatten(0, 1)[None], size, rules, fill_value)
+        output = output.unflatten(1, (n, k)).squeeze(0)
+    else:
+        theta = theta.expand(input.shape[0], *theta.shape[1:])
+        output = _sample_all(input, theta, size, rules, fill_value)
+    return output if has_k else output.squeeze(1)
+
+
+def _sample_all(input, theta, size, rules, fill_value) -> torch.Tensor:
+    """(N, K, C, *size) of batches alike."""
     mode, _, _, source = rules
     how = autograd.How(tuple(size), *rules, _by_kernels(input, source, mode))
     if fill_value is None:
         return autograd.sample(input, theta, None, how)
+    if isinstance(fill_value, (list, tuple)):
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        fill_value = vector([float(value) for value in fill_value], input.new_empty(0, dtype=dtype))
     if how.triton and how.mode in ("bilinear", "nearest") and not backends.is_transformed():
         if not isinstance(fill_value, torch.Tensor):
             return autograd.sample(input, theta, None, replace(how, fill=float(fill_value)))
@@ -288,7 +312,7 @@ def _sample(input, theta, size, rules, fill_value=None) -> torch.Tensor:
     ones = torch.ones((), dtype=wide.dtype, device=input.device).expand_as(input[:, :1])
     inside = autograd.sample(ones, theta, None, how)
     if not isinstance(fill_value, torch.Tensor):
-        fill_value = torch.full((), fill_value, dtype=wide.dtype, device=input.device)
+        fill_value = torch.full((), float(fill_value), dtype=wide.dtype, device=input.device)
     fill = fill_value.to(wide.dtype).view(-1, *(1 for _ in size))
     # Rounding leaves up to 1e-6 outside where nothing is: there even an inf is not read.
     some = (inside - 1).abs() > 1e-6  # bicubic weights outside may be negative
@@ -314,6 +338,8 @@ def _splat(planes, theta, size, rules, normalize) -> torch.Tensor:
     mode, _, _, source = rules
     by_kernels = _by_kernels(planes[:, 0], source, mode)
     how = autograd.How(tuple(planes.shape[3:]), *rules, by_kernels)
+    n = theta.shape[0] if planes.shape[0] == 1 else planes.shape[0]
+    planes, theta = (t.expand(n, *t.shape[1:]) for t in (planes, theta))
     output = autograd.splat(planes, theta, size, how)
     if normalize:
         dtype = torch.promote_types(planes.dtype, torch.float32)

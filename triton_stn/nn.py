@@ -29,7 +29,8 @@ class SpatialTransformer(nn.Module):
         num_transforms: K parallel transforms of each image.
         theta: start θ, ``theta_shape`` or ``(K, *theta_shape)``, such as ``tiles(...)``; None: the
             identity.
-        mode, padding_mode, align_corners: as in ``triton_stn.spatial_transform``.
+        mode, padding_mode, align_corners, fill_value, antialias: as in
+            ``triton_stn.spatial_transform``.
 
     Raises:
         TypeError, ValueError: an argument that does not fit; the message says what came and what
@@ -50,17 +51,28 @@ class SpatialTransformer(nn.Module):
         mode: str = "bilinear",
         padding_mode: str = "zeros",
         align_corners: bool = False,
+        fill_value: float | Sequence[float] | torch.Tensor | None = None,
+        antialias: bool = False,
     ) -> None:
         super().__init__()
         checks.check_count("features", features, 1)
         checks.check_count("num_transforms", num_transforms, 1)
         self.transform = resolve(transform)
         checks.check_options(mode, padding_mode, align_corners)
+        checks.check_antialias(antialias, mode)
+        checks.check_fill_value(fill_value, padding_mode, None)
+        spatial = (1,) * self.transform.ndim
+        checks.check_output_size(output_size, torch.empty(1, 1, *spatial, device="meta"))
         self.output_size = output_size
         self.num_transforms = num_transforms
         self.mode = mode
         self.padding_mode = padding_mode
         self.align_corners = align_corners
+        if isinstance(fill_value, torch.Tensor):
+            self.register_buffer("fill_value", fill_value, persistent=False)
+        else:
+            self.fill_value = fill_value
+        self.antialias = antialias
         self.localization = localization
         one = tuple(self.transform.theta_shape)
         every = (num_transforms, *one)
@@ -117,6 +129,8 @@ class SpatialTransformer(nn.Module):
             mode=self.mode,
             padding_mode=self.padding_mode,
             align_corners=self.align_corners,
+            fill_value=self.fill_value,
+            antialias=self.antialias,
         )
 
     def parameter_groups(self, lr: float, localization_lr_scale: float = 0.1) -> list[dict]:
