@@ -212,6 +212,19 @@ def test_without_gradients_the_output_is_the_same_and_wants_none(place, device, 
     torch.testing.assert_close(fresh, y.detach(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["projective", "spline"])
+def test_autocast_leaves_derivatives_alone(place: Place, device, name):
+    """A tangent is computed beside its output, under it."""
+    tensors = [t.detach().float() for t in arguments(name, device)]
+    tangents = [noise(*t.shape, seed=2).to(device, torch.float32) for t in tensors]
+
+    def slope(enabled):
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            return torch.func.jvp(FUNCTIONS[name], tuple(tensors), tuple(tangents))[1]
+
+    torch.testing.assert_close(slope(True), slope(False))
+
+
 def test_a_tangent_without_a_gradient(place: Place, device):
     x, theta = (t.detach() for t in arguments("affine", device))
     tangent = noise(*theta.shape, seed=2).to(device)

@@ -96,11 +96,11 @@ class _Spline(Map):
         return self.push(theta, theta)
 
     def push(self, theta, theta_t):
-        planes = self._basis(theta) @ theta_t[..., :2]
+        planes = _product(self._basis(theta), theta_t[..., :2])
         return planes.unflatten(2, self.rules.size)
 
     def pull(self, theta, grad):
-        grad = self._basis(theta).transpose(-1, -2) @ grad.flatten(2, 3)
+        grad = _product(self._basis(theta).transpose(-1, -2), grad.flatten(2, 3))
         return torch.cat((grad, torch.zeros_like(grad)), -1)
 
     def _basis(self, theta):
@@ -145,7 +145,7 @@ class _Projective(Map):
     def _sum(self, of_xy, of_w):
         """The gradient of theta, from those of x', y' and w: (N, K, P, 2), (N, K, P, 1)."""
         points = torch.nn.functional.pad(self.points(of_xy), (0, 1), value=1.0)  # (P, 3)
-        return torch.cat((of_xy, of_w), -1).transpose(-1, -2) @ points
+        return _product(torch.cat((of_xy, of_w), -1).transpose(-1, -2), points)
 
 
 _MAPS = {
@@ -155,6 +155,12 @@ _MAPS = {
     "spline": _Spline,
     "projective": _Projective,
 }
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of matrices, whatever autocast says: 8 bits are too few for coordinates."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 @dataclass(frozen=True)
