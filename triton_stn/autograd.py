@@ -62,12 +62,13 @@ class How:
 
 def sample(input, theta, fills, how: How) -> torch.Tensor:
     """S: input (N, C, *), theta (N, K, *) -> (N, K, C, *size), of images and of volumes."""
-    composed = not how.triton or input.ndim == 5 or backends.is_transformed()
+    transformed, plain = backends.is_transformed(), backends.is_plain(input, theta)
+    composed = transformed or (plain and not (how.triton and input.ndim == 4))
     if how.mode == "area" and composed and input.numel() > 0 and theta.numel() > 0:
         return _mean_of_samples(input, theta, how)
-    if backends.is_transformed():
+    if transformed:
         return TransformedSample.apply(input, theta, fills, how)
-    if how.triton and not backends.is_plain(input, theta):
+    if not plain and (how.triton or how.mode == "area"):  # whose samples values decide
         options = (how.size, *how.options, how.source, how.fill, fills)
         return torch.ops.triton_stn.sample(input, theta, *options)
     if torch.is_grad_enabled() and (input.requires_grad or theta.requires_grad):
@@ -318,7 +319,7 @@ def _sampled(input, theta, fills, how) -> torch.Tensor:
         return pytorch.sample(input, theta, how.size, *how.options, how.source)
     arguments = (input, theta, how.size, *how.options, how.source, how.fill, fills)
     if backends.is_plain(input, theta):
-        return fused.sample(*arguments)
+        return _run_sample(*arguments)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.triton_stn.sample(*arguments)
 
@@ -329,7 +330,7 @@ def _both_gradients(grad, input, theta, fills, how) -> tuple[torch.Tensor, torch
     if not how.triton:
         return pytorch.sample_backward(*arguments)
     if backends.is_plain(grad, input, theta):
-        return fused.sample_backward(*arguments, how.fill, fills)
+        return _run_sample_backward(*arguments, how.fill, fills)
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.triton_stn.sample_backward(*arguments, how.fill, fills)
 
@@ -349,8 +350,11 @@ _library.define(
 
 
 @torch.library.impl(_library, "sample", "CompositeExplicitAutograd")
-def _sample(*args):
-    return fused.sample(*args)
+def _run_sample(input, theta, size, *options):
+    if not _is_composed(input, options[0]):
+        return fused.sample(input, theta, size, *options)
+    output = empty_output(input, theta.shape[1], *size)
+    return output.copy_(_mean_of_samples(input, theta, _how_composed(input, size, options)))
 
 
 @torch.library.register_fake("triton_stn::sample", lib=_library)
@@ -367,8 +371,35 @@ def _sample_autograd(
 
 
 @torch.library.impl(_library, "sample_backward", "CompositeExplicitAutograd")
-def _sample_backward(*args):
-    return fused.sample_backward(*args)
+def _run_sample_backward(grad, input, theta, *options):
+    if not _is_composed(input, options[0]):
+        return fused.sample_backward(grad, input, theta, *options)
+    needs = options[3:5]
+    how = _how_composed(input, grad.shape[3:], (*options[:3], *options[5:6]))
+
+    def bilinear(planes, x, place, source):
+        of_sample = replace(how, mode="bilinear", source=source)
+        return _both_gradients(planes, x, place, None, of_sample)
+
+    rules = Rules(how.size, *how.options)
+    made = area.gradients(bilinear, grad, input, theta, rules, how.source)
+    both = empty_gradients(input, theta, *needs)
+    return tuple(
+        empty.copy_(gradient) if needed else empty
+        for empty, gradient, needed in zip(both, made, needs, strict=True)
+    )
+
+
+def _is_composed(input, mode) -> bool:
+    """Whether an operator stands for a mean of samples, to whom values are hidden."""
+    return mode == "area" and not (input.ndim == 4 and backends.uses_triton(input))
+
+
+def _how_composed(input, size, options) -> How:
+    mode, padding_mode, align_corners, *source = options[:4]
+    source = source[0] if source else "affine"
+    triton = backends.uses_triton(input)
+    return How(tuple(size), mode, padding_mode, align_corners, source, triton)
 
 
 @torch.library.register_fake("triton_stn::sample_backward", lib=_library)

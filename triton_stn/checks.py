@@ -215,7 +215,8 @@ def check_beside(name: str, tensor: torch.Tensor, input: torch.Tensor, batch: bo
 def check_output_size(output_size: Any, input: torch.Tensor) -> tuple[int, ...]:
     """The output's (height, width), or (depth, height, width)."""
     if output_size is None:
-        return tuple(input.shape[2:])
+        size = tuple(input.shape[2:])  # in torch.jit.trace tensors, which no operator takes
+        return size if torch._C._get_tracing_state() is None else tuple(map(int, size))
     ndim = input.ndim - 2
     if type(output_size) is int and output_size > 0:
         return (output_size,) * ndim

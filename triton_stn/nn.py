@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from triton_stn import checks
+from triton_stn.backends.numbers import without_autocast
 from triton_stn.functional import spatial_transform
 from triton_stn.transforms import Transform, resolve
 
@@ -114,7 +115,7 @@ class SpatialTransformer(nn.Module):
                 f"the localization net must give features = {expected} numbers for each of "
                 f"{n} samples, got an output of shape {tuple(features.shape)}"
             )
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             theta = self.head(flat.to(self.head.weight.dtype))
         parallel = (self.num_transforms,) if self.num_transforms > 1 else ()
         return theta.unflatten(1, (*parallel, *self.transform.theta_shape))

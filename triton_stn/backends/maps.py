@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import torch
 
+from triton_stn.backends.numbers import without_autocast
 from triton_stn.backends.pytorch_grid import (
     Rules,
     affine_grid,
@@ -158,8 +159,8 @@ _MAPS = {
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of matrices, whatever autocast says: 8 bits are too few for coordinates."""
-    with torch.autocast(a.device.type, enabled=False):
+    """Of matrices, whatever autocast says."""
+    with without_autocast(a):
         return a @ b
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -21,6 +22,13 @@ def vector(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     if like.device.type == "cpu":
         return like.new_tensor(values)
     return torch.stack([like.new_full((), value) for value in values])
+
+
+def without_autocast(like: torch.Tensor) -> AbstractContextManager:
+    """Where coordinates are computed, for which 8 bits are too few."""
+    if like.is_meta:  # which autocast does not know
+        return nullcontext()
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def kept(make: Callable) -> Callable:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from triton_stn.backends import is_plain, kinks
-from triton_stn.backends.numbers import kept, vector
+from triton_stn.backends.numbers import kept, vector, without_autocast
 
 # F.grid_sample on the CPU faults on coordinates that no int32 holds. Under this bound a normalised
 # coordinate times any image's width stays far inside.
@@ -110,7 +110,7 @@ def theta_gradient(grad_grid, theta, rules):
     n, k, ndim = theta.shape[:3]
     moments = []
     rest = grad_grid
-    with torch.autocast(rest.device.type, enabled=False):
+    with without_autocast(rest):
         for extent in rules.size:
             basis = _moment_and_sum(extent, rules.align_corners, rest.dtype, rest.device)
             both = basis @ rest.reshape(n, k, extent, -1)  # (N, K, (moment, sum), the rest)

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._guards import detect_fake_mode
 
 from triton_stn import checks
 from triton_stn.backends import is_plain
 from triton_stn.backends.maps import pixels, radial
+from triton_stn.backends.numbers import without_autocast
 from triton_stn.transforms.base import Transform
 
 # Control points nearer than this share of their extent are one point, or lie on one line.
@@ -84,12 +86,12 @@ class ThinPlateSpline(Transform):
         weights, affine = self.coefficients(theta).split((len(self.points), 3), -2)
         basis = radial(points, self._on(points.device)[1].to(points.dtype))  # (P, T)
         a0, a1, a2 = affine.split(1, -2)
-        with torch.autocast(points.device.type, enabled=False):
+        with without_autocast(points):
             return basis @ weights + (a0 + a1 * points[:, :1] + a2 * points[:, 1:])
 
     def _grid(self, theta, size, align_corners):
         matrix = self._matrix(size, align_corners, theta.dtype, theta.device)
-        with torch.autocast(theta.device.type, enabled=False):
+        with without_autocast(theta):
             planes = theta.transpose(-1, -2) @ matrix.T  # (..., 2, prod(size)), one product
         return planes.transpose(-1, -2)
 
@@ -117,6 +119,9 @@ class ThinPlateSpline(Transform):
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """L⁻¹ and the control points on ``device``, copied there once."""
         both = self._inverse, self.points
+        mode = None if torch.compiler.is_compiling() else detect_fake_mode()
+        if mode is not None and not mode.allow_non_fake_inputs:
+            return tuple(mode.from_tensor(one).to(device) for one in both)
         return _once(self._copies, device, lambda: tuple(one.to(device) for one in both))
 
     def _solve(self) -> torch.Tensor:
