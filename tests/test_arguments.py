@@ -24,6 +24,7 @@ def gradients(output, *tensors):
     return torch.autograd.grad(output, tensors, up)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("k", [None, 2])
 @pytest.mark.parametrize("transform", ["affine", "projective", SPLINE], ids=["affine", "h", "tps"])
 @pytest.mark.parametrize("one", ["theta", "input"])

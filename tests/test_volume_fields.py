@@ -24,6 +24,7 @@ def gradients(output, up, *tensors):
     return torch.autograd.grad(output, tensors, up)
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
@@ -82,6 +83,7 @@ def test_a_flow_of_one_voxel_shifts(place: Place, device, axis):
     assert_close(beyond, torch.zeros_like(beyond))
 
 
+@pytest.mark.thinned
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("k", [None, 2])
 def test_a_splat_is_the_transpose(place: Place, device, k, padding_mode):
