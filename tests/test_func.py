@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import INTERPRETED, PYTORCH, Place
+from conftest import PYTORCH, Place
 from torch.autograd.functional import hessian as plain_hessian
 from torch.autograd.functional import jacobian as plain_jacobian
 from torch.func import (
@@ -172,10 +172,7 @@ def test_the_other_functions(place: Place, device, name):
     assert_close(slope, (grad(penalty)(theta[0]) * tangent).sum())
 
 
-@pytest.mark.parametrize(
-    "place",
-    [PYTORCH, pytest.param(*INTERPRETED.values, marks=[*INTERPRETED.marks, pytest.mark.landing])],
-)
+@pytest.mark.parametrize("place", [PYTORCH])
 def test_antialiased(place: Place, device):
     """Maps that take different numbers of samples."""
     x, theta = (
