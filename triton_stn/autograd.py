@@ -50,21 +50,25 @@ class How:
         return self.mode, self.padding_mode, self.align_corners
 
     @property
+    def rules(self) -> Rules:
+        return Rules(self.size, *self.options)
+
+    @property
     def linear(self) -> How:
         """Without what lies outside."""
         return replace(self, fill=None)
 
     def points(self, input: torch.Tensor) -> tuple[maps.Map, taps.Weights]:
-        rules = Rules(self.size, *self.options)
         extent = input.shape[2:]
-        return maps.map_of(self.source, rules, extent), taps.Weights.of(rules, extent)
+        at = maps.map_of(self.source, self.rules, extent)
+        return at, taps.Weights.of(self.rules, extent)
 
 
 def sample(input, theta, fills, how: How) -> torch.Tensor:
     """S: input (N, C, *), theta (N, K, *) -> (N, K, C, *size), of images and of volumes."""
     transformed, plain = backends.is_transformed(), backends.is_plain(input, theta)
-    composed = transformed or (plain and not (how.triton and input.ndim == 4))
-    if how.mode == "area" and composed and input.numel() > 0 and theta.numel() > 0:
+    composed = how.mode == "area" if transformed else plain and _is_composed(input, how.mode)
+    if composed and input.numel() > 0 and theta.numel() > 0:
         return _mean_of_samples(input, theta, how)
     if transformed:
         return TransformedSample.apply(input, theta, fills, how)
@@ -116,17 +120,19 @@ class Sample(torch.autograd.Function):
         )
 
 
-class TransformedSample(Sample):
-    """The same to functorch and to forward mode (a compiler takes no Function with these)."""
+class Transformed:
+    """What functorch and forward mode want of a Function (a compiler takes none with these)."""
 
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        _remember(ctx, inputs, outputs)
+        ctx.save_for_forward(*inputs[:-1])
+
+
+class TransformedSample(Transformed, Sample):
     @staticmethod
     def forward(*inputs):
         return _sampled(*inputs)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _remember(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[:-1])
 
     @staticmethod
     @by_vmap
@@ -173,8 +179,7 @@ class Gradients(torch.autograd.Function):
             if needs[0]:
                 of_grad.append(sample(up_input, theta, None, how.linear))
             if needs[2]:
-                only = replace(how.linear, needs=(False, True))
-                of_theta.append(gradients(grad, up_input, theta, None, only)[1])
+                of_theta.append(_theta_gradient(grad, up_input, theta, how.linear))
         if up_theta is not None:
             if needs[0]:
                 of_grad.append(_along(input, theta, up_theta, fills, how).to(grad.dtype))
@@ -189,17 +194,10 @@ class Gradients(torch.autograd.Function):
         )
 
 
-class TransformedGradients(Gradients):
-    """The same to functorch and to forward mode."""
-
+class TransformedGradients(Transformed, Gradients):
     @staticmethod
     def forward(*inputs):
         return _both_gradients(*inputs)
-
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        _remember(ctx, inputs, outputs)
-        ctx.save_for_forward(*inputs[:-1])
 
     @staticmethod
     @by_vmap
@@ -211,8 +209,7 @@ class TransformedGradients(Gradients):
             both = gradients(grad_t, input, theta, fills, how)
             of_input, of_theta = [both[0]], [both[1]]
         if input_t is not None and needs_theta:
-            only = replace(how.linear, needs=(False, True))
-            of_theta.append(gradients(grad, input_t, theta, None, only)[1])
+            of_theta.append(_theta_gradient(grad, input_t, theta, how.linear))
         if theta_t is not None:
             if needs_input:
                 of_input.append(_splat_along(grad, input, theta, theta_t, how))
@@ -231,20 +228,32 @@ class TransformedGradients(Gradients):
         return tuple(made), tuple(0 if needed else None for needed in how.needs)
 
 
+def _theta_gradient(grad, input, theta, how) -> torch.Tensor:
+    return gradients(grad, input, theta, None, replace(how, needs=(False, True)))[1]
+
+
 def _mean_of_samples(input, theta, how) -> torch.Tensor:
     def bilinear(x, place, source):
         return sample(x, place, None, replace(how, mode="bilinear", source=source))
 
-    rules = Rules(how.size, *how.options)
-    return area.mean_of_samples(bilinear, input, theta, rules, how.source)
+    return area.mean_of_samples(bilinear, input, theta, how.rules, how.source)
+
+
+def _gradients_of_mean(grad, input, theta, how) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those of `_mean_of_samples`, differentiable again."""
+
+    def bilinear(planes, x, place, source):
+        return gradients(planes, x, place, None, replace(how, mode="bilinear", source=source))
+
+    return area.gradients(bilinear, grad, input, theta, how.rules, how.source)
 
 
 def _area_again(grad, input, theta, how, up_input, up_theta):
     """What `Gradients.backward` gives, of the mode "area": by samples one by one."""
+    how = replace(how, needs=(True, True))
 
     def both(grad, input, theta):
-        _, pull = torch.func.vjp(lambda *tensors: _mean_of_samples(*tensors, how), input, theta)
-        return pull(grad)
+        return _gradients_of_mean(grad, input, theta, how)
 
     ups = (
         torch.zeros_like(tensor) if up is None else up
@@ -376,13 +385,8 @@ def _run_sample_backward(grad, input, theta, *options):
         return fused.sample_backward(grad, input, theta, *options)
     needs = options[3:5]
     how = _how_composed(input, grad.shape[3:], (*options[:3], *options[5:6]))
-
-    def bilinear(planes, x, place, source):
-        of_sample = replace(how, mode="bilinear", source=source)
-        return _both_gradients(planes, x, place, None, of_sample)
-
-    rules = Rules(how.size, *how.options)
-    made = area.gradients(bilinear, grad, input, theta, rules, how.source)
+    with torch.no_grad():
+        made = _gradients_of_mean(grad, input, theta, how)
     both = empty_gradients(input, theta, *needs)
     return tuple(
         empty.copy_(gradient) if needed else empty

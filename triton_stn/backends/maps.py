@@ -79,7 +79,8 @@ class _Affine(Map):
     """theta (N, K, 2, 3) or (N, K, 3, 4)."""
 
     def grid(self, theta):
-        grid = affine_grid(theta, self.rules, self.extent)
+        at_kinks = self.rules.mode == "bilinear"
+        grid = affine_grid(theta, self.rules, self.extent if at_kinks else None)
         return grid.unflatten(1, (theta.shape[1], self.rules.size[0]))
 
     def push(self, theta, theta_t):

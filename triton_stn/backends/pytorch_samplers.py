@@ -7,8 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from triton_stn.backends import is_plain, taps
-from triton_stn.backends.pytorch_grid import affine_grid, in_float, safe_grid, theta_gradient
+from triton_stn.backends import is_plain, maps, taps
+from triton_stn.backends.pytorch_grid import in_float, safe_grid, theta_gradient
 
 # F.grid_sample goes through the planes of a tensor point by point: with more planes at a time than
 # this, of all tensors, their rows push one another out of the first-level cache.
@@ -114,28 +114,24 @@ def gradients(grad_output, input, theta, rules, needs_input, needs_theta):
 
 def tricubic(input, theta, rules):
     """Volumes, by sums over taps: F.grid_sample has no such mode."""
-    grid, weights = _points(theta, input, rules)
+    at, weights = _map_of(theta, input, rules)
+    grid = at.grid(theta.to(in_float(input).dtype))
     return taps.sample(input, grid, weights)
 
 
 def tricubic_gradients(grad_output, input, theta, rules):
     """The gradients of input and of theta or the grid."""
-    grid, weights = _points(theta, input, rules)
+    at, weights = _map_of(theta, input, rules)
+    grid = at.grid(theta.to(in_float(input).dtype))
     grad_input = taps.splat(grad_output, grid, weights).to(input.dtype)
-    grad_theta = taps.slopes(grad_output, input, grid, weights)
-    if theta.ndim == 4:
-        grad_theta = theta_gradient(grad_theta.flatten(1, 2), theta, rules)
+    grad_theta = at.pull(theta, taps.slopes(grad_output, input, grid, weights))
     return grad_input, grad_theta.to(theta.dtype)
 
 
-def _points(theta, input, rules):
-    """(the grid (N, K, *size, ndim), the weights to read at it)."""
-    weights = taps.Weights.of(rules, input.shape[2:])
-    theta = theta.to(in_float(input).dtype)
-    if theta.ndim > 4:
-        return theta, weights
-    grid = affine_grid(theta, rules)
-    return grid.unflatten(1, (theta.shape[1], rules.size[0])), weights
+def _map_of(theta, input, rules):
+    """(the map of theta, an affine one or a grid; the weights to read at its points)."""
+    source, extent = "grid" if theta.ndim > 4 else "affine", input.shape[2:]
+    return maps.map_of(source, rules, extent), taps.Weights.of(rules, extent)
 
 
 def _channel_groups(n: int, c: int, most: int) -> int:

@@ -60,9 +60,30 @@ def splat(planes: torch.Tensor, grid: torch.Tensor, weights: Weights) -> torch.T
     return _Splat.apply(planes, grid.to(planes.dtype), weights)
 
 
-class _Sample(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
+    """In its first argument, values; the second is the grid."""
+
     generate_vmap_rule = True
 
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        values, grid, ctx.weights = inputs
+        ctx.save_for_backward(values, grid)
+        ctx.save_for_forward(values, grid)
+
+    @staticmethod
+    def tangent(ctx, values_t, grid_t, linear, moved) -> torch.Tensor:
+        """Of ``linear``, W_a or its transpose; ``moved``, its derivative along the grid."""
+        values, grid = ctx.saved_tensors
+        parts = []
+        if values_t is not None:
+            parts.append(linear(values_t, grid, ctx.weights))
+        if grid_t is not None:
+            parts.append(moved(values, grid, grid_t, ctx.weights))
+        return sum(parts)
+
+
+class _Sample(_Linear):
     @staticmethod
     def forward(input, grid, weights):
         flat = input.flatten(2)
@@ -76,12 +97,6 @@ class _Sample(torch.autograd.Function):
         return total.unflatten(2, grid.shape[1:-1]).transpose(1, 2)
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
-        input, grid, ctx.weights = inputs
-        ctx.save_for_backward(input, grid)
-        ctx.save_for_forward(input, grid)
-
-    @staticmethod
     @by_vmap
     def backward(ctx, grad):
         input, grid = ctx.saved_tensors
@@ -92,18 +107,10 @@ class _Sample(torch.autograd.Function):
     @staticmethod
     @by_vmap
     def jvp(ctx, input_t, grid_t, _):
-        input, grid = ctx.saved_tensors
-        parts = []
-        if input_t is not None:
-            parts.append(sample(input_t, grid, ctx.weights))
-        if grid_t is not None:
-            parts.append(along(input, grid, grid_t, ctx.weights))
-        return sum(parts)
+        return _Linear.tangent(ctx, input_t, grid_t, sample, along)
 
 
-class _Splat(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _Splat(_Linear):
     @staticmethod
     def forward(planes, grid, weights):
         flat = planes.transpose(1, 2).flatten(2)
@@ -112,12 +119,6 @@ class _Splat(torch.autograd.Function):
             part = torch.where(weight != 0, flat * weight, 0.0)
             total = total.scatter_add(2, index.expand(-1, flat.shape[1], -1), part)
         return total.unflatten(2, weights.extent)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        planes, grid, ctx.weights = inputs
-        ctx.save_for_backward(planes, grid)
-        ctx.save_for_forward(planes, grid)
 
     @staticmethod
     @by_vmap
@@ -130,13 +131,7 @@ class _Splat(torch.autograd.Function):
     @staticmethod
     @by_vmap
     def jvp(ctx, planes_t, grid_t, _):
-        planes, grid = ctx.saved_tensors
-        parts = []
-        if planes_t is not None:
-            parts.append(splat(planes_t, grid, ctx.weights))
-        if grid_t is not None:
-            parts.append(splat_along(planes, grid, grid_t, ctx.weights))
-        return sum(parts)
+        return _Linear.tangent(ctx, planes_t, grid_t, splat, splat_along)
 
 
 def slopes(planes, input, grid, weights) -> torch.Tensor:
