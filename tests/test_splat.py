@@ -148,7 +148,7 @@ WRONG = {
     "fill is text": (
         lambda x, t: spatial_transform(x, t, fill_value="white"),
         TypeError,
-        "fill_value must be a number or a tensor, got str",
+        "fill_value must be a number, numbers or a tensor, got str",
     ),
     "a map of images, volumes": (
         lambda x, t: splat(x[:, None], t),
