@@ -22,6 +22,7 @@ if GPU is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import compiled  # noqa: E402
+import interpreter  # noqa: E402
 
 import triton_stn  # noqa: E402
 from triton_stn.backends import fused  # noqa: E402
@@ -30,6 +31,8 @@ if GPU is None and compiled.HERE:
     from ptxrun import launches
 
     launches.substitute()
+elif GPU is None:
+    interpreter.hasten()
 
 PAD = 64  # elements of guard on either side of a buffer; keeps 16-byte alignment
 SENTINEL = 77.0
