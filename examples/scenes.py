@@ -31,7 +31,7 @@ def place(digits: Tensor, size: int, scale=1.0, rotation=0.0, centre=(0.0, 0.0))
     lies at ``centre`` (x, y), normalised: the canvas reaches from -1 to 1. Each may be a tensor.
     """
     scale, centre = torch.as_tensor(scale), torch.as_tensor(centre)
-    window = geometry.affine(digits.shape[-2:], size, scale=1 / scale, rotation=rotation)
+    window = geometry.affine(digits.shape[-2:], size, scale=1 / scale[..., None], rotation=rotation)
     back = geometry.affine(size, translation=-centre)
     theta = geometry.compose(window.to(digits), back.to(digits))
     return spatial_transform(digits, theta.expand(len(digits), 2, 3), size)

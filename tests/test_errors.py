@@ -137,7 +137,7 @@ WRONG = {
         (X, torch.zeros(2, 5, 2)),
         dict(transform=triton_stn.ThinPlateSpline(2, 3)),
         ValueError,
-        ["theta", "(6, 2)", "(2, 5, 2)"],
+        ["theta", "(6, 2)", "(2, 5, 2)", "this spline has 6 control points, theta is of 5"],
     ),
     "corners as text": ((X, T), dict(align_corners="no"), TypeError, ["align_corners", "bool"]),
     "corners as int": ((X, T), dict(align_corners=1), TypeError, ["align_corners", "bool", "int"]),

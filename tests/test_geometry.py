@@ -130,13 +130,25 @@ def test_numbers_and_tensors_broadcast():
     assert geometry.affine(4, rotation=torch.zeros(2, dtype=torch.float16)).dtype == torch.float32
 
 
+def test_a_tensor_of_scales_has_its_axes_last():
+    pairs, both = noise(3, 2), noise(3, 1)
+    theta = geometry.affine((4, 6), scale=pairs)
+    torch.testing.assert_close(theta, geometry.affine((4, 6), scale=(pairs[:, 0], pairs[:, 1])))
+    theta = geometry.affine((4, 6), scale=both)
+    torch.testing.assert_close(theta, geometry.affine((4, 6), scale=(both[:, 0], both[:, 0])))
+    one = geometry.affine((4, 6), scale=tensor([2.0, 3.0]))
+    torch.testing.assert_close(one, geometry.affine((4, 6), scale=(2.0, 3.0)).double())
+    with pytest.raises(ValueError, match="scale must be a pair"):
+        geometry.affine((4, 6), scale=noise(3))
+
+
 def test_the_gradient_reaches_every_number():
     def build(scale, rotation, shear, translation):
         return geometry.affine(
             (4, 6), (5, 3), scale=scale, rotation=rotation, shear=shear, translation=translation
         )
 
-    numbers = [noise(*shape, seed=i) for i, shape in enumerate([(2,), (2,), (2, 2), (2, 2)])]
+    numbers = [noise(*shape, seed=i) for i, shape in enumerate([(2, 2), (2,), (2, 2), (2, 2)])]
     assert torch.autograd.gradcheck(build, [number.requires_grad_() for number in numbers])
 
 

@@ -105,7 +105,7 @@ def test_a_spline_is_copied_to_the_device_once(host_copies):
 
 @pytest.mark.parametrize("dtype", [None, torch.float64], ids=str)
 def test_theta_is_built_of_numbers_on_the_device(dtype, host_copies):
-    scale = torch.empty(4, device=AWAY)
+    scale = torch.empty(4, 1, device=AWAY)
     with host_copies:
         mixed = geometry.affine((5, 6), 7, scale=scale, rotation=0.5, shear=(0.1, 0), dtype=dtype)
         alone = geometry.affine(5, scale=2, translation=(0.5, 0), dtype=dtype, device=AWAY)

@@ -91,6 +91,33 @@ def test_the_operator_differentiates_itself(kernels: Place):
         assert torch.equal(getattr(direct, name), getattr(public, name))
 
 
+@pytest.mark.parametrize(
+    ("input", "theta", "source", "said"),
+    [
+        (
+            (3, 4, 5),
+            (1, 1, 2, 3),
+            "affine",
+            r"input must have shape \(N, C, H, W\), got \(3, 4, 5\)",
+        ),
+        ((1, 3, 4, 5), (1, 2, 3), "affine", r"theta must have shape \(N, K, 2, 3\) of the source"),
+        ((1, 3, 4, 5), (1, 1, 2, 3), "projective", r"\(N, K, 3, 3\) of the source 'projective'"),
+        ((1, 3, 4, 5), (1, 3, 4, 2), "grid", r"\(N, K, H_out, W_out, 2\) of the source 'grid'"),
+        ((1, 3, 4, 5), (1, 1, 2, 3), "tps", "source must name what theta is, got 'tps'"),
+    ],
+)
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+def test_operands_of_wrong_ranks_are_refused(input, theta, source, said, where):
+    x, theta = torch.zeros(input, device=where), torch.zeros(theta, device=where)
+    sample, backward = torch.ops.triton_stn.sample, torch.ops.triton_stn.sample_backward
+    with pytest.raises(ValueError, match=said):
+        sample(x, theta, (3, 4), *OPTIONS, source)
+    if where == "cpu":
+        grad = torch.zeros(1, 1, 3, 3, 4)
+        with pytest.raises(ValueError, match=said):
+            backward(grad, x, theta, *OPTIONS, True, True, source)
+
+
 def operator(x, theta, size):
     return torch.ops.triton_stn.sample(x, theta, size, *OPTIONS)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from triton_stn import backends
+from triton_stn import backends, checks
 from triton_stn.backends import area, maps, pytorch, taps
 from triton_stn.backends.batched import by_vmap
 from triton_stn.backends.layout import empty_gradients, empty_output
@@ -359,15 +359,18 @@ _library.define(
 
 
 @torch.library.impl(_library, "sample", "CompositeExplicitAutograd")
-def _run_sample(input, theta, size, *options):
-    if not _is_composed(input, options[0]):
-        return fused.sample(input, theta, size, *options)
-    output = empty_output(input, theta.shape[1], *size)
-    return output.copy_(_mean_of_samples(input, theta, _how_composed(input, size, options)))
+def _run_sample(input, theta, size, mode, padding_mode, align_corners, source="affine", *outside):
+    checks.check_operands(input, theta, len(size), source)
+    options = mode, padding_mode, align_corners, source
+    if not _is_composed(input, mode):
+        return fused.sample(input, theta, size, *options, *outside)
+    how = How(tuple(size), *options, backends.uses_triton(input))
+    return empty_output(input, theta.shape[1], *size).copy_(_mean_of_samples(input, theta, how))
 
 
 @torch.library.register_fake("triton_stn::sample", lib=_library)
-def _sample_fake(input, theta, size, *options):
+def _sample_fake(input, theta, size, mode, padding_mode, align_corners, source="affine", *outside):
+    checks.check_operands(input, theta, len(size), source)
     return empty_output(input, theta.shape[1], *size)
 
 
@@ -380,11 +383,16 @@ def _sample_autograd(
 
 
 @torch.library.impl(_library, "sample_backward", "CompositeExplicitAutograd")
-def _run_sample_backward(grad, input, theta, *options):
-    if not _is_composed(input, options[0]):
-        return fused.sample_backward(grad, input, theta, *options)
-    needs = options[3:5]
-    how = _how_composed(input, grad.shape[3:], (*options[:3], *options[5:6]))
+def _run_sample_backward(
+    grad, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta,
+    source="affine", *outside,
+):  # fmt: skip
+    size, needs = grad.shape[3:], (needs_input, needs_theta)
+    checks.check_operands(input, theta, len(size), source)
+    options = mode, padding_mode, align_corners
+    if not _is_composed(input, mode):
+        return fused.sample_backward(grad, input, theta, *options, *needs, source, *outside)
+    how = How(tuple(size), *options, source, backends.uses_triton(input))
     with torch.no_grad():
         made = _gradients_of_mean(grad, input, theta, how)
     both = empty_gradients(input, theta, *needs)
@@ -397,13 +405,6 @@ def _run_sample_backward(grad, input, theta, *options):
 def _is_composed(input, mode) -> bool:
     """Whether an operator stands for a mean of samples, to whom values are hidden."""
     return mode == "area" and not (input.ndim == 4 and backends.uses_triton(input))
-
-
-def _how_composed(input, size, options) -> How:
-    mode, padding_mode, align_corners, *source = options[:4]
-    source = source[0] if source else "affine"
-    triton = backends.uses_triton(input)
-    return How(tuple(size), mode, padding_mode, align_corners, source, triton)
 
 
 @torch.library.register_fake("triton_stn::sample_backward", lib=_library)

@@ -163,18 +163,41 @@ def check_theta(theta: Any, input: torch.Tensor, transform: Transform) -> None:
         raise ValueError(
             f"theta of {article} {name} transform must have shape ({one}), (N, {one}) or "
             f"(N, K, {one}) for an input of shape {shape_of(input)}, got {shape_of(theta)}"
-            f"{_use_theta(theta.shape, last)}"
+            f"{_use_theta(theta.shape, transform)}"
         )
     check_beside("theta", theta, input, batch=leading > 0)
 
 
-def _use_theta(shape: Sequence[int], expected: Sequence[int]) -> str:
+def _use_theta(shape: Sequence[int], transform: Transform) -> str:
     """What makes a theta of that shape fit: the end of a message."""
+    expected = transform.theta_shape
+    if transform.name == "tps" and len(shape) > 1 and shape[-1] == 2:
+        return f"; this spline has {expected[0]} control points, theta is of {shape[-2]}"
     if tuple(shape[-2:]) == (3, 3):
         return "; for homographies use transform='projective'"
     if shape and shape[-1] == math.prod(expected):
         return f"; use theta.unflatten(-1, {tuple(expected)})"
     return ""
+
+
+def check_operands(input: torch.Tensor, theta: torch.Tensor, ndim: int, source: str) -> None:
+    """Those of the registered operators: how many dimensions, and the last ones of theta."""
+    size = ", ".join(("D_out", "H_out", "W_out")[-ndim:])
+    last = {
+        "affine": f"{ndim}, {ndim + 1}", "projective": "3, 3", "spline": "T + 3, 4",
+        "grid": f"{size}, {ndim}", "flow": f"{size}, {ndim}", "patch": f"{size}, 6",
+    }.get(source)  # fmt: skip
+    if last is None:
+        raise ValueError(f"source must name what theta is, got {source!r}")
+    image = "N, C, D, H, W" if ndim == 3 else "N, C, H, W"
+    check_shape("input", input, ndim in (2, 3) and input.ndim == ndim + 2, f"({image})")
+    expected = last.split(", ")
+    fits = theta.ndim == 2 + len(expected) and all(
+        size == int(number)
+        for size, number in zip(theta.shape[2:], expected, strict=True)
+        if number.isdecimal()
+    )
+    check_shape("theta", theta, fits, f"(N, K, {last}) of the source {source!r}")
 
 
 def check_grid(grid: Any, input: torch.Tensor) -> None:

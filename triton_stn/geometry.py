@@ -31,7 +31,7 @@ def affine(
     image_size: Size,
     output_size: Size | None = None,
     *,
-    scale: Number | Sequence[Number] = 1.0,
+    scale: Number | Pair = 1.0,
     rotation: Number = 0.0,
     shear: Pair = (0.0, 0.0),
     translation: Pair = (0.0, 0.0),
@@ -49,7 +49,8 @@ def affine(
         image_size: the input's ``(H, W)``, or an int.
         output_size: the output's; None: the input's. Left out for an output of another size, that
             output shows the same window, resized.
-        scale: input pixels to an output pixel, so 0.5 enlarges; a number, or a pair ``(x, y)``.
+        scale: input pixels to an output pixel, so 0.5 enlarges; a number, or a pair ``(x, y)``. A
+            tensor is a pair ``(..., 2)``, or ``(..., 1)`` or ``()``, the same for both.
         rotation: in radians, positive from x to y: the window turns clockwise on the screen, and
             the picture in it counter-clockwise.
         shear: factors ``(k_x, k_y)``: x gains k_x·y and y gains k_y·x.
@@ -58,7 +59,7 @@ def affine(
         align_corners: as it will be in sampling.
         dtype, device: for numbers alone; None: those of the tensors, or PyTorch's default.
 
-    Every number may be a tensor ``(...)``, and shear and translation a tensor ``(..., 2)``. For a
+    Every other number may be a tensor ``(...)``, and shear and translation ``(..., 2)``. For a
     square image ``affine(scale=s, rotation=a, translation=t)`` is the matrix of ``Similarity``.
 
     Raises:
@@ -67,8 +68,7 @@ def affine(
     """
     sizes = _sizes(image_size, output_size, 2, "image_size")
     inner, outer = (_half_extent(size, align_corners) for size in sizes)
-    scale = scale if isinstance(scale, Sequence) else (scale, scale)
-    pairs = (_pair("scale", scale), _pair("shear", shear), _pair("translation", translation))
+    pairs = (_scale(scale), _pair("shear", shear), _pair("translation", translation))
     s_x, s_y, k_x, k_y, t_x, t_y, angle = _broadcast((*chain(*pairs), rotation), dtype, device)
     cos, sin = angle.cos(), angle.sin()
     ratio = [[o / i if i else 0.0 for o in outer] for i in inner]  # from pixels to normalised
@@ -255,6 +255,15 @@ def _pair(name: str, value: Any) -> Sequence[Any]:
     if not isinstance(pair, Sequence) or len(pair) != 2:
         raise ValueError(f"{name} must be a pair (x, y), got {value!r}")
     return pair
+
+
+def _scale(value: Any) -> Sequence[Any]:
+    """A pair, or what is the scale of both axes, twice."""
+    if isinstance(value, torch.Tensor) and value.shape[-1:] in ((), (1,)):
+        value = value.reshape(value.shape[:-1])
+    elif isinstance(value, (Sequence, torch.Tensor)):
+        return _pair("scale", value)
+    return value, value
 
 
 def _broadcast(values: Sequence[Any], dtype, device) -> Sequence[torch.Tensor]:
