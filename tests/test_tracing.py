@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import PYTORCH, Place
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
@@ -51,6 +54,37 @@ def test_a_compiler_traces_it_whole(place: Place, device, name):
         tensors = arguments(name, size)
         expected = torch.autograd.grad(function(*tensors), tensors)
         assert_close(torch.autograd.grad(compiled(*tensors), tensors), expected)
+
+
+def tensor(*shape):
+    return torch.rand(*shape).requires_grad_()
+
+
+# (call, its second argument for an image or a volume of (n, h, w))
+DYNAMIC = {
+    "affine": (spatial_transform, lambda n, h, w: tensor(n, h - 2, 2, 3)),
+    "spline": (partial(spatial_transform, transform=SPLINE), lambda n, h, w: tensor(n, 4, 2)),
+    "antialiased": (partial(spatial_transform, antialias=True), lambda n, h, w: tensor(n, 2, 3)),
+    "grid": (triton_stn.grid_sample, lambda n, h, w: tensor(n, w, h, 2)),
+    "volume": (spatial_transform, lambda n, h, w: tensor(n, 3, 4)),
+}
+
+
+@by_pytorch
+@pytest.mark.parametrize(
+    "name", ["affine", *(pytest.param(name, marks=pytest.mark.landing) for name in [*DYNAMIC][1:])]
+)
+def test_a_third_shape_compiles_nothing(place: Place, device, name):
+    torch._dynamo.reset()
+    call, second = DYNAMIC[name]
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(call, fullgraph=True, backend=counter)
+    for n, c, h, w in ((2, 2, 5, 6), (3, 4, 4, 3), (4, 3, 7, 8)):
+        size = (w, h, w) if name == "volume" else (h, w)
+        x, other = tensor(n, c, *size), second(n, h, w)
+        expected = torch.autograd.grad(call(x, other).square().sum(), (x, other))
+        assert_close(torch.autograd.grad(compiled(x, other).square().sum(), (x, other)), expected)
+    assert counter.frame_count <= 2
 
 
 @by_pytorch

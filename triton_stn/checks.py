@@ -31,9 +31,13 @@ def check_floating(name: str, value: Any) -> None:
         raise TypeError(f"{name} must have one of the dtypes {_NAMES}, got {value.dtype}")
 
 
-def check_shape(name: str, tensor: torch.Tensor, fits: bool, expected: str) -> None:
+def check_shape(
+    name: str, tensor: torch.Tensor, fits: bool, expected: str, input: torch.Tensor | None = None
+) -> None:
+    """``input`` is what the tensor has to suit."""
     if not fits:
-        raise ValueError(f"{name} must have shape {expected}, got {shape_of(tensor)}")
+        suits = "" if input is None else f" for an input of shape {shape_of(input)}"
+        raise ValueError(f"{name} must have shape {expected}{suits}, got {shape_of(tensor)}")
 
 
 def check_count(name: str, value: Any, least: int) -> None:
@@ -205,7 +209,7 @@ def check_grid(grid: Any, input: torch.Tensor) -> None:
     ndim = input.ndim - 2
     fits = grid.ndim in (ndim + 2, ndim + 3) and grid.shape[-1] == ndim
     last = f"{'D_out, ' * (ndim == 3)}H_out, W_out, {ndim}"
-    check_shape("grid", grid, fits, f"(N, {last}) or (N, K, {last}){_for(input)}")
+    check_shape("grid", grid, fits, f"(N, {last}) or (N, K, {last})", input)
     check_beside("grid", grid, input)
 
 
@@ -214,12 +218,8 @@ def check_flow(flow: Any, input: torch.Tensor) -> None:
     ndim = input.ndim - 2
     fits = flow.ndim == input.ndim and flow.shape[1] == ndim
     sizes = "D_out, " * (ndim == 3) + "H_out, W_out"
-    check_shape("flow", flow, fits, f"(N, {ndim}, {sizes}){_for(input)}")
+    check_shape("flow", flow, fits, f"(N, {ndim}, {sizes})", input)
     check_beside("flow", flow, input)
-
-
-def _for(input: torch.Tensor) -> str:
-    return f" for an input of shape {shape_of(input)}"
 
 
 def check_beside(name: str, tensor: torch.Tensor, input: torch.Tensor, batch: bool = True) -> None:

@@ -7,7 +7,6 @@ that starts there would take another first step than the kernels do.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -126,9 +125,10 @@ def _centres(n, half, align_corners, like):
     pixel = torch.arange(-1, n + 1, dtype=wide, device=like.device)
     centre = (pixel - (n - 1) / 2) / half
     above = pixel / half if align_corners else (pixel + 0.5) / half  # 1 above the centre
-    if math.frexp(half)[0] != 0.5:  # the quotients are rounded
-        up = torch.full_like(pixel, torch.inf)
-        centre, above = torch.nextafter(centre, up), torch.nextafter(above, up)
+    # The quotients are rounded, unless half is a power of two. (A tensor, as n may be symbolic.)
+    twice = torch.full((), n - align_corners, dtype=torch.int64, device=like.device)
+    exact, up = twice & (twice - 1) == 0, torch.full_like(pixel, torch.inf)
+    centre, above = (torch.where(exact, q, torch.nextafter(q, up)) for q in (centre, above))
     nearest = place = centre.to(like.dtype)
     for step in range(1, _STEPS + 1):
         below = (place < centre) | ((place + 1).to(wide) < above)

@@ -33,8 +33,9 @@ def in_float(input: torch.Tensor) -> torch.Tensor:
 def centred(size: int, edge: int, align_corners: bool, dtype: torch.dtype, device) -> torch.Tensor:
     """Normalised coordinates of ``size`` pixels, from -1 to 1 or from half a pixel inside; with an
     ``edge`` of 1 those of their size + 1 edges. One pixel lies at 0, with either align_corners."""
-    last = (size - 1 + edge) / (max(size - 1, 1) if align_corners else size)
-    return torch.linspace(-last, last, size + edge, dtype=dtype, device=device)
+    count = size + edge
+    steps = 2 * torch.arange(count, dtype=dtype, device=device) - (count - 1)  # whole numbers
+    return steps / (max(size - 1, 1) if align_corners else size)
 
 
 @kept

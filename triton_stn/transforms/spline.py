@@ -97,6 +97,8 @@ class ThinPlateSpline(Transform):
 
     def _matrix(self, *wanted) -> torch.Tensor:
         """(prod(size), T): the grid is this times θ. The last ones, unless huge, are kept."""
+        if not is_plain():  # a compiler would guard how many there are
+            return self._new_matrix(*wanted)
         matrix = _once(self._matrices, wanted, lambda: self._new_matrix(*wanted))
         if matrix.numel() > _KEPT:
             self._matrices.pop(wanted, None)
