@@ -150,14 +150,26 @@ def test_a_module_checks_its_arguments_when_it_is_made(options, error, message):
         triton_stn.nn.SpatialTransformer(torch.nn.Flatten(), 32, **options)
 
 
-def test_a_module_made_on_the_meta_device_is_filled_in_later():
+@pytest.mark.parametrize("start", [None, torch.tensor([[0.5, 0, 0], [0, 1, 0.25]])])
+@pytest.mark.parametrize("filled", ["reset", "loaded"])
+def test_a_module_made_on_the_meta_device_is_filled_in_later(start, filled):
+    options = dict(localization=torch.nn.Flatten(), features=20, num_transforms=2, theta=start)
+    source = triton_stn.nn.SpatialTransformer(**options)
     with torch.device("meta"):
-        net = triton_stn.nn.SpatialTransformer(torch.nn.Flatten(), 20)
+        net = triton_stn.nn.SpatialTransformer(**options)
     net = net.to_empty(device="cpu")
-    source = triton_stn.nn.SpatialTransformer(torch.nn.Flatten(), 20)
-    net.load_state_dict(source.state_dict())
+    net.load_state_dict(source.state_dict()) if filled == "loaded" else net.reset_parameters()
     x = torch.randn(1, 1, 4, 5)
-    assert_close(net(x), x)
+    assert_close(net(x), source(x))
+    assert_close(net.predict(x)[0, 1], torch.eye(2, 3) if start is None else start)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_script_is_told_what_to_use():
+    net = torch.nn.Sequential(triton_stn.nn.SpatialTransformer(torch.nn.Flatten(), 20))
+    for wanted in (spatial_transform, triton_stn.grid_sample, splat, net):
+        with pytest.raises(RuntimeError, match=r"use torch\.compile, torch\.export or torch\.jit"):
+            torch.jit.script(wanted)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAMES = ", ".join(map(str, DTYPES))
 
 
+def refuse_script(*_: Any) -> NoReturn:
+    """What `torch.jit.script` calls of an object before it reads its source."""
+    raise RuntimeError(
+        "torch.jit.script can not compile triton_stn: use torch.compile, torch.export or "
+        "torch.jit.trace"
+    )
+
+
 def shape_of(tensor: torch.Tensor) -> str:
     return f"({', '.join(str(size) for size in tensor.shape)})"
 

@@ -257,6 +257,10 @@ def grid_splat(
     return _splat(planes, grids, size, (mode, padding_mode, align_corners, "grid"), normalize)
 
 
+for _function in (spatial_transform, grid_sample, flow_warp, splat, grid_splat):
+    _function.__prepare_scriptable__ = checks.refuse_script
+
+
 def _operand(
     transform, theta, input, size, align_corners, antialias=False
 ) -> tuple[str, torch.Tensor, bool]:

@@ -77,17 +77,23 @@ class SpatialTransformer(nn.Module):
         self.localization = localization
         one = tuple(self.transform.theta_shape)
         every = (num_transforms, *one)
-        if theta is None:
-            theta = self.transform.identity(num_transforms)
-        elif tuple(theta.shape) not in (one, every):
+        if theta is not None and tuple(theta.shape) not in (one, every):
             raise ValueError(
                 f"theta must have shape {one} or (num_transforms, *theta_shape) = {every}, "
                 f"got {tuple(theta.shape)}"
             )
+        self._start = theta
         self.head = nn.Linear(features, math.prod(every))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Bring the head back to the start θ, as after ``to_empty``."""
+        theta = self.transform.identity(1) if self._start is None else self._start
         with torch.no_grad():
             self.head.weight.zero_()
-            self.head.bias.copy_(theta.expand(every).flatten())
+            self.head.bias.view(-1, *self.transform.theta_shape).copy_(theta)
+
+    __prepare_scriptable__ = checks.refuse_script
 
     def forward(
         self, x: torch.Tensor, return_theta: bool = False
