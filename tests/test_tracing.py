@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 
 import pytest
@@ -139,6 +140,22 @@ def test_a_compiler_maps(place: Place, device):
     tensors = torch.stack((x, x.flip(0))), torch.stack((theta, 0.9 * theta))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert_close(compiled(*tensors), function(*tensors))
+
+
+@pytest.mark.landing
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_package_of_aot_inductor_calls_the_operator(triton_device, kernels: Place, tmp_path):
+    class Sampler(torch.nn.Module):
+        def forward(self, x, theta):
+            return 2 * spatial_transform(x, theta)
+
+    x, theta = (t.detach().to(triton_device) for t in arguments("affine"))
+    n = torch.export.Dim("n", min=1)
+    exported = torch.export.export(Sampler(), (x, theta), dynamic_shapes=({0: n}, {0: n}))
+    assert "triton_stn.sample" in str(exported.graph)
+    file = torch._inductor.aoti_compile_and_package(exported, package_path=f"{tmp_path}/made.pt2")
+    other = x[:1], theta[1:]
+    assert_close(torch._inductor.aoti_load_package(file)(*other), Sampler()(*other))
 
 
 def test_a_compiler_traces_geometry_whole():
