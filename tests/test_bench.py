@@ -406,14 +406,14 @@ def test_filter_leaves_out_the_words_that_begin_with_a_minus(tmp_path):
 
 def test_runs_of_a_few_minutes_add_up_to_the_suite(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "this_machine", lambda: MACHINE)
-    arguments = ["--filter", "tutorial_28 -rotation", "--out", str(tmp_path), "--resume"]
+    arguments = ["--filter", "tutorial_28 identity", "--out", str(tmp_path), "--resume"]
     statuses = []
-    for tasks in range(1, 7):  # identity and two zooms, forward and forward_backward
+    for tasks in (1, 2):  # forward and forward_backward
         statuses.append(command.main([*arguments, "--minutes", "0"]))
         frame = table.read(tmp_path / "results.csv")
         assert len(frame) == tasks * len(registry.PROVIDERS)
-    assert statuses == [cli.OUT_OF_TIME] * 5 + [0]
-    assert capsys.readouterr().out.count("Time is up") == 5
+    assert statuses == [cli.OUT_OF_TIME, 0]
+    assert capsys.readouterr().out.count("Time is up") == 1
     assert len(set(table.keys(frame))) == len(frame)
     assert frame.query("provider == 'triton_stn'").speedup_vs_eager.notna().all()
 
