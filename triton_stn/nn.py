@@ -109,6 +109,7 @@ class SpatialTransformer(nn.Module):
         """
         theta = self.predict(x)
         output = self.sample(x, theta)
+        output = _no_view(output, output.shape)
         return (output, theta) if return_theta else output
 
     def predict(self, x: torch.Tensor) -> torch.Tensor:
@@ -124,7 +125,7 @@ class SpatialTransformer(nn.Module):
         with without_autocast(x):
             theta = self.head(flat.to(self.head.weight.dtype))
         parallel = (self.num_transforms,) if self.num_transforms > 1 else ()
-        return theta.unflatten(1, (*parallel, *self.transform.theta_shape))
+        return _no_view(theta, (n, *parallel, *self.transform.theta_shape))
 
     def sample(self, x: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         """``x`` sampled through a θ of the shape that ``predict`` gives."""
@@ -150,6 +151,12 @@ class SpatialTransformer(nn.Module):
             f"num_transforms={self.num_transforms}, mode={self.mode!r}, "
             f"padding_mode={self.padding_mode!r}, align_corners={self.align_corners}"
         )
+
+
+def _no_view(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """``tensor``, which nobody else has, in a shape. FSDP2 hooks on to what a module returns, and
+    warns of a view: an operation in place on it would leave the hook behind."""
+    return torch.ops.aten._unsafe_view(tensor, shape)
 
 
 def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float = 0.1) -> list[dict]:
