@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -86,6 +87,13 @@ def spatial_transform(
     checks.check_fill_value(fill_value, padding_mode, input)
     checks.check_antialias(antialias, mode)
     size = checks.check_output_size(output_size, input)
+    if backends.is_sharded(input, theta):
+        rules = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
+        call = partial(
+            spatial_transform, output_size=size, transform=transform, antialias=antialias, **rules
+        )
+        leading = theta.ndim - len(transform.theta_shape)
+        return _distributed().sample(call, input, theta, leading, fill_value)
     if usual and _by_kernels(input, "affine", mode) and type(transform) is transforms.Affine:
         calls.keep(input, theta, options, size, (mode, padding_mode, align_corners))
     source, theta, has_k = _operand(transform, theta, input, size, align_corners, antialias)
@@ -128,6 +136,10 @@ def grid_sample(
     checks.check_grid(grid, input)
     checks.check_fill_value(fill_value, padding_mode, input)
     has_k = grid.ndim > input.ndim
+    if backends.is_sharded(input, grid):
+        rules = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
+        call = partial(grid_sample, **rules)
+        return _distributed().sample(call, input, grid, 1 + has_k, fill_value)
     grids = grid if has_k else grid[:, None]
     rules = (mode, padding_mode, align_corners, "grid")
     return _sample(input, grids, grids.shape[2:-1], rules, fill_value, has_k)
@@ -165,6 +177,10 @@ def flow_warp(
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_flow(flow, input)
     checks.check_fill_value(fill_value, padding_mode, input)
+    if backends.is_sharded(input, flow):
+        rules = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
+        call = partial(flow_warp, **rules)
+        return _distributed().sample(call, input, flow, 1, fill_value)
     field, source = flow.movedim(1, -1)[:, None], "flow"
     align_corners = align_corners and padding_mode == "reflection"  # else it changes nothing
     if not _by_kernels(input, source, mode):
@@ -213,6 +229,11 @@ def splat(
     checks.check_theta(theta, input, transform)
     checks.check_dimensions(transform, planes[:, 0])
     size = checks.check_output_size(output_size, planes[:, 0])
+    if backends.is_sharded(input, theta):
+        rules = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
+        call = partial(splat, output_size=size, transform=transform, normalize=normalize, **rules)
+        leading = theta.ndim - len(transform.theta_shape)
+        return _distributed().splat(call, input, theta, leading)
     canvas = planes.shape[3:]
     source, theta, _ = _operand(transform, theta, planes[:, 0], canvas, align_corners)
     return _splat(planes, theta, size, (mode, padding_mode, align_corners, source), normalize)
@@ -254,11 +275,21 @@ def grid_splat(
             f"got {tuple(grids.shape[2:-1])} in grid of shape {checks.shape_of(grid)}"
         )
     size = checks.check_output_size(output_size, planes[:, 0])
+    if backends.is_sharded(input, grid):
+        rules = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
+        call = partial(grid_splat, output_size=size, normalize=normalize, **rules)
+        return _distributed().splat(call, input, grid, grid.ndim - ndim - 1)
     return _splat(planes, grids, size, (mode, padding_mode, align_corners, "grid"), normalize)
 
 
 for _function in (spatial_transform, grid_sample, flow_warp, splat, grid_splat):
     _function.__prepare_scriptable__ = checks.refuse_script
+
+
+def _distributed():
+    from triton_stn import distributed  # which imports PyTorch's
+
+    return distributed
 
 
 def _operand(

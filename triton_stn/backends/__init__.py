@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -81,6 +82,14 @@ def is_plain(*tensors: torch.Tensor) -> bool:
         or torch._C._get_tracing_state() is not None
         or any(type(tensor) not in PLAIN or tensor.is_meta for tensor in tensors)
     )
+
+
+def is_sharded(input: torch.Tensor, theta: torch.Tensor) -> bool:
+    """Whether one is a DTensor, whose module takes longer to import than this package."""
+    if type(input) in PLAIN and type(theta) in PLAIN:
+        return False
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and module.DTensor in (type(input), type(theta))
 
 
 def is_transformed() -> bool:
