@@ -10,6 +10,7 @@ networks and other scenes: ``python -m examples.train --help``.
     python -m examples.mnist --data-dir MNIST
     python -m examples.mnist --data-dir MNIST --rotate 90 --compare
     python -m examples.mnist --transform tps
+    torchrun --nproc-per-node=N -m examples.mnist
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 import torch
 from tabulate import tabulate
 
-from examples import data, models, pictures, scenes
+from examples import data, models, pictures, processes, scenes
 from examples.experiments import EXPERIMENTS
 from examples.options import RUNS, add_common, check_common, check_out, check_rates, perform, placed
 from examples.train import Settings, Trainer, held_out_scene, train
@@ -65,8 +66,10 @@ def run(arguments: argparse.Namespace) -> None:
     turned = partial(scenes.rotated, degrees=arguments.rotate)
     experiment = replace(EXPERIMENTS["upright"], scene=turned)
     scene = held_out_scene(experiment, held_out)
-    says = f"turned by up to {arguments.rotate:g}°" if arguments.rotate else "upright"
-    print(f"{len(training)} digits to train, {len(scene)} held out, {says}")
+    chief = processes.rank() == 0
+    if chief:
+        says = f"turned by up to {arguments.rotate:g}°" if arguments.rotate else "upright"
+        print(f"{len(training)} digits to train, {len(scene)} held out, {says}")
 
     rows = []
     kinds = {f"{arguments.transform} transformer": "tutorial"}
@@ -83,11 +86,14 @@ def run(arguments: argparse.Namespace) -> None:
             )
             torch.manual_seed(seed)
             network = placed(experiment.network(model, arguments.transform), arguments)
-            trainer = Trainer(network, experiment.scene, training, settings)
+            place = processes.rank(), processes.world()
+            trainer = Trainer(network, experiment.scene, training, settings, *place)
             point = train(trainer, scene, label=f"{kind}, seed {seed}")
             percents.append(100 - point.result.error)
         seconds = (time.perf_counter() - began) / len(percents)
         rows.append([kind, *percents, sum(percents) / len(percents), f"{seconds:.0f}"])
+    if not chief:
+        return
     seeds = [f"seed {seed}" for seed in arguments.seeds]
     print("held-out accuracy, %")
     print(tabulate(rows, ["", *seeds, "mean", "s a training"], floatfmt=".2f"))
@@ -97,7 +103,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example; 0, or 1 when there are no digits to read."""
-    return perform(run, parse_arguments(argv))
+    arguments = parse_arguments(argv)
+    with processes.joined(arguments):
+        return perform(run, arguments)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,19 @@ Writes to its folder: ``run.csv`` (step, loss, held-out error, IoU, milliseconds
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from examples import data, models, pictures
+from examples import data, models, pictures, processes
 from examples.experiments import EXPERIMENTS, Experiment, Result, loss, measure
 from examples.options import (
     RUNS,
@@ -210,16 +207,20 @@ def train(
             times.append(1e3 * (time.perf_counter() - began))
             bar.update()
             last = trainer.done == settings.steps
-            if chief and (last or (every and trainer.done % every == 0)):
+            if last or (every and trainer.done % every == 0):
                 mean = torch.stack(losses).mean().item()
-                result = judge(network, held_out)
+                result = processes.judged(judge, network, held_out)
                 point = Point(trainer.done, mean, result, sorted(times)[len(times) // 2])
                 bar.set_postfix_str(f"loss {mean:.3f}, held-out error {result.error:.2f}%")
-                watch(point)
+                if chief:
+                    watch(point)
                 losses.clear()
                 times.clear()
                 network.train()
-    return point or Point(trainer.done, float("nan"), judge(network, held_out), float("nan"))
+    if point is None:
+        result = processes.judged(judge, network, held_out)
+        point = Point(trainer.done, float("nan"), result, float("nan"))
+    return point
 
 
 def _wait(device: torch.device) -> None:
@@ -337,8 +338,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def run(arguments: argparse.Namespace, rank: int = 0, world: int = 1) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Train; print what came of it."""
+    rank, world = processes.rank(), processes.world()
     experiment = EXPERIMENTS[arguments.experiment]
     training, held_out = (d.to(arguments.device) for d in data.load(arguments.data_dir))
     fields = Settings.__dataclass_fields__
@@ -352,7 +354,7 @@ def run(arguments: argparse.Namespace, rank: int = 0, world: int = 1) -> None:
     scene = held_out_scene(experiment, held_out)
     label = f"{arguments.experiment} {arguments.model}, seed {settings.seed}"
     if rank:
-        train(trainer, scene, compiled=arguments.compile)
+        train(trainer, scene, arguments.every, compiled=arguments.compile)
         return
     print(f"{arguments.experiment}: {experiment.says}")
     print(f"{arguments.model}: {models.count(network):,} parameters; {len(training)} digits to")
@@ -369,18 +371,8 @@ def run(arguments: argparse.Namespace, rank: int = 0, world: int = 1) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0, or 1 when there is no data to read or no such run to go on with."""
     arguments = parse_arguments(argv)
-    rank, world = (int(os.environ.get(name, d)) for name, d in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if world > 1:
-        accelerator = arguments.device.startswith("cuda")
-        if accelerator:
-            arguments.device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(arguments.device)
-        distributed.init_process_group("nccl" if accelerator else "gloo")
-    try:
-        return perform(partial(run, rank=rank, world=world), arguments)
-    finally:
-        if world > 1:
-            distributed.destroy_process_group()
+    with processes.joined(arguments):
+        return perform(run, arguments)
 
 
 if __name__ == "__main__":

@@ -344,3 +344,24 @@ def test_fsdp_trains_as_one_process_and_warns_of_nothing(k):
             if trained is single:
                 expected = made
     torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-14)
+
+
+@together
+def test_the_examples_judge_their_shares_of_what_is_held_out():
+    from examples.data import Scene
+    from examples.experiments import Result, measure
+    from examples.processes import judged
+
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3))
+    if torch.distributed.get_rank():  # as by a batch of its own
+        network[1].running_mean += 5
+    scene = Scene(noise(7, 1, 4, 4).float(), torch.tensor([0, 1, 2, 0, 1, 2, 0]))
+    got = judged(measure, network, scene)
+    network[1].running_mean.zero_()
+    assert got.error == pytest.approx(measure(network, scene).error)
+    assert 0 < got.error < 100
+
+    def mean_of_targets(network, scene):
+        return Result(0.0, scene.targets.float().mean().item())
+
+    assert judged(mean_of_targets, network, scene).iou == pytest.approx(6 / 7)

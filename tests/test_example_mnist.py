@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,3 +118,16 @@ def test_learns_bars_by_heart(tmp_path, capsys):
     assert mnist.main([*data, *out, "--epochs", "12"]) == 0
     (line,) = (k for k in capsys.readouterr().out.splitlines() if k.startswith("affine"))
     assert float(line.split()[2]) > 90
+
+
+@pytest.mark.landing
+def test_two_processes_learn_them_together(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    command += ["examples.mnist", *write(tmp_path, *map(idx, made_up(400))), "--epochs", "12"]
+    command += ["--out", str(tmp_path / "picture.png"), "--device", "cpu", "--backend", "torch"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("affine"))
+    assert float(line.split()[2]) > 90
+    assert done.stdout.count("picture: ") == 1
+    assert (tmp_path / "picture.png").exists()
