@@ -212,6 +212,25 @@ def test_each_dimension_of_a_mesh_splits_something_else():
 
 
 @together
+def test_a_process_may_have_no_part_of_a_batch():
+    for case in ("affine", "affine, K", "projective", "area", "grid, K", "splat, K"):
+        function, *tensors = CASES[case]
+        tensors = [tensor[:1] for tensor in tensors]
+        got = results(function, [shard(tensor, 0) for tensor in tensors])
+        agree(got, results(function, alone(tensors)))
+        assert len(got[0].to_local()) == 1 - torch.distributed.get_rank()
+
+
+@together
+def test_what_is_not_yet_added_up_is_added_first():
+    from torch.distributed.tensor import DTensor, Partial
+
+    addends = DTensor.from_local(IMAGES / processes.WORLD, line(), [Partial()])
+    for dim in (0, None):
+        agree([transformed()(addends, shard(maps(N), dim))], [transformed()(IMAGES, maps(N))])
+
+
+@together
 def test_channels_last_stays():
     from torch.distributed.tensor import DTensor
 
@@ -267,7 +286,7 @@ def test_operators_know_sizes_fills_and_what_is_needed():
     import triton_stn.distributed
 
     operators, rules = torch.ops.triton_stn, ("bilinear", "zeros", False)
-    tensors = IMAGES[:2, :2], maps(2, 1), noise(2)
+    tensors = noise(2, 2, 2, 3), maps(2, 1), noise(2)
     with triton_stn.use_backend("triton"):
         for dims in ((0, 0, None), (1, None, 0)):
             sharded = [shard(t, dim).detach() for t, dim in zip(tensors, dims, strict=True)]
@@ -277,13 +296,25 @@ def test_operators_know_sizes_fills_and_what_is_needed():
                     for input, theta, fills in (tensors, sharded)
                 )
                 agree([got], [expected])
-            for needs in ((True, True), (True, False), (False, True)):
+            for needs in ((True, False), (False, True)):
                 agree(
                     *(
                         operators.sample_backward(output, input, theta, *rules, *needs, fills=fills)
                         for output, (input, theta, fills) in ((got, sharded), (expected, tensors))
                     )
                 )
+
+
+@together
+def test_an_operator_has_no_second_derivative():
+    import triton_stn.distributed
+
+    tensors = shard(IMAGES[:1, :1], None), shard(maps(1, 1), None)
+    with (
+        triton_stn.use_backend("triton"),
+        pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"),
+    ):
+        results(operator, tensors, second=True)
 
 
 def network(k=1):
