@@ -129,8 +129,10 @@ def _centres(n, half, align_corners, like):
     twice = torch.full((), n - align_corners, dtype=torch.int64, device=like.device)
     exact, up = twice & (twice - 1) == 0, torch.full_like(pixel, torch.inf)
     centre, above = (torch.where(exact, q, torch.nextafter(q, up)) for q in (centre, above))
-    nearest = place = centre.to(like.dtype)
-    for step in range(1, _STEPS + 1):
-        below = (place < centre) | ((place + 1).to(wide) < above)
-        place = torch.where(below, nearest + step * torch.finfo(like.dtype).eps / 4, place)
-    return place
+    steps = torch.arange(_STEPS + 1, dtype=like.dtype, device=like.device)[:, None]
+    places = centre.to(like.dtype) + steps * (torch.finfo(like.dtype).eps / 4)
+    below = (places < centre) | ((places + 1).to(wide) < above)
+    # The first that is not; and the last is none. (Place by place they would be a chain of which
+    # Inductor writes each link out twice, and so without end.)
+    below[-1] = False
+    return torch.where(below, torch.inf, places).amin(0)
