@@ -24,6 +24,7 @@ CALLS = {
     "antialiased spline": (SPLINE, dict(antialias=True)),
     "filled": ("projective", dict(fill_value=[1.0, 2.0])),
 }
+needs_a_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 by_pytorch = pytest.mark.parametrize("place", [PYTORCH])
 of_each = pytest.mark.parametrize("name", CALLS)
 
@@ -143,7 +144,18 @@ def test_a_compiler_maps(place: Place, device):
 
 
 @pytest.mark.landing
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+@needs_a_compiler
+@by_pytorch
+def test_inductor_compiles_forward_and_backward(place: Place, device):
+    torch._dynamo.reset()
+    tensors, function = arguments("affine"), loss("affine")
+    compiled = torch.compile(function, fullgraph=True)
+    expected = torch.autograd.grad(function(*tensors), tensors)
+    assert_close(torch.autograd.grad(compiled(*tensors), tensors), expected)
+
+
+@pytest.mark.landing
+@needs_a_compiler
 def test_a_package_of_aot_inductor_calls_the_operator(triton_device, kernels: Place, tmp_path):
     class Sampler(torch.nn.Module):
         def forward(self, x, theta):
