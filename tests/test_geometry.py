@@ -286,6 +286,24 @@ def test_a_shift_by_whole_pixels_by_hand(direction, sign, align_corners):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
+@corners
+@directions
+def test_a_pixel_matrix_of_a_volume_reads_the_voxels_that_it_names(direction, align_corners):
+    size, out_size, matrix = (4, 6, 9), (3, 7, 5), noise(3, 4)
+    theta = geometry.from_pixel_matrix(matrix, size, out_size, align_corners, direction)
+    torch.testing.assert_close(
+        geometry.to_pixel_matrix(theta, size, out_size, align_corners, direction), matrix
+    )
+    grid = F.affine_grid(theta[None], (1, 1, *out_size), align_corners)[0]
+    length = tensor([n - align_corners for n in size[::-1]])
+    got = grid * length / 2 + (tensor(size[::-1]) - 1) / 2
+    z, y, x = torch.meshgrid(*(torch.arange(n) for n in out_size), indexing="ij")
+    voxels = torch.stack((x, y, z, torch.ones_like(x)), -1).double()
+    square = torch.cat((matrix, tensor([[0, 0, 0, 1]])))
+    inward = square if direction == "output_to_input" else torch.linalg.inv(square)
+    torch.testing.assert_close(got, (voxels @ inward.T)[..., :3])
+
+
 @few
 @given(
     theta=st.one_of(matrices(2), matrices(3)),
@@ -455,7 +473,7 @@ WRONG = {
     "b": (lambda: geometry.compose(I, I[:1]), ValueError, "(..., 2, 3)"),
     "a and b": (lambda: geometry.compose(I, torch.eye(3, 4)), ValueError, "got (2, 3) and (3, 4)"),
     "theta": (lambda: geometry.invert(torch.eye(4)), ValueError, "got (4, 4)"),
-    "matrix": (lambda: geometry.from_pixel_matrix(torch.eye(3, 4), 4), ValueError, "got (3, 4)"),
+    "matrix": (lambda: geometry.from_pixel_matrix(torch.eye(4, 4), 4), ValueError, "got (4, 4)"),
     "direction": (
         lambda: geometry.from_pixel_matrix(I, 4, direction="inverse"),
         ValueError,

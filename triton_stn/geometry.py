@@ -122,9 +122,10 @@ def from_pixel_matrix(
     """θ of a matrix between pixel coordinates: of OpenCV, kornia, or your own.
 
     Args:
-        matrix: ``(..., 2, 3)``, or a homography ``(..., 3, 3)``; a tensor, or what
-            ``torch.as_tensor`` takes, such as OpenCV's arrays.
-        input_size, output_size: ``(H, W)`` or an int; an output_size of None is the input's.
+        matrix: ``(..., 2, 3)``, a homography ``(..., 3, 3)``, or ``(..., 3, 4)`` of volumes; a
+            tensor, or what ``torch.as_tensor`` takes, such as OpenCV's arrays.
+        input_size, output_size: ``(H, W)``, ``(D, H, W)`` or an int; an output_size of None is the
+            input's.
         align_corners: as it will be in sampling; the pixels that are read are the same.
         direction: ``"output_to_input"``: the matrix takes an output pixel to the input pixel to
             read, as ``cv2.warpAffine`` with ``WARP_INVERSE_MAP``. ``"input_to_output"``: it takes
@@ -143,7 +144,7 @@ def from_pixel_matrix(
     if not matrix.is_floating_point():
         matrix = matrix.to(torch.get_default_dtype())
     checks.check_choice("direction", direction, DIRECTIONS)
-    pixels = _check_pixel_matrix("matrix", matrix)
+    pixels = _square("matrix", matrix)
     if direction == "input_to_output":
         pixels = _inverse("matrix", pixels)
     inner, outer = _pixel_maps(input_size, output_size, align_corners, pixels)
@@ -157,12 +158,12 @@ def to_pixel_matrix(
     align_corners: bool = False,
     direction: str = "output_to_input",
 ) -> torch.Tensor:
-    """The matrix between pixel coordinates of θ ``(..., 2, 3)`` or ``(..., 3, 3)``, in its shape.
+    """The matrix between pixel coordinates of θ, in its shape, one of ``from_pixel_matrix``'s.
 
     The inverse of ``from_pixel_matrix``, with the same arguments.
     """
     checks.check_choice("direction", direction, DIRECTIONS)
-    square = _check_pixel_matrix("theta", theta)
+    square = _square("theta", theta)
     inner, outer = _pixel_maps(input_size, output_size, align_corners, square)
     pixels = _product(_product(inner, square), _unscale(outer))
     if direction == "input_to_output":
@@ -297,12 +298,6 @@ def _square(name: str, theta: Any) -> torch.Tensor:
     return torch.cat((theta, last.expand(*theta.shape[:-2], 1, columns)), -2)
 
 
-def _check_pixel_matrix(name: str, matrix: Any) -> torch.Tensor:
-    square = _square(name, matrix)
-    checks.check_shape(name, matrix, square.shape[-1] == 3, "(..., 2, 3) or (..., 3, 3)")
-    return square
-
-
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a·b, out of reach of autocast and TF32."""
     return (a[..., :, :, None] * b[..., None, :, :]).sum(-2)
@@ -332,19 +327,17 @@ def _in_pixels(points: torch.Tensor, size: Sequence[int], align_corners: bool) -
 
 
 def _pixel_maps(input_size, output_size, align_corners, like) -> list[torch.Tensor]:
-    """From normalised to pixel coordinates, (3, 3), of the input and of the output."""
-    maps = []
-    for h, w in _sizes(input_size, output_size, 2):
-        half_w, half_h = _half_extent((h, w), align_corners)
-        rows = (half_w, 0, (w - 1) / 2), (0, half_h, (h - 1) / 2), (0, 0, 1)
-        maps.append(vector(list(chain(*rows)), like).view(3, 3))
+    """From normalised to pixel coordinates of the input and of the output, homogeneous."""
+    ndim, maps = like.shape[-1] - 1, []
+    for size in _sizes(input_size, output_size, ndim):
+        half = vector(_half_extent(size, align_corners), like)
+        centre = vector([(n - 1) / 2 for n in reversed(size)], like)
+        maps.append(_square("map", torch.cat((half.diag(), centre[:, None]), 1)))
     return maps
 
 
 def _unscale(pixels: torch.Tensor) -> torch.Tensor:
     """From pixel to normalised coordinates; an axis without extent lies at 0."""
-    half = pixels.diagonal()[:2]
+    half, centre = pixels[:-1, :-1].diagonal(), pixels[:-1, -1]
     scale = torch.where(half == 0, 0.0, 1 / half)
-    inverse = torch.diag(torch.cat((scale, pixels.new_ones(1))))
-    inverse[:2, 2] = -pixels[:2, 2] * scale
-    return inverse
+    return _square("map", torch.cat((scale.diag(), (-centre * scale)[:, None]), 1))

@@ -49,9 +49,10 @@ class Plan:
     align: int = 1  # numbers; where it is more than 1, tensors have to be aligned to 16 bytes
     kept: tuple[dict, dict] = field(default_factory=lambda: ({}, {}))  # [aligned][device], `Ready`
 
-    def options(self, target: GPUTarget) -> dict[str, int]:
+    def options(self, target: GPUTarget) -> dict[str, Any]:
         """The compiler's options."""
-        options = {"num_warps": self.num_warps}
+        # Triton 3.10 will fuse no more unless asked; what two kernels agree in depends on neither.
+        options = {"num_warps": self.num_warps, "enable_fp_fusion": True}
         if target.backend == "cuda" and self.maxnreg is not None:
             cap = configs.register_cap(self.maxnreg, target.arch)
             options |= {"maxnreg": cap} if cap else {}
