@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +186,23 @@ def test_grid_image_keeps_the_proportions():
 def test_grid_image_names_a_shape_that_does_not_fit():
     with pytest.raises(ValueError, match=r"batch must have shape .* got \(2, 2, 3\)"):
         plot.grid_image(torch.zeros(2, 2, 3))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plot.show(batch(), torch.eye(2, 3), batch()),
+        lambda: plot.grid_image(batch()),
+        lambda: importlib.import_module("bench.output.plots"),
+    ],
+    ids=["show", "grid_image", "bench"],
+)
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch, draw):
+    monkeypatch.delitem(sys.modules, "bench.output.plots", raising=False)
+    for name in [name for name in sys.modules if name.startswith("matplotlib")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"matplotlib; use pip install triton_stn\[bench\]"):
+        draw()
 
 
 def test_the_figures_are_unknown_to_pyplot():

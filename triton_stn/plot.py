@@ -1,4 +1,4 @@
-"""Pictures of what a spatial transformer looks at. Needs matplotlib."""
+"""Pictures of what a spatial transformer looks at. Needs matplotlib: the extra ``bench`` has it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from triton_stn.transforms import Transform, resolve
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+NO_MATPLOTLIB = "pictures need matplotlib; use pip install triton_stn[bench]"
 COLORS = ("#e8178a", "#2ca02c", "#ff7f0e", "#1f77b4", "#9467bd", "#bcbd22", "#17becf", "#8c564b")
 
 
@@ -52,12 +53,11 @@ def show(
         a matplotlib Figure of its own, unknown to pyplot; ``figure.savefig(path)`` writes it.
 
     Raises:
+        ImportError: matplotlib is not installed; the message says how to install it.
         ValueError: a shape that does not fit; the message says what came and what was expected.
 
     Source: Jaderberg et al., "Spatial Transformer Networks", 2015, arXiv 1506.02025, figure 1.
     """
-    from matplotlib.figure import Figure
-
     transform = resolve(transform)
     theta, output = _per_transform(input, theta, output, transform)
     if titles is not None and len(titles) != len(input):
@@ -82,7 +82,7 @@ def show(
     rows = math.ceil(n / columns)
     widths = ([1.0] * (1 + k) + [0.15]) * columns  # a gap after each image's panels
     height = panel * tall + (0.15 * panel if titles is not None else 0.0)
-    figure = Figure((panel * sum(widths), height * rows), layout="constrained")
+    figure = _new_figure((panel * sum(widths), height * rows), layout="constrained")
     grid = figure.add_gridspec(rows, len(widths), width_ratios=widths)
     for i in range(n):
         row, column = divmod(i, columns)
@@ -117,10 +117,9 @@ def grid_image(batch: torch.Tensor, columns: int | None = None, *, inches: float
         a matplotlib Figure of its own, unknown to pyplot.
 
     Raises:
+        ImportError: matplotlib is not installed; the message says how to install it.
         ValueError: a shape that does not fit; the message says what came and what was expected.
     """
-    from matplotlib.figure import Figure
-
     _check_images("batch", batch)
     columns = columns or math.ceil(math.sqrt(len(batch)))
     rows = math.ceil(len(batch) / columns)
@@ -131,7 +130,7 @@ def grid_image(batch: torch.Tensor, columns: int | None = None, *, inches: float
     image = images.unflatten(0, (rows, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
     image = image[:-gap, :-gap]
     h, w, _ = image.shape
-    figure = Figure((inches * w / max(h, w), inches * h / max(h, w)))
+    figure = _new_figure((inches * w / max(h, w), inches * h / max(h, w)))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.imshow(image.numpy())
@@ -148,6 +147,14 @@ def log_figure(writer, tag: str, figure: Figure, step: int | None = None) -> Non
         step: the training step.
     """
     writer.add_figure(tag, figure, global_step=step)
+
+
+def _new_figure(size: tuple[float, float], layout: str | None = None) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(NO_MATPLOTLIB) from error
+    return Figure(size, layout=layout)
 
 
 def _per_transform(input, theta, output, transform):

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.output import table
 from bench.suite.cases import EXTREME, PASSES, SWEEP, SWEEP_CASE, angle_and_scale
+from triton_stn.plot import NO_MATPLOTLIB
+
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+    import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+except ImportError as error:
+    raise ImportError(NO_MATPLOTLIB) from error
 
 # Distinguishable with any colour vision, and by shape.
 STYLES = {
