@@ -96,7 +96,7 @@ WRONG = {
     # output_size
     "size of length 1": ((X, T, (4,)), {}, ValueError, ["output_size", "(H_out, W_out)", "(4,)"]),
     "size of length 3": ((X, T, [4, 4, 4]), {}, ValueError, ["output_size", "[4, 4, 4]"]),
-    "size is text": ((X, T, "44"), {}, ValueError, ["output_size", "int", "'44'"]),
+    "size is text": ((X, T, "44"), {}, TypeError, ["output_size", "int", "'44'"]),
     "size is zero": ((X, T, 0), {}, ValueError, ["output_size", "positive", "0"]),
     "size holds zero": ((X, T, (4, 0)), {}, ValueError, ["output_size", "positive", "(4, 0)"]),
     "size is negative": ((X, T, (-1, 4)), {}, ValueError, ["output_size", "positive", "(-1, 4)"]),
@@ -214,6 +214,24 @@ def test_a_wrong_grid_or_flow_is_named(wrong):
     assert message.startswith(fragments[0])
     for fragment in fragments:
         assert fragment in message
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda size: triton_stn.splat(X, T, size),
+        lambda size: triton_stn.grid_splat(X, torch.zeros(2, 4, 5, 2), size),
+        lambda size: triton_stn.nn.SpatialTransformer(torch.nn.Flatten(), 1, output_size=size),
+        lambda size: triton_stn.nn.out_of_view_penalty(T, size),
+        lambda size: triton_stn.geometry.affine(size),
+        lambda size: triton_stn.geometry.quadrilateral(T, size),
+        lambda size: triton_stn.Affine().identity(size),
+    ],
+)
+def test_text_is_no_size(call):
+    """Though it is a sequence."""
+    with pytest.raises(TypeError, match=r"^\w+ must be an int or .*ints, got '44'$"):
+        call("44")
 
 
 class Picture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from triton_stn.transforms import (
+    _BY_NAME,
     Affine,
     Attention,
     Projective,
@@ -19,6 +21,7 @@ from triton_stn.transforms import (
     ThinPlateSpline,
     resolve,
 )
+from triton_stn.types import TransformName
 
 SCATTERED = torch.tensor([[-0.9, -0.7], [0.8, -1.0], [0.1, 0.2], [-0.5, 0.9], [1.2, 0.6]])
 EVERY = [
@@ -389,6 +392,10 @@ def test_free_points_are_not_the_callers_tensor():
 def test_a_name_resolves_to_its_transform(name, expected):
     assert resolve(name) == expected and expected.name == name
     assert resolve(expected) is expected
+
+
+def test_the_names_that_type_checkers_know_are_those_that_resolve():
+    assert get_args(TransformName) == tuple(_BY_NAME)
 
 
 def test_affine_is_the_name_that_3d_has():

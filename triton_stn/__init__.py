@@ -1,6 +1,6 @@
 """Fused spatial transformers: sample an image through a learned transformation in one kernel."""
 
-from triton_stn import geometry, nn, plot, transforms
+from triton_stn import geometry, nn, plot, transforms, types
 from triton_stn._version import __version__
 from triton_stn.backends import use_backend
 from triton_stn.functional import (
@@ -28,5 +28,6 @@ __all__ = [
     "spatial_transform",
     "splat",
     "transforms",
+    "types",
     "use_backend",
 ]

@@ -6,15 +6,17 @@ import math
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import torch
+
+from triton_stn.types import Mode, PaddingMode
 
 if TYPE_CHECKING:
     from triton_stn.transforms import Transform
 
-MODES = ("nearest", "bilinear", "bicubic")
-PADDING_MODES = ("zeros", "border", "reflection")
+MODES = get_args(Mode)
+PADDING_MODES = get_args(PaddingMode)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NAMES = ", ".join(map(str, DTYPES))
 
@@ -252,9 +254,9 @@ def check_output_size(output_size: Any, input: torch.Tensor) -> tuple[int, ...]:
     if type(output_size) is int and output_size > 0:
         return (output_size,) * ndim
     # A tuple is asked for first: to be a Sequence takes 20 times as long.
-    several = isinstance(output_size, (tuple, list, Sequence))
+    several = isinstance(output_size, (tuple, list, Sequence)) and not isinstance(output_size, str)
     sizes = output_size if several else (output_size,) * ndim
-    if isinstance(output_size, str) or len(sizes) != ndim:
+    if len(sizes) != ndim:
         expected = "(H_out, W_out)" if ndim == 2 else "(D_out, H_out, W_out)"
         raise ValueError(
             f"output_size must be an int or {expected} for an input of shape {shape_of(input)}, "

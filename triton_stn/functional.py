@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -11,17 +10,18 @@ import torch
 from triton_stn import autograd, backends, calls, checks, transforms
 from triton_stn.backends.numbers import vector
 from triton_stn.backends.pytorch_grid import flow_grid
+from triton_stn.types import Fill, Mode, PaddingMode, Size, TransformName
 
 
 def spatial_transform(
     input: torch.Tensor,
     theta: torch.Tensor,
-    output_size: int | Sequence[int] | None = None,
+    output_size: Size | None = None,
     *,
-    transform: str | transforms.Transform = "affine",
-    mode: str = "bilinear",
-    padding_mode: str = "zeros",
-    fill_value: float | Sequence[float] | torch.Tensor | None = None,
+    transform: TransformName | transforms.Transform = "affine",
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
+    fill_value: Fill | None = None,
     align_corners: bool = False,
     antialias: bool = False,
 ) -> torch.Tensor:
@@ -104,11 +104,11 @@ def spatial_transform(
 def grid_sample(
     input: torch.Tensor,
     grid: torch.Tensor,
-    mode: str = "bilinear",
-    padding_mode: str = "zeros",
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
     align_corners: bool | None = None,
     *,
-    fill_value: float | Sequence[float] | torch.Tensor | None = None,
+    fill_value: Fill | None = None,
 ) -> torch.Tensor:
     """Sample ``input`` at the normalised coordinates of ``grid``, as ``F.grid_sample`` does.
 
@@ -148,11 +148,11 @@ def grid_sample(
 def flow_warp(
     input: torch.Tensor,
     flow: torch.Tensor,
-    mode: str = "bilinear",
-    padding_mode: str = "zeros",
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
     align_corners: bool = False,
     *,
-    fill_value: float | Sequence[float] | torch.Tensor | None = None,
+    fill_value: Fill | None = None,
 ) -> torch.Tensor:
     """Backward warping by optical flow: the output at (i, j) is ``input`` at (i, j) + flow.
 
@@ -193,11 +193,11 @@ def flow_warp(
 def splat(
     input: torch.Tensor,
     theta: torch.Tensor,
-    output_size: int | Sequence[int] | None = None,
+    output_size: Size | None = None,
     *,
-    transform: str | transforms.Transform = "affine",
-    mode: str = "bilinear",
-    padding_mode: str = "zeros",
+    transform: TransformName | transforms.Transform = "affine",
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
     align_corners: bool = False,
     normalize: bool = False,
 ) -> torch.Tensor:
@@ -242,9 +242,9 @@ def splat(
 def grid_splat(
     input: torch.Tensor,
     grid: torch.Tensor,
-    output_size: int | Sequence[int] | None = None,
-    mode: str = "bilinear",
-    padding_mode: str = "zeros",
+    output_size: Size | None = None,
+    mode: Mode = "bilinear",
+    padding_mode: PaddingMode = "zeros",
     align_corners: bool = False,
     *,
     normalize: bool = False,

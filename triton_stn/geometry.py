@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from itertools import chain
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -20,11 +20,11 @@ from triton_stn.backends import is_plain
 from triton_stn.backends.numbers import vector
 from triton_stn.transforms import Transform, resolve
 from triton_stn.transforms.base import check_size
+from triton_stn.types import Direction, Size, TransformName
 
 Number = float | torch.Tensor
 Pair = Sequence[Number] | torch.Tensor
-Size = int | Sequence[int]
-DIRECTIONS = ("output_to_input", "input_to_output")
+DIRECTIONS = get_args(Direction)
 
 
 def affine(
@@ -117,7 +117,7 @@ def from_pixel_matrix(
     input_size: Size,
     output_size: Size | None = None,
     align_corners: bool = False,
-    direction: str = "output_to_input",
+    direction: Direction = "output_to_input",
 ) -> torch.Tensor:
     """θ of a matrix between pixel coordinates: of OpenCV, kornia, or your own.
 
@@ -156,7 +156,7 @@ def to_pixel_matrix(
     input_size: Size,
     output_size: Size | None = None,
     align_corners: bool = False,
-    direction: str = "output_to_input",
+    direction: Direction = "output_to_input",
 ) -> torch.Tensor:
     """The matrix between pixel coordinates of θ, in its shape, one of ``from_pixel_matrix``'s.
 
@@ -176,7 +176,7 @@ def quadrilateral(
     input_size: Size,
     output_size: Size | None = None,
     align_corners: bool = False,
-    transform: str | Transform = "affine",
+    transform: TransformName | Transform = "affine",
     points_per_edge: int = 1,
 ) -> torch.Tensor:
     """Where the output's outline lies in the input, in pixels: ``(..., 4·points_per_edge, 2)``.
@@ -219,7 +219,7 @@ def inside_mask(
     input_size: Size,
     output_size: Size | None = None,
     align_corners: bool = False,
-    transform: str | Transform = "affine",
+    transform: TransformName | Transform = "affine",
 ) -> torch.Tensor:
     """Which output pixels read inside the image: bool ``(..., H_out, W_out)``.
 
@@ -239,7 +239,7 @@ def valid_fraction(
     input_size: Size,
     output_size: Size | None = None,
     align_corners: bool = False,
-    transform: str | Transform = "affine",
+    transform: TransformName | Transform = "affine",
 ) -> torch.Tensor:
     """The share of output pixels that read inside the image: float32 ``(...)``, no gradient."""
     transform = _resolve(transform, input_size)
@@ -247,8 +247,9 @@ def valid_fraction(
     return mask.flatten(-transform.ndim).float().mean(-1)
 
 
-def _resolve(transform: str | Transform, input_size: Size) -> Transform:
-    return resolve(transform, len(input_size) if isinstance(input_size, Sequence) else 2)
+def _resolve(transform: TransformName | Transform, input_size: Size) -> Transform:
+    several = isinstance(input_size, Sequence) and not isinstance(input_size, str)
+    return resolve(transform, len(input_size) if several else 2)
 
 
 def _pair(name: str, value: Any) -> Sequence[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from triton_stn import checks
 from triton_stn.backends.numbers import without_autocast
 from triton_stn.functional import spatial_transform
 from triton_stn.transforms import Transform, resolve
+from triton_stn.types import Fill, Mode, PaddingMode, Size, TransformName
 
 
 class SpatialTransformer(nn.Module):
@@ -44,15 +45,15 @@ class SpatialTransformer(nn.Module):
         self,
         localization: nn.Module,
         features: int,
-        transform: str | Transform = "affine",
-        output_size: int | Sequence[int] | None = None,
+        transform: TransformName | Transform = "affine",
+        output_size: Size | None = None,
         num_transforms: int = 1,
         *,
         theta: torch.Tensor | None = None,
-        mode: str = "bilinear",
-        padding_mode: str = "zeros",
+        mode: Mode = "bilinear",
+        padding_mode: PaddingMode = "zeros",
         align_corners: bool = False,
-        fill_value: float | Sequence[float] | torch.Tensor | None = None,
+        fill_value: Fill | None = None,
         antialias: bool = False,
     ) -> None:
         super().__init__()
@@ -141,7 +142,9 @@ class SpatialTransformer(nn.Module):
             antialias=self.antialias,
         )
 
-    def parameter_groups(self, lr: float, localization_lr_scale: float = 0.1) -> list[dict]:
+    def parameter_groups(
+        self, lr: float, localization_lr_scale: float = 0.1
+    ) -> list[dict[str, Any]]:
         """``parameter_groups(self, lr, localization_lr_scale)``: one group, the slower one."""
         return parameter_groups(self, lr, localization_lr_scale)
 
@@ -159,7 +162,9 @@ def _no_view(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return torch.ops.aten._unsafe_view(tensor, shape)
 
 
-def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float = 0.1) -> list[dict]:
+def parameter_groups(
+    model: nn.Module, lr: float, localization_lr_scale: float = 0.1
+) -> list[dict[str, Any]]:
     """The parameters of a model for an optimizer, its transformers' slower.
 
     Args:
@@ -184,8 +189,8 @@ def parameter_groups(model: nn.Module, lr: float, localization_lr_scale: float =
 
 def out_of_view_penalty(
     theta: torch.Tensor,
-    output_size: int | Sequence[int] = 16,
-    transform: str | Transform = "affine",
+    output_size: Size = 16,
+    transform: TransformName | Transform = "affine",
     align_corners: bool = False,
 ) -> torch.Tensor:
     """How far a transformer looks outside the image: 0 where all it reads is inside.
@@ -206,14 +211,16 @@ def out_of_view_penalty(
     return (grid.abs() - 1).clamp(min=0).square().sum(-1).mean()
 
 
-def identity_penalty(theta: torch.Tensor, transform: str | Transform = "affine") -> torch.Tensor:
+def identity_penalty(
+    theta: torch.Tensor, transform: TransformName | Transform = "affine"
+) -> torch.Tensor:
     """Mean squared difference of ``theta`` (..., *theta_shape) to the identity's: a scalar."""
     transform = resolve(transform)
     theta = transform.check_theta(theta)
     return (theta - transform.identity(dtype=theta.dtype, device=theta.device)).square().mean()
 
 
-def tiles(rows: int, cols: int, transform: str | Transform = "affine") -> torch.Tensor:
+def tiles(rows: int, cols: int, transform: TransformName | Transform = "affine") -> torch.Tensor:
     """Start θ with which ``rows`` · ``cols`` parallel transformers tile the image, row by row.
 
     Attention and similarity scale both axes alike: each reads the largest window with the image's

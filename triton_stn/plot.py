@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from triton_stn.checks import shape_of
 from triton_stn.geometry import quadrilateral
 from triton_stn.transforms import Transform, resolve
+from triton_stn.types import TransformName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +25,7 @@ def show(
     input: torch.Tensor,
     theta: torch.Tensor,
     output: torch.Tensor,
-    transform: str | Transform = "affine",
+    transform: TransformName | Transform = "affine",
     align_corners: bool = False,
     *,
     titles: Sequence[str] | None = None,
@@ -137,7 +138,7 @@ def grid_image(batch: torch.Tensor, columns: int | None = None, *, inches: float
     return figure
 
 
-def log_figure(writer, tag: str, figure: Figure, step: int | None = None) -> None:
+def log_figure(writer: Any, tag: str, figure: Figure, step: int | None = None) -> None:
     """Log a figure to TensorBoard.
 
     Args:

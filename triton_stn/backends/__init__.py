@@ -7,21 +7,25 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import torch
 from torch.autograd import forward_ad
 
+from triton_stn.types import Backend
+
 # The kernels are decorated, and Triton reads this variable, when the package is imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+NAMES = get_args(Backend)
 TRITON_DEVICES = ("cuda", "xpu")  # ROCm calls itself cuda
 # Looked up once, for `uses_triton` is on every call's way. PyTorch for Windows comes without.
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-_choice = "auto"
+_choice: Backend = "auto"
 
 
 @contextmanager
-def use_backend(name: str) -> Iterator[None]:
+def use_backend(name: Backend) -> Iterator[None]:
     """Force the backend of every call inside the ``with`` block, in every thread.
 
     Args:
@@ -33,8 +37,9 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: another name, or ``"triton"`` where it is not installed.
     """
     global _choice
-    if name not in ("triton", "torch", "auto"):
-        raise ValueError(f"backend must be one of 'triton', 'torch', 'auto', got {name!r}")
+    if name not in NAMES:
+        expected = ", ".join(map(repr, NAMES))
+        raise ValueError(f"backend must be one of {expected}, got {name!r}")
     if name == "triton" and not HAS_TRITON:
         raise ValueError(
             "backend must be 'torch' or 'auto' where triton is not installed, got 'triton'"
@@ -46,7 +51,7 @@ def use_backend(name: str) -> Iterator[None]:
         _choice = previous
 
 
-def choice() -> str:
+def choice() -> Backend:
     """What `use_backend` has chosen."""
     return _choice
 

@@ -16,6 +16,7 @@ from triton_stn.transforms.matrices import (
     Similarity,
 )
 from triton_stn.transforms.spline import ThinPlateSpline
+from triton_stn.types import TransformName
 
 __all__ = [
     "Affine",
@@ -31,7 +32,7 @@ __all__ = [
 _BY_NAME = {kind.name: kind for kind in (Affine, Attention, Similarity, Projective)}
 
 
-def resolve(transform: str | Transform, ndim: int = 2) -> Transform:
+def resolve(transform: TransformName | Transform, ndim: int = 2) -> Transform:
     """The transform of that name for ``ndim`` spatial dimensions; a Transform object is returned.
 
     Raises:

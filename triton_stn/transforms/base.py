@@ -11,6 +11,7 @@ import torch
 from triton_stn import checks
 from triton_stn.backends.maps import pixels
 from triton_stn.backends.numbers import vector
+from triton_stn.types import Size
 
 
 class Transform(ABC):
@@ -30,7 +31,7 @@ class Transform(ABC):
 
     def identity(
         self,
-        batch: int | Sequence[int] | None = None,
+        batch: Size | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> torch.Tensor:
@@ -39,6 +40,8 @@ class Transform(ABC):
         ``batch`` is None for none, an int N or a tuple; ``dtype`` and ``device`` default to
         PyTorch's own. The tensor is new, and its elements are its own.
         """
+        if isinstance(batch, str):
+            raise TypeError(f"batch must be an int or a sequence of ints, got {batch!r}")
         batch = () if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
         device = torch.get_default_device() if device is None else torch.device(device)
         one = self._identity_on(device, dtype or torch.get_default_dtype())
@@ -63,7 +66,7 @@ class Transform(ABC):
     def grid(
         self,
         theta: torch.Tensor,
-        output_size: int | Sequence[int],
+        output_size: Size,
         align_corners: bool = False,
     ) -> torch.Tensor:
         """The sampling grid: the normalised source coordinates of every output pixel.
@@ -83,7 +86,7 @@ class Transform(ABC):
     def patches(
         self,
         theta: torch.Tensor,
-        output_size: int | Sequence[int],
+        output_size: Size,
         align_corners: bool = False,
     ) -> torch.Tensor:
         """What every output pixel covers, a parallelogram: its centre and its sides, normalised.

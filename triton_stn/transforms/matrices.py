@@ -16,7 +16,7 @@ class MatrixTransform(Transform):
 
     is_affine = True
 
-    def source(self, theta, points):
+    def source(self, theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         matrix = self.matrix(theta)[..., None, :, :]
         return matrix[..., -1] + sum(matrix[..., d] * points[:, d, None] for d in range(self.ndim))
 
@@ -36,10 +36,10 @@ class Affine(MatrixTransform):
             raise ValueError(f"ndim must be 2 or 3, got {self.ndim!r}")
 
     @property
-    def theta_shape(self):
+    def theta_shape(self) -> tuple[int, ...]:
         return self.ndim, self.ndim + 1
 
-    def matrix(self, theta):
+    def matrix(self, theta: torch.Tensor) -> torch.Tensor:
         return self.check_theta(theta)
 
     def _identity(self):
@@ -56,7 +56,7 @@ class Attention(MatrixTransform):
     name: ClassVar[str] = "attention"
     theta_shape: ClassVar[tuple[int, ...]] = (3,)
 
-    def matrix(self, theta):
+    def matrix(self, theta: torch.Tensor) -> torch.Tensor:
         s, t_x, t_y = self.check_theta(theta).unbind(-1)
         zero = torch.zeros_like(s)
         return torch.stack((s, zero, t_x, zero, s, t_y), -1).unflatten(-1, (2, 3))
@@ -76,7 +76,7 @@ class Similarity(MatrixTransform):
     name: ClassVar[str] = "similarity"
     theta_shape: ClassVar[tuple[int, ...]] = (4,)
 
-    def matrix(self, theta):
+    def matrix(self, theta: torch.Tensor) -> torch.Tensor:
         scale, angle, t_x, t_y = self.check_theta(theta).unbind(-1)
         c, s = scale * angle.cos(), scale * angle.sin()
         return torch.stack((c, -s, t_x, s, c, t_y), -1).unflatten(-1, (2, 3))
@@ -99,7 +99,7 @@ class Projective(Transform):
     name: ClassVar[str] = "projective"
     theta_shape: ClassVar[tuple[int, ...]] = (3, 3)
 
-    def source(self, theta, points):
+    def source(self, theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         return view(self.check_theta(theta), points).places
 
     def _linearised(self, theta, size, align_corners):
@@ -112,7 +112,7 @@ class Projective(Transform):
         )
         return at.places, torch.cat((along_j, along_i), -1)
 
-    def kernel_theta(self, theta):
+    def kernel_theta(self, theta: torch.Tensor) -> tuple[str, torch.Tensor]:
         return "projective", self.check_theta(theta)
 
     def _identity(self):

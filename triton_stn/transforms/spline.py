@@ -54,7 +54,7 @@ class ThinPlateSpline(Transform):
         *,
         points: torch.Tensor | None = None,
         ridge: float = 0.0,
-    ):
+    ) -> None:
         if (rows is None) != (cols is None) or (rows is None) == (points is None):
             raise ValueError(
                 "ThinPlateSpline must be given rows and cols, or points, "
@@ -81,7 +81,7 @@ class ThinPlateSpline(Transform):
         theta = self.check_theta(theta)
         return (self._on(theta.device)[0] @ theta.double()).to(theta.dtype)
 
-    def source(self, theta, points):
+    def source(self, theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         # (..., T + 3, 2)
         weights, affine = self.coefficients(theta).split((len(self.points), 3), -2)
         basis = radial(points, self._on(points.device)[1].to(points.dtype))  # (P, T)
@@ -112,7 +112,7 @@ class ThinPlateSpline(Transform):
         weights, one, along = inverse.split((len(centres), 1, 2))
         return (radial(points, centres) @ weights + one + points @ along).to(dtype)
 
-    def kernel_theta(self, theta):
+    def kernel_theta(self, theta: torch.Tensor) -> tuple[str, torch.Tensor]:
         coefficients = self.coefficients(theta)  # (..., T + 3, 2)
         points = self._on(theta.device)[1].to(coefficients.dtype)
         points = torch.nn.functional.pad(points, (0, 0, 0, 3))

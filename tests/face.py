@@ -1,0 +1,138 @@
+"""All of the public face, as a user writes it, with the type of each result.
+
+``.ci/run`` has ``mypy --strict`` check it through the editable install, where every ignored error
+must be one, and runs it against the built wheel, without this checkout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from typing_extensions import assert_type
+
+import triton_stn
+from triton_stn import geometry, plot
+from triton_stn.nn import SpatialTransformer
+from triton_stn.transforms import MatrixTransform, Transform, resolve
+from triton_stn.types import Fill, Mode, PaddingMode, Size
+
+IMAGE = torch.rand(2, 3, 6, 8)
+THETA = torch.eye(2, 3)
+GRID = torch.zeros(2, 4, 4, 2)
+
+
+def sampling(mode: Mode = "nearest", padding: PaddingMode = "border", size: Size = (4, 5)) -> None:
+    fills: list[Fill] = [1, 0.5, [0.0, 0.5, 1.0], torch.zeros(3)]
+    for fill in fills:
+        assert_type(triton_stn.spatial_transform(IMAGE, THETA, fill_value=fill), Tensor)
+    sizes: list[Size | None] = [None, 4, (4, 5), [4, 5], torch.Size([4, 5]), size]
+    for one in sizes:
+        triton_stn.spatial_transform(IMAGE, THETA, one, mode=mode, padding_mode=padding)
+    spline = triton_stn.ThinPlateSpline(2, 3)
+    triton_stn.spatial_transform(
+        IMAGE, spline.identity(2), size, transform=spline, align_corners=True, antialias=True
+    )
+    assert_type(triton_stn.grid_sample(IMAGE, GRID, mode, padding), Tensor)
+    assert_type(triton_stn.flow_warp(IMAGE, torch.zeros(2, 2, 6, 8), mode, padding), Tensor)
+    assert_type(triton_stn.splat(IMAGE, THETA, size, mode=mode, normalize=True), Tensor)
+    assert_type(triton_stn.grid_splat(torch.rand(2, 3, 4, 4), GRID, size), Tensor)
+    with triton_stn.use_backend("torch"):
+        assert_type(triton_stn.spatial_transform(IMAGE, THETA), Tensor)
+
+
+class Shift(MatrixTransform):
+    """A transform of a user's own: θ (1,) moves along x."""
+
+    name = "shift"
+    theta_shape = (1,)
+
+    def matrix(self, theta: Tensor) -> Tensor:
+        return torch.eye(2, 3) + theta[..., None] * torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+
+    def _identity(self) -> Tensor:
+        return torch.zeros(1, dtype=torch.float64)
+
+
+def transforms() -> None:
+    kinds: list[Transform] = [
+        triton_stn.Affine(),
+        triton_stn.Attention(),
+        triton_stn.Similarity(),
+        triton_stn.Projective(),
+        triton_stn.ThinPlateSpline(2, 2),
+        triton_stn.ThinPlateSpline(points=torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])),
+        Shift(),
+        resolve("affine", 2),
+    ]
+    for kind in kinds:
+        theta = kind.identity((2, 3), dtype=torch.float32)
+        assert_type(theta, Tensor)
+        assert_type(kind.grid(theta, (4, 5)), Tensor)
+        assert_type(kind.patches(theta, 4), Tensor)
+        assert_type(triton_stn.spatial_transform(IMAGE, theta, 4, transform=kind), Tensor)
+    affine = triton_stn.Affine(3)
+    assert_type(affine.theta_shape, tuple[int, ...])
+    assert_type(affine.matrix(torch.eye(3, 4)), Tensor)
+    assert_type(affine.source(torch.eye(3, 4), torch.zeros(1, 3)), Tensor)
+    assert_type(triton_stn.ThinPlateSpline(2, 2).coefficients(torch.zeros(4, 2)), Tensor)
+
+
+def modules() -> None:
+    localization = nn.Sequential(nn.Flatten(), nn.Linear(144, 8))
+    start = triton_stn.nn.tiles(1, 2, "attention")
+    module = SpatialTransformer(localization, 8, "attention", 4, 2, theta=start, mode="bicubic")
+    assert_type(module.predict(IMAGE), Tensor)
+    assert_type(module.sample(IMAGE, module.predict(IMAGE)), Tensor)
+    assert_type(module.forward(IMAGE), Tensor | tuple[Tensor, Tensor])
+    assert_type(module.parameter_groups(1e-3), list[dict[str, Any]])
+    torch.optim.SGD(triton_stn.nn.parameter_groups(module, 1e-3))
+    assert_type(triton_stn.nn.out_of_view_penalty(THETA, (4, 5)), Tensor)
+    assert_type(triton_stn.nn.identity_penalty(start, "attention"), Tensor)
+
+
+def geometries() -> None:
+    theta = geometry.affine((6, 8), 4, scale=(0.5, 1), rotation=torch.tensor(0.1), shear=(0, 0.1))
+    assert_type(theta, Tensor)
+    assert_type(geometry.compose(theta, geometry.invert(theta)), Tensor)
+    matrix = geometry.to_pixel_matrix(theta, (6, 8), direction="input_to_output")
+    assert_type(matrix, Tensor)
+    assert_type(geometry.from_pixel_matrix(matrix.tolist(), (6, 8)), Tensor)
+    assert_type(geometry.quadrilateral(theta, [6, 8], points_per_edge=2), Tensor)
+    assert_type(geometry.inside_mask(theta, 6, transform="affine"), Tensor)
+    assert_type(geometry.valid_fraction(theta, 6), Tensor)
+
+
+def pictures() -> None:
+    assert_type(plot.show(IMAGE, THETA, IMAGE), Figure)
+    assert_type(plot.grid_image(IMAGE), Figure)
+
+
+def refused() -> None:
+    """By the type checker and by the library."""
+    wrong: list[Callable[[], object]] = [
+        lambda: triton_stn.spatial_transform(IMAGE, THETA, mode="cubic"),  # type: ignore[arg-type]
+        lambda: triton_stn.grid_sample(IMAGE, GRID, "linear"),  # type: ignore[arg-type]
+        lambda: triton_stn.splat(IMAGE, THETA, padding_mode="wrap"),  # type: ignore[arg-type]
+        lambda: triton_stn.spatial_transform(IMAGE, THETA, "64"),  # type: ignore[arg-type]
+        lambda: triton_stn.Affine().identity("2"),  # type: ignore[arg-type]
+        lambda: geometry.affine("64"),  # type: ignore[arg-type]
+        lambda: geometry.inside_mask(THETA, "6"),  # type: ignore[arg-type]
+        lambda: SpatialTransformer(nn.Flatten(), 144, output_size="64"),  # type: ignore[arg-type]
+        lambda: SpatialTransformer(nn.Flatten(), 144, "rigid"),  # type: ignore[arg-type]
+    ]
+    for call in wrong:
+        try:
+            call()
+        except (TypeError, ValueError):
+            continue
+        raise AssertionError("not refused")
+
+
+if __name__ == "__main__":
+    for part in (sampling, transforms, modules, geometries, pictures, refused):
+        part()
+    print(f"triton_stn {triton_stn.__version__} of {triton_stn.__path__[0]}")
