@@ -71,6 +71,19 @@ def spatial_transform(
         ValueError: a shape, a device, a size or a name that does not fit; the message says what
             came and what was expected.
 
+    Example:
+        >>> image = torch.arange(16.0).view(1, 1, 4, 4)
+        >>> upper_right = torch.tensor([[0.5, 0.0, 0.5], [0.0, 0.5, -0.5]])
+        >>> triton_stn.spatial_transform(image, upper_right, output_size=2)
+        tensor([[[[2., 3.],
+                  [6., 7.]]]])
+        >>> theta = torch.tensor([0.5, 0.5, -0.5])  # the same as a scale and a translation
+        >>> triton_stn.spatial_transform(image, theta, 2, transform="attention").tolist()
+        [[[[2.0, 3.0], [6.0, 7.0]]]]
+        >>> both = torch.stack((upper_right, torch.eye(2, 3)))[None]  # K = 2 crops of the image
+        >>> triton_stn.spatial_transform(image, both, 2).shape
+        torch.Size([1, 2, 1, 2, 2])
+
     Source: Jaderberg et al., "Spatial Transformer Networks", 2015, arXiv 1506.02025, section 3.
     """
     options = (output_size, transform, mode, padding_mode, align_corners)
@@ -129,6 +142,12 @@ def grid_sample(
 
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
+
+    Example:
+        >>> image = torch.arange(16.0).view(1, 1, 4, 4)
+        >>> points = torch.tensor([[-0.75, -0.75], [0.0, 0.0], [9.0, 0.0]])  # the last is outside
+        >>> triton_stn.grid_sample(image, points.view(1, 1, 3, 2), fill_value=-1).tolist()
+        [[[[0.0, 7.5, -1.0]]]]
     """
     align_corners = False if align_corners is None else align_corners
     checks.check_input(input)
@@ -172,6 +191,12 @@ def flow_warp(
 
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
+
+    Example:
+        >>> row = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
+        >>> flow = torch.tensor([0.5, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 4)  # along x
+        >>> triton_stn.flow_warp(row, flow, padding_mode="border").tolist()
+        [[[[1.5, 2.5, 3.5, 4.0]]]]
     """
     checks.check_input(input)
     checks.check_options(mode, padding_mode, align_corners)
@@ -221,6 +246,14 @@ def splat(
 
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
+
+    Example:
+        >>> row = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 4)
+        >>> theta = torch.tensor([[1.0, 0.0, 0.25], [0.0, 1.0, 0.0]])  # half a pixel to the right
+        >>> triton_stn.splat(row, theta).tolist()
+        [[[[0.5, 1.5, 2.5, 3.5]]]]
+        >>> triton_stn.splat(row, theta, normalize=True).tolist()
+        [[[[1.0, 1.5, 2.5, 3.5]]]]
     """
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_bool("normalize", normalize)
@@ -262,6 +295,12 @@ def grid_splat(
 
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
+
+    Example:
+        >>> row = torch.tensor([1.0, 2.0, 4.0]).view(1, 1, 1, 3)
+        >>> grid = torch.tensor([[-0.75, 0.0], [-0.5, 0.0], [0.75, 0.0]]).view(1, 1, 3, 2)
+        >>> triton_stn.grid_splat(row, grid, output_size=(1, 4)).tolist()
+        [[[[2.0, 1.0, 0.0, 4.0]]]]
     """
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_bool("normalize", normalize)

@@ -65,6 +65,14 @@ def affine(
     Raises:
         TypeError: a tensor that is not floating, or sizes that are not ints.
         ValueError: a size or a pair of the wrong length.
+
+    Example:
+        >>> triton_stn.geometry.affine((480, 640), output_size=240)  # the middle 240 x 240
+        tensor([[0.3750, 0.0000, 0.0000],
+                [0.0000, 0.5000, 0.0000]])
+        >>> triton_stn.geometry.affine(64, scale=0.5, translation=(0.5, 0.0))  # enlarged
+        tensor([[0.5000, 0.0000, 0.5000],
+                [0.0000, 0.5000, 0.0000]])
     """
     sizes = _sizes(image_size, output_size, 2, "image_size")
     inner, outer = (_half_extent(size, align_corners) for size in sizes)
@@ -91,6 +99,12 @@ def compose(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     Raises:
         TypeError, ValueError: not such tensors, or of different dimensions.
+
+    Example:
+        >>> enlarge = triton_stn.geometry.affine(64, scale=0.5)
+        >>> shift = triton_stn.geometry.affine(64, translation=(0.5, 0.0))
+        >>> triton_stn.geometry.compose(enlarge, shift).tolist()  # half of the shift
+        [[0.5, 0.0, 0.25], [0.0, 0.5, 0.0]]
     """
     square_a, square_b = _square("a", a), _square("b", b)
     if square_a.shape[-1] != square_b.shape[-1]:
@@ -108,6 +122,11 @@ def invert(theta: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: a singular θ.
+
+    Example:
+        >>> theta = torch.tensor([[0.5, 0.0, 0.25], [0.0, 0.5, 0.0]])
+        >>> triton_stn.geometry.invert(theta).tolist()
+        [[2.0, 0.0, -0.5], [0.0, 2.0, 0.0]]
     """
     return _inverse("theta", _square("theta", theta))[..., : theta.shape[-2], :]
 
@@ -139,6 +158,16 @@ def from_pixel_matrix(
 
     Raises:
         TypeError, ValueError: what does not fit; a singular matrix that has to be inverted.
+
+    Example:
+        >>> matrix = torch.tensor([[1.0, 0.0, 8.0], [0.0, 1.0, 16.0]])  # 8 to the right, 16 down
+        >>> triton_stn.geometry.from_pixel_matrix(matrix, (64, 32)).tolist()
+        [[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]]
+        >>> from_opencv = torch.tensor([[1.0, 0.0, -8.0], [0.0, 1.0, -16.0]])  # of warpAffine
+        >>> triton_stn.geometry.from_pixel_matrix(
+        ...     from_opencv, (64, 32), direction="input_to_output"
+        ... ).tolist()
+        [[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]]
     """
     matrix = torch.as_tensor(matrix)
     if not matrix.is_floating_point():
@@ -161,6 +190,11 @@ def to_pixel_matrix(
     """The matrix between pixel coordinates of θ, in its shape, one of ``from_pixel_matrix``'s.
 
     The inverse of ``from_pixel_matrix``, with the same arguments.
+
+    Example:
+        >>> theta = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]])
+        >>> triton_stn.geometry.to_pixel_matrix(theta, (64, 32)).tolist()
+        [[1.0, 0.0, 8.0], [0.0, 1.0, 16.0]]
     """
     checks.check_choice("direction", direction, DIRECTIONS)
     square = _square("theta", theta)
@@ -194,6 +228,10 @@ def quadrilateral(
 
     Raises:
         ValueError: a 3-D transform, or what does not fit.
+
+    Example:
+        >>> triton_stn.geometry.quadrilateral(torch.eye(2, 3), (2, 4)).tolist()
+        [[-0.5, -0.5], [3.5, -0.5], [3.5, 1.5], [-0.5, 1.5]]
     """
     transform = resolve(transform)
     if transform.ndim != 2:
@@ -225,6 +263,11 @@ def inside_mask(
 
     Inside is on a pixel: -0.5 <= x <= W - 0.5 in pixels, and likewise y. In 3-D, with sizes
     ``(D, H, W)``, the mask is ``(..., D_out, H_out, W_out)``. A coordinate of NaN is outside.
+
+    Example:
+        >>> theta = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]])
+        >>> triton_stn.geometry.inside_mask(theta, (1, 4)).tolist()
+        [[True, True, True, False]]
     """
     transform = _resolve(transform, input_size)
     size, out_size = _sizes(input_size, output_size, transform.ndim)
@@ -241,7 +284,13 @@ def valid_fraction(
     align_corners: bool = False,
     transform: TransformName | Transform = "affine",
 ) -> torch.Tensor:
-    """The share of output pixels that read inside the image: float32 ``(...)``, no gradient."""
+    """The share of output pixels that read inside the image: float32 ``(...)``, no gradient.
+
+    Example:
+        >>> theta = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]])
+        >>> triton_stn.geometry.valid_fraction(theta, (1, 4)).item()
+        0.75
+    """
     transform = _resolve(transform, input_size)
     mask = inside_mask(theta, input_size, output_size, align_corners, transform)
     return mask.flatten(-transform.ndim).float().mean(-1)

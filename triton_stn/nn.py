@@ -39,6 +39,15 @@ class SpatialTransformer(nn.Module):
         TypeError, ValueError: an argument that does not fit; the message says what came and what
             was expected.
 
+    Example:
+        >>> localization = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16))
+        >>> module = triton_stn.nn.SpatialTransformer(localization, 16, output_size=4)
+        >>> output, theta = module(torch.rand(2, 1, 8, 8), return_theta=True)
+        >>> output.shape
+        torch.Size([2, 1, 4, 4])
+        >>> theta[0].tolist()  # before training
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+
     Source: Jaderberg et al., "Spatial Transformer Networks", 2015, arXiv 1506.02025, section 3.
     """
 
@@ -177,6 +186,12 @@ def parameter_groups(
 
     Returns:
         one or two groups ``{"params": [...], "lr": ...}``, each parameter in one of them.
+
+    Example:
+        >>> module = triton_stn.nn.SpatialTransformer(torch.nn.Flatten(), 64)
+        >>> model = torch.nn.Sequential(module, torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> [group["lr"] for group in triton_stn.nn.parameter_groups(model, lr=0.5)]
+        [0.5, 0.05]
     """
     transformers = [m for m in model.modules() if isinstance(m, SpatialTransformer)]
     slow = dict.fromkeys(p for m in transformers for p in m.parameters())
@@ -207,6 +222,11 @@ def out_of_view_penalty(
         a scalar: the mean, over all source coordinates, of the squared distance to the image, whose
         sides lie at -1 and 1. What a homography puts behind the viewer is far away and has no
         gradient.
+
+    Example:
+        >>> theta = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])  # half of it is to the right
+        >>> triton_stn.nn.out_of_view_penalty(theta, output_size=2)
+        tensor(0.1250)
     """
     grid = resolve(transform).grid(theta, output_size, align_corners)  # (..., H_out, W_out, 2)
     return (grid.abs() - 1).clamp(min=0).square().sum(-1).mean()
@@ -215,7 +235,12 @@ def out_of_view_penalty(
 def identity_penalty(
     theta: torch.Tensor, transform: TransformName | Transform = "affine"
 ) -> torch.Tensor:
-    """Mean squared difference of ``theta`` (..., *theta_shape) to the identity's: a scalar."""
+    """Mean squared difference of ``theta`` (..., *theta_shape) to the identity's: a scalar.
+
+    Example:
+        >>> triton_stn.nn.identity_penalty(torch.tensor([0.5, 0.0, 0.0, 0.5]), "similarity").item()
+        0.125
+    """
     transform = resolve(transform)
     theta = transform.check_theta(theta)
     return (theta - transform.identity(dtype=theta.dtype, device=theta.device)).square().mean()
@@ -232,6 +257,10 @@ def tiles(rows: int, cols: int, transform: TransformName | Transform = "affine")
 
     Raises:
         ValueError: ``rows`` or ``cols`` below 1, or a 3-D transform.
+
+    Example:
+        >>> triton_stn.nn.tiles(1, 2).tolist()
+        [[[0.5, 0.0, -0.5], [0.0, 1.0, 0.0]], [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]]
     """
     if rows < 1 or cols < 1:
         raise ValueError(f"rows and cols must be at least 1, got {rows} and {cols}")

@@ -57,6 +57,12 @@ def show(
         ImportError: matplotlib is not installed; the message says how to install it.
         ValueError: a shape that does not fit; the message says what came and what was expected.
 
+    Example:
+        >>> image, theta = torch.rand(1, 1, 8, 8), torch.eye(2, 3) / 2
+        >>> output = triton_stn.spatial_transform(image, theta)
+        >>> len(triton_stn.plot.show(image, theta, output).axes)
+        2
+
     Source: Jaderberg et al., "Spatial Transformer Networks", 2015, arXiv 1506.02025, figure 1.
     """
     transform = resolve(transform)
@@ -120,6 +126,11 @@ def grid_image(batch: torch.Tensor, columns: int | None = None, *, inches: float
     Raises:
         ImportError: matplotlib is not installed; the message says how to install it.
         ValueError: a shape that does not fit; the message says what came and what was expected.
+
+    Example:
+        >>> figure = triton_stn.plot.grid_image(torch.rand(6, 1, 8, 16), columns=3)
+        >>> figure.get_size_inches().round(2).tolist()  # 3 x 2 images with a pixel between
+        [6.0, 2.04]
     """
     _check_images("batch", batch)
     columns = columns or math.ceil(math.sqrt(len(batch)))

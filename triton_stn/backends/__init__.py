@@ -35,6 +35,11 @@ def use_backend(name: Backend) -> Iterator[None]:
 
     Raises:
         ValueError: another name, or ``"triton"`` where it is not installed.
+
+    Example:
+        >>> with triton_stn.use_backend("torch"):
+        ...     triton_stn.spatial_transform(torch.ones(1, 1, 1, 2), torch.eye(2, 3)).tolist()
+        [[[[1.0, 1.0]]]]
     """
     global _choice
     if name not in NAMES:

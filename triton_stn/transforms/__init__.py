@@ -38,6 +38,10 @@ def resolve(transform: TransformName | Transform, ndim: int = 2) -> Transform:
     Raises:
         TypeError: neither a name nor a Transform object.
         ValueError: a name that is unknown, needs arguments, or does not exist in 3-D.
+
+    Example:
+        >>> triton_stn.transforms.resolve("affine", 3)
+        Affine(ndim=3)
     """
     if isinstance(transform, Transform):
         return transform

@@ -39,6 +39,11 @@ class Transform(ABC):
 
         ``batch`` is None for none, an int N or a tuple; ``dtype`` and ``device`` default to
         PyTorch's own. The tensor is new, and its elements are its own.
+
+        Example:
+            >>> triton_stn.Similarity().identity(2)
+            tensor([[1., 0., 0., 0.],
+                    [1., 0., 0., 0.]])
         """
         if isinstance(batch, str):
             raise TypeError(f"batch must be an int or a sequence of ints, got {batch!r}")
@@ -79,6 +84,10 @@ class Transform(ABC):
         Returns:
             ``(..., *output_size, ndim)``, (x, y[, z]) last, differentiable, float64 for a float64 θ
             and float32 otherwise. Non-finite where a θ that is not finite reaches.
+
+        Example:
+            >>> triton_stn.Affine().grid(torch.eye(2, 3), (1, 2)).tolist()
+            [[[-0.5, 0.0], [0.5, 0.0]]]
         """
         arguments = self._checked(theta, output_size, align_corners)
         return self._grid(*arguments).unflatten(-2, arguments[1])
@@ -101,6 +110,10 @@ class Transform(ABC):
         Returns:
             ``(..., H_out, W_out, 6)``: the source coordinates (x, y) of the centre, then their
             change over one pixel along j (to the right), and along i (downwards), differentiable.
+
+        Example:
+            >>> triton_stn.Affine().patches(torch.eye(2, 3), (1, 2)).tolist()
+            [[[-0.5, 0.0, 1.0, 0.0, 0.0, 2.0], [0.5, 0.0, 1.0, 0.0, 0.0, 2.0]]]
         """
         arguments = self._checked(theta, output_size, align_corners)
         centres, sides = self._linearised(*arguments)

@@ -25,6 +25,10 @@ class MatrixTransform(Transform):
 class Affine(MatrixTransform):
     """θ (2, 3), or (3, 4) with ``ndim=3``: the matrix of ``F.affine_grid``.
 
+    Example:
+        >>> triton_stn.Affine().identity().tolist()
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+
     Source: Jaderberg et al. 2015, arXiv 1506.02025, equation 1.
     """
 
@@ -50,6 +54,10 @@ class Affine(MatrixTransform):
 class Attention(MatrixTransform):
     """θ (3,) = (s, t_x, t_y): isotropic scale and translation, the matrix [s 0 t_x; 0 s t_y].
 
+    Example:
+        >>> triton_stn.Attention().matrix(torch.tensor([0.5, 0.25, -0.25])).tolist()
+        [[0.5, 0.0, 0.25], [0.0, 0.5, -0.25]]
+
     Source: Jaderberg et al. 2015, arXiv 1506.02025, equation 2.
     """
 
@@ -71,6 +79,12 @@ class Similarity(MatrixTransform):
 
     The rotation is of normalised coordinates: of an image that is not square it shears the pixels
     (``geometry.affine`` does not).
+
+    Example:
+        >>> quarter_turn = torch.tensor([2.0, torch.pi / 2, 0.0, 0.5])
+        >>> triton_stn.Similarity().matrix(quarter_turn).round(decimals=3) + 0.0
+        tensor([[ 0.0000, -2.0000,  0.0000],
+                [ 2.0000,  0.0000,  0.5000]])
     """
 
     name: ClassVar[str] = "similarity"
@@ -92,6 +106,14 @@ class Projective(Transform):
     θ and c·θ are the same map for c > 0. A point lies behind the viewer, and is out of view, where
     w <= 1e-6·(|θ20| + |θ21| + |θ22|), a share of the largest |w| in the square |X|, |Y| <= 1. Its
     coordinates are then 1e4 in both, with a gradient of zero.
+
+    Example:
+        >>> theta = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 1.0]])
+        >>> corners = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0]])
+        >>> triton_stn.Projective().source(theta, corners).round(decimals=3)
+        tensor([[-2.0000, -2.0000],
+                [ 2.0000, -2.0000],
+                [ 0.6670,  0.6670]])
 
     Source: Hartley and Zisserman, "Multiple View Geometry", 2004, section 2.3.
     """

@@ -41,6 +41,15 @@ class ThinPlateSpline(Transform):
         TypeError: rows, cols, points or ridge of the wrong type.
         ValueError: points that give no spline; the message says what was expected.
 
+    Example:
+        >>> spline = triton_stn.ThinPlateSpline(2, 2)
+        >>> theta = spline.identity()
+        >>> theta.tolist()  # the corners of the image
+        [[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]]
+        >>> theta[0] += 0.5  # the upper left one is pulled in, and the centre follows
+        >>> spline.grid(theta, 1).round(decimals=4).tolist()
+        [[[0.125, 0.125]]]
+
     Source: Bookstein, "Principal Warps", IEEE TPAMI 11(6), 1989; Jaderberg et al. 2015, arXiv
     1506.02025, section 3.
     """
