@@ -149,7 +149,8 @@ def _ptx_code(ptx: str) -> list[tuple[int, int, str]]:
 def _ptx(compiled: CompiledKernel, llir: str) -> str:
     """What Triton makes of LLVM IR, with the options of a compiled kernel."""
     llvm.init_targets()
-    nvidia.set_short_ptr()  # as Triton does before it makes the LLVM IR
+    if hasattr(nvidia, "set_short_ptr"):  # Triton 3.9 says it when it makes the PTX
+        nvidia.set_short_ptr()  # as Triton does before it makes the LLVM IR
     backend = make_backend(compiled.metadata.target)
     names = ("ptx_version", "ptx_options", "enable_fp_fusion")
     options = backend.parse_options({name: getattr(compiled.metadata, name) for name in names})
