@@ -13,6 +13,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from hypothesis import settings
 
 HAS_CUDA = torch.cuda.is_available()
 HAS_XPU = not HAS_CUDA and hasattr(torch, "xpu") and torch.xpu.is_available()
@@ -33,6 +34,11 @@ if GPU is None and compiled.HERE:
     launches.substitute()
 elif GPU is None:
     interpreter.hasten()
+
+# Of all tests of tests/test_fuzz.py together, on the CPU's two backends.
+settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, database=None)
+settings.register_profile("nightly", max_examples=2000, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 PAD = 64  # elements of guard on either side of a buffer; keeps 16-byte alignment
 SENTINEL = 77.0
@@ -120,12 +126,24 @@ def kernels(request) -> Place:
     return request.param
 
 
+class Guarded(list):
+    """(A buffer with its guards, its span)."""
+
+    __repr__ = object.__repr__  # hypothesis prints arguments
+
+    def check(self) -> None:
+        """The guards survive; the buffers are forgotten."""
+        for flat, span in self:
+            assert (flat[:PAD] == SENTINEL).all() and (flat[PAD + span :] == SENTINEL).all()
+        self.clear()
+
+
 @pytest.fixture
 def guarded(monkeypatch):
     """Every uninitialised buffer is full of NaN and stands between guards that must survive."""
     # It looks functions up by identity, and must not meet those below when it is first imported.
     importlib.import_module("torch._dynamo.trace_rules").get_torch_obj_rule_map()
-    buffers = []
+    buffers = Guarded()
 
     def fence(meta, device, fill):
         if not meta.dtype.is_floating_point:
@@ -158,8 +176,7 @@ def guarded(monkeypatch):
     patch(torch.Tensor, "new_empty", torch.nan)
     patch(torch.Tensor, "new_empty_strided", torch.nan)
     yield buffers
-    for flat, span in buffers:
-        assert (flat[:PAD] == SENTINEL).all() and (flat[PAD + span :] == SENTINEL).all()
+    buffers.check()
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def assert_right(got: Results, exact: Results, eager: Results) -> None:
         result, reference, rival = (getattr(r, name).cpu() for r in (got, exact, eager))
         assert result.shape == reference.shape
         samples = 1 if name == "grad_theta" and reference.ndim == 2 else len(reference)
-        largest = partial(_largest, samples)
+        largest = partial(largest_of, samples)
         error = largest(result.double() - reference)
         if got.y.dtype == torch.float64:
             allowed = 1e-10 * largest(reference)
@@ -82,8 +82,30 @@ def assert_right(got: Results, exact: Results, eager: Results) -> None:
         assert (error <= allowed).all(), f"{name}: error {error} where {allowed} is allowed"
 
 
-def _largest(samples: int, tensor: torch.Tensor) -> torch.Tensor:
+def largest_of(samples: int, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.abs().reshape(samples, -1).amax(1)
+
+
+def spline_by_basis(side):
+    """The grid of a spline of side x side control points: solved in float64, evaluated in θ's."""
+    ends = torch.linspace(-1, 1, side, dtype=torch.float64)
+    points = torch.cartesian_prod(ends, ends).flip(1)
+
+    def rows(at, points):  # U of every control point, 1, X, Y
+        r2 = (at[:, None] - points).square().sum(-1)
+        return torch.cat((torch.special.xlogy(r2, r2), torch.ones_like(at[:, :1]), at), 1)
+
+    upper = rows(points, points)
+    system = torch.cat((upper, F.pad(upper[:, -3:].T, (0, 3))))
+
+    def grid(theta, size, align_corners):
+        right = F.pad(theta.double(), (0, 0, 0, 3))
+        coefficients = torch.linalg.solve(system, right).to(theta.dtype)
+        one = torch.eye(2, 3, dtype=theta.dtype)[None]
+        at = F.affine_grid(one, (1, 1, *size), align_corners).view(-1, 2)
+        return (rows(at, points.to(theta.dtype)) @ coefficients).unflatten(-2, size)
+
+    return grid
 
 
 def slopes_agree(place, f, *tensors) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import Place
-from oracle import assert_right, run, slopes_agree
+from oracle import assert_right, run, slopes_agree, spline_by_basis
 
 import triton_stn
 from triton_stn import Projective, ThinPlateSpline
@@ -75,28 +75,6 @@ def test_transforms_are_right(place: Place, name, padding_mode, align_corners):
     options = dict(padding_mode=padding_mode, align_corners=align_corners)
     exact = sampled_by_pytorch(transform.grid)
     check(sample, exact, input, theta, (5, 9), dtype, place.device, **options)
-
-
-def spline_by_basis(side):
-    """The grid of a spline of side x side control points: solved in float64, evaluated in θ's."""
-    ends = torch.linspace(-1, 1, side, dtype=torch.float64)
-    points = torch.cartesian_prod(ends, ends).flip(1)
-
-    def rows(at, points):  # U of every control point, 1, X, Y
-        r2 = (at[:, None] - points).square().sum(-1)
-        return torch.cat((torch.special.xlogy(r2, r2), torch.ones_like(at[:, :1]), at), 1)
-
-    upper = rows(points, points)
-    system = torch.cat((upper, F.pad(upper[:, -3:].T, (0, 3))))
-
-    def grid(theta, size, align_corners):
-        right = F.pad(theta.double(), (0, 0, 0, 3))
-        coefficients = torch.linalg.solve(system, right).to(theta.dtype)
-        one = torch.eye(2, 3, dtype=theta.dtype)[None]
-        at = F.affine_grid(one, (1, 1, *size), align_corners).view(-1, 2)
-        return (rows(at, points.to(theta.dtype)) @ coefficients).unflatten(-2, size)
-
-    return grid
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

@@ -23,7 +23,7 @@ import torch
 from triton_stn import backends, checks
 from triton_stn.backends import area, maps, pytorch, taps
 from triton_stn.backends.batched import by_vmap
-from triton_stn.backends.layout import empty_gradients, empty_output
+from triton_stn.backends.layout import empty_gradients, empty_output, one_of
 from triton_stn.backends.pytorch_grid import Rules, in_float
 
 try:
@@ -96,7 +96,7 @@ def gradients(grad, input, theta, fills, how: How) -> tuple[torch.Tensor, torch.
 def splat(planes, theta, extent, how: How) -> torch.Tensor:
     """Sᵀ: planes (N, K, C, *size), theta (N, K, *) -> (N, C, *extent)."""
     # Its values are not read, its layout is.
-    image = empty_output(planes[:, 0].detach(), 1, *extent).squeeze(1)
+    image = empty_output(one_of(planes).detach(), 1, *extent).squeeze(1)
     return gradients(planes, image, theta, None, replace(how, needs=(True, False)))[0]
 
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from triton_stn import autograd, backends, calls, checks, transforms
+from triton_stn.backends.layout import one_of
 from triton_stn.backends.numbers import vector
 from triton_stn.backends.pytorch_grid import flow_grid
 from triton_stn.types import Fill, Mode, PaddingMode, Size, TransformName
@@ -260,15 +261,16 @@ def splat(
     planes = _planes(input, theta, len(transforms.resolve(transform).theta_shape) + 2)
     transform = transforms.resolve(transform, planes.ndim - 3)
     checks.check_theta(theta, input, transform)
-    checks.check_dimensions(transform, planes[:, 0])
-    size = checks.check_output_size(output_size, planes[:, 0])
+    image = one_of(planes)
+    checks.check_dimensions(transform, image)
+    size = checks.check_output_size(output_size, image)
     if backends.is_sharded(input, theta):
         rules = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
         call = partial(splat, output_size=size, transform=transform, normalize=normalize, **rules)
         leading = theta.ndim - len(transform.theta_shape)
         return _distributed().splat(call, input, theta, leading)
     canvas = planes.shape[3:]
-    source, theta, _ = _operand(transform, theta, planes[:, 0], canvas, align_corners)
+    source, theta, _ = _operand(transform, theta, image, canvas, align_corners)
     return _splat(planes, theta, size, (mode, padding_mode, align_corners, source), normalize)
 
 
@@ -306,14 +308,15 @@ def grid_splat(
     checks.check_bool("normalize", normalize)
     ndim = grid.shape[-1] if isinstance(grid, torch.Tensor) and grid.ndim > 0 else 2
     planes = _planes(input, grid, ndim + 3, ndim)
-    checks.check_grid(grid, planes[:, 0])
+    image = one_of(planes)
+    checks.check_grid(grid, image)
     grids = grid if grid.ndim == ndim + 3 else grid[:, None]
     if grids.shape[2:-1] != planes.shape[3:]:
         raise ValueError(
             f"grid must have the size of input, {tuple(planes.shape[3:])}, "
             f"got {tuple(grids.shape[2:-1])} in grid of shape {checks.shape_of(grid)}"
         )
-    size = checks.check_output_size(output_size, planes[:, 0])
+    size = checks.check_output_size(output_size, image)
     if backends.is_sharded(input, grid):
         rules = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
         call = partial(grid_splat, output_size=size, normalize=normalize, **rules)
@@ -410,7 +413,7 @@ def _planes(input, theta, with_k: int, ndim: int | None = None) -> torch.Tensor:
 def _splat(planes, theta, size, rules, normalize) -> torch.Tensor:
     """(N, K, C, h, w) -> (N, C, H, W)."""
     mode, _, _, source = rules
-    by_kernels = _by_kernels(planes[:, 0], source, mode)
+    by_kernels = _by_kernels(one_of(planes), source, mode)
     how = autograd.How(tuple(planes.shape[3:]), *rules, by_kernels)
     n = theta.shape[0] if planes.shape[0] == 1 else planes.shape[0]
     planes, theta = (t.expand(n, *t.shape[1:]) for t in (planes, theta))

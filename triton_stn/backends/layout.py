@@ -48,6 +48,13 @@ def empty_output(input: torch.Tensor, k: int, *size: int) -> torch.Tensor:
     return output.view(n, k, c, *size)
 
 
+def one_of(planes: torch.Tensor) -> torch.Tensor:
+    """(N, C, *size) like any of planes (N, K, C, *size), also where K is 0. Its values are not to
+    be read."""
+    n, k, *rest = planes.shape
+    return planes[:, 0] if k else planes.new_empty(n, *rest)
+
+
 def empty_gradients(
     input: torch.Tensor, theta: torch.Tensor, needs_input: bool, needs_theta: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
