@@ -32,7 +32,7 @@ def sample(
     (N, K, *size, ndim). Its derivatives are `autograd`'s.
     """
     (n, c), k = input.shape[:2], theta.shape[1]
-    if n * k * c == 0:
+    if n * k * c * math.prod(size) == 0:
         return input.new_empty(n, k, c, *size)
     rules = Rules(tuple(size), mode, padding_mode, align_corners)
     channels_last = is_channels_last(input)
