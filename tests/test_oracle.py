@@ -157,3 +157,4 @@ def test_many_channels_last_are_nan_where_theta_is(place, padding_mode, mode):
     theta[1, 1, 2] = torch.nan
     y = place.sample(x, theta, padding_mode=padding_mode, mode=mode)
     assert torch.equal(y[0], good[0]) and y[1].isnan().all()
+    assert y.is_contiguous(memory_format=torch.channels_last)

@@ -59,6 +59,14 @@ def test_grid_splat_is_the_transpose_of_grid_sample(device):
     torch.testing.assert_close((g * grid_sample(x, grid)).sum(), (spread * x).sum())
 
 
+def test_a_splat_of_no_maps_is_zero(device):
+    planes = torch.ones(2, 0, 3, *OUTPUT_SIZE, device=device)
+    zero = torch.zeros(2, 3, *SIZE, device=device)
+    assert torch.equal(splat(planes, torch.ones(2, 0, 2, 3, device=device), SIZE), zero)
+    grid = torch.ones(2, 0, *OUTPUT_SIZE, 2, device=device)
+    assert torch.equal(grid_splat(planes, grid, SIZE), zero)
+
+
 def test_one_pixel_by_hand(device):
     """A pixel of 8 that came from (1.25, 0.5): shares of 3/4 and 1/4, halves up and down."""
     grid = torch.tensor([[[[1.25, 0.5]]]], dtype=torch.float64, device=device)

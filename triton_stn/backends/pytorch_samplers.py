@@ -57,7 +57,7 @@ def sample_rows(input, theta, rules):
 def _finish(y, hole, k):
     """Restore the NaNs; (N, C, K·H_out, W_out) -> (N, K, C, H_out, W_out), or of volumes."""
     if hole is not None:
-        y = y.masked_fill(hole[:, None], torch.nan)
+        y = torch.where(hole[:, None], torch.nan, y)  # keeps the layout, which masked_fill does not
     n, c, rows, *rest = y.shape
     return y.view(n, c, k, rows // k, *rest).transpose(1, 2)
 
