@@ -39,6 +39,13 @@ def check_floating(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name} must have one of the dtypes {_NAMES}, got {value.dtype}")
+    check_dense(name, value)
+
+
+def check_dense(name: str, tensor: torch.Tensor) -> None:
+    """Not sparse."""
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be dense, got {tensor.layout}")
 
 
 def check_shape(
@@ -61,6 +68,7 @@ def check_input(input: Any) -> None:
     """An image or a volume."""
     if not isinstance(input, torch.Tensor) or input.dtype not in DTYPES:
         _refuse_image(input)
+    check_dense("input", input)
     shape = input.shape
     ndim = len(shape)
     if ndim not in (4, 5):
@@ -117,6 +125,7 @@ def check_splat_input(input: Any, k: int | None, ndim: int | None = None) -> Non
     """``k`` is theta's or the grid's, or None; ``ndim`` spatial dimensions, None for 2 or 3."""
     if not isinstance(input, torch.Tensor) or input.dtype not in DTYPES:
         _refuse_image(input)
+    check_dense("input", input)
     ks = "" if k is None else f"{k}, "
     dims = input.ndim - 2 - (k is not None)
     fits = dims in ((2, 3) if ndim is None else (ndim,)) and (k is None or input.shape[1] == k)
