@@ -164,6 +164,27 @@ def test_bicubic_has_second_derivatives_on_the_pytorch_path():
         assert torch.autograd.gradgradcheck(f, (input, theta))
 
 
+@pytest.mark.thinned(2)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("theta_dtype", DTYPES)
+@pytest.mark.parametrize("name", ["flow", "affine"])
+def test_theta_and_its_gradient_may_have_another_dtype(device, name, theta_dtype, dtype):
+    def call(x, theta):
+        if name == "flow":
+            return triton_stn.flow_warp(x, theta)
+        return triton_stn.spatial_transform(x, theta)
+
+    theta = noise(1, 2, 3, 4) if name == "flow" else near_identity(triton_stn.Affine(), 1)
+    x, theta = noise(1, 2, 3, 4, seed=1).to(dtype), theta.to(theta_dtype)
+    exact, got = theta.double().requires_grad_(), theta.to(device).requires_grad_()
+    with triton_stn.use_backend("torch"):
+        call(x.double(), exact).sum().backward()
+    call(x.to(device), got).sum().backward()
+    assert got.grad.dtype == theta_dtype
+    rounding = torch.finfo(theta_dtype).eps + 1e-5
+    torch.testing.assert_close(got.grad.cpu().double(), exact.grad, rtol=rounding, atol=1e-5)
+
+
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 def test_a_flow_moves_by_pixels(place: Place, padding_mode):
     input, flow = noise(2, 3, 6, 7).float(), 2 * noise(2, 2, 6, 7, seed=4).float()

@@ -55,5 +55,7 @@ def reduce(
     grad = tl.sum(total, 0, keep_dims=True)  # [1, columns]
     if SUMS.affine > 0:
         grad *= affine_factor(column, SCALE, SUMS)
+    if dTHETA.ptr.dtype.element_ty == tl.bfloat16:
+        grad = grad.to(tl.float32)  # the interpreter takes no float64 to bfloat16
     out = grad.to(dTHETA.ptr.dtype.element_ty)
     tl.store(dTHETA.ptr + nk * columns + column, out, mask=column < columns)
