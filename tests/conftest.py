@@ -79,7 +79,7 @@ def pytest_collection_modifyitems(items):
             products[item.path, item.originalname, place].append(item)
     for product in products.values():
         for item in beyond_a_slice(product):
-            item.add_marker("landing")
+            item.add_marker(item.get_closest_marker("thinned").kwargs.get("rest", "landing"))
     if GPU is None:
         skip = pytest.mark.skip(reason="needs a GPU that Triton supports")
         for item in items:

@@ -219,7 +219,7 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.thinned
+@pytest.mark.thinned(rest="nightly")
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("name", TRANSFORMS)

@@ -116,7 +116,7 @@ def test_an_image_of_any_size_is_right(size, align_corners):
         check(turned[None], of, to, align_corners=align_corners)
 
 
-@pytest.mark.landing
+@pytest.mark.nightly
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (17, 9)])
 @pytest.mark.parametrize("padding_mode", ["border", "reflection"])
 def test_an_image_of_any_size_is_scattered_right(size, padding_mode):

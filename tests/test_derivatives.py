@@ -78,7 +78,7 @@ def check_all(function, tensors):
     )
 
 
-@pytest.mark.thinned
+@pytest.mark.thinned(rest="nightly")
 @pytest.mark.parametrize("place", [PYTORCH])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("padding_mode", PADDINGS)
@@ -252,7 +252,7 @@ def test_second_derivatives_in_other_dtypes(place: Place, device, dtype):
         torch.testing.assert_close(gradient.double() / scale, expected / scale, **near)
 
 
-@pytest.mark.thinned
+@pytest.mark.thinned(rest="nightly")
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("mode", MODES)

@@ -181,7 +181,7 @@ def toy(tmp_path: Path, *arguments: str) -> list[str]:
     return [*arguments, *source, *common, "--out", str(tmp_path / "run"), "--device", "cpu"]
 
 
-SLOW = [pytest.param("large", marks=pytest.mark.landing)]
+SLOW = [pytest.param("large", marks=pytest.mark.nightly)]
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "large"] + SLOW)
