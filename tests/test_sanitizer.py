@@ -49,7 +49,7 @@ def test_a_checker_of_the_gpus_memory_finds_nothing(tool):
     assert "SUMMARY: 0 " in checked.stdout, checked.stdout[-4000:]  # it did look
 
 
-@pytest.mark.landing
+@pytest.mark.nightly
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels are compiled")
 def test_what_the_checker_runs_runs_interpreted():
     done = run(TRITON_INTERPRET="1")

@@ -74,7 +74,7 @@ DYNAMIC = {
 
 @by_pytorch
 @pytest.mark.parametrize(
-    "name", ["affine", *(pytest.param(name, marks=pytest.mark.landing) for name in [*DYNAMIC][1:])]
+    "name", ["affine", *(pytest.param(name, marks=pytest.mark.nightly) for name in [*DYNAMIC][1:])]
 )
 def test_a_third_shape_compiles_nothing(place: Place, device, name):
     torch._dynamo.reset()
