@@ -90,7 +90,7 @@ def theta_of(source):
     return transform.identity(1, dtype=torch.float64) + off
 
 
-@pytest.mark.thinned
+@pytest.mark.thinned(rest="nightly")
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: getattr(s, "name", s))

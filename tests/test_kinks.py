@@ -123,7 +123,7 @@ def test_whole_pixel_shifts_have_the_right_hand_derivative(
     check(device, (6, 7), [[1, 0], [0, 1]], shift, dtype, padding_mode, align_corners)
 
 
-@pytest.mark.thinned(2)
+@pytest.mark.thinned(2, rest="nightly")
 @RULES
 @DTYPES
 @pytest.mark.parametrize("name", MAPS)
@@ -190,7 +190,7 @@ LATTICES = pytest.mark.parametrize(
     [
         *MISSED,
         *lattices(8, seed=0),
-        *(pytest.param(case, marks=pytest.mark.landing) for case in lattices(60, seed=1)),
+        *(pytest.param(case, marks=pytest.mark.nightly) for case in lattices(60, seed=1)),
     ],
     ids=lambda case: "{}-{}-{}-{}".format(*case).replace(" ", ""),
 )

@@ -69,7 +69,7 @@ def assert_output(y, image, theta, padding_mode, align_corners):
         assert ((y[:, known] >= lowest) & (y[:, known] <= highest)).all()
 
 
-@pytest.mark.thinned
+@pytest.mark.thinned(rest="nightly")
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("slot", SLOTS, ids=lambda slot: "theta{}{}".format(*slot))

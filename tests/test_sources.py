@@ -55,7 +55,7 @@ def check(sample, exact_sample, input, theta, size, dtype, device, **options):
     assert_right(run(sample, *tensors, size, grad.to(device), **options), exact, rival)
 
 
-@pytest.mark.thinned
+@pytest.mark.thinned(rest="nightly")
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
 @pytest.mark.parametrize("name", TRANSFORMS)
