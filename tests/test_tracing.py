@@ -74,7 +74,11 @@ DYNAMIC = {
 
 @by_pytorch
 @pytest.mark.parametrize(
-    "name", ["affine", *(pytest.param(name, marks=pytest.mark.nightly) for name in [*DYNAMIC][1:])]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.nightly] * (name not in ("affine", "grid")))
+        for name in DYNAMIC
+    ],
 )
 def test_a_third_shape_compiles_nothing(place: Place, device, name):
     torch._dynamo.reset()

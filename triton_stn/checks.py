@@ -205,22 +205,22 @@ def _use_theta(shape: Sequence[int], transform: Transform) -> str:
 
 def check_operands(input: torch.Tensor, theta: torch.Tensor, ndim: int, source: str) -> None:
     """Those of the registered operators: how many dimensions, and the last ones of theta."""
-    size = ", ".join(("D_out", "H_out", "W_out")[-ndim:])
+    size = ("D_out", "H_out", "W_out")[-ndim:]
     last = {
-        "affine": f"{ndim}, {ndim + 1}", "projective": "3, 3", "spline": "T + 3, 4",
-        "grid": f"{size}, {ndim}", "flow": f"{size}, {ndim}", "patch": f"{size}, 6",
+        "affine": (ndim, ndim + 1), "projective": (3, 3), "spline": ("T + 3", 4),
+        "grid": (*size, ndim), "flow": (*size, ndim), "patch": (*size, 6),
     }.get(source)  # fmt: skip
     if last is None:
         raise ValueError(f"source must name what theta is, got {source!r}")
-    image = "N, C, D, H, W" if ndim == 3 else "N, C, H, W"
-    check_shape("input", input, ndim in (2, 3) and input.ndim == ndim + 2, f"({image})")
-    expected = last.split(", ")
-    fits = theta.ndim == 2 + len(expected) and all(
-        size == int(number)
-        for size, number in zip(theta.shape[2:], expected, strict=True)
-        if number.isdecimal()
+    if ndim not in (2, 3) or input.ndim != ndim + 2:
+        check_shape("input", input, False, "(N, C, D, H, W)" if ndim == 3 else "(N, C, H, W)")
+    fits = theta.ndim == 2 + len(last) and all(
+        isinstance(expected, str) or n == expected
+        for n, expected in zip(theta.shape[2:], last, strict=True)
     )
-    check_shape("theta", theta, fits, f"(N, K, {last}) of the source {source!r}")
+    if not fits:  # the sentence is not written for every call
+        expected = ", ".join(map(str, last))
+        check_shape("theta", theta, fits, f"(N, K, {expected}) of the source {source!r}")
 
 
 def check_grid(grid: Any, input: torch.Tensor) -> None:

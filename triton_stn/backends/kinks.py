@@ -133,6 +133,6 @@ def _centres(n, half, align_corners, like):
     places = centre.to(like.dtype) + steps * (torch.finfo(like.dtype).eps / 4)
     below = (places < centre) | ((places + 1).to(wide) < above)
     # The first that is not; and the last is none. (Place by place they would be a chain of which
-    # Inductor writes each link out twice, and so without end.)
+    # Inductor writes each link out in the next three times, and so without end.)
     below[-1] = False
     return torch.where(below, torch.inf, places).amin(0)
