@@ -56,7 +56,9 @@ def stand_in_driver() -> Iterator[list[str]]:
 
             def run(*arguments):
                 launched.append(name)
-                return [part[0].data_ptr() for part in arguments if type(part) is tuple]
+                for part in arguments:
+                    if type(part) is tuple:
+                        part[0].data_ptr()
 
             return Driver(), Compiled(), run
 

@@ -230,3 +230,20 @@ def test_ensembles_and_gradients_a_sample(place: Place, device):
         nets[0](image[None]).square().sum().backward()
         for name, weight in nets[0].named_parameters():
             assert_close(of_each[name][i], weight.grad)
+
+
+def test_what_leaks_out_of_a_transform_is_sampled_afterwards(place: Place):
+    leaked = []
+
+    def of(x):
+        leaked.append(2 * x)
+        return x.sum()
+
+    x = images(place.device)[0]
+    grad(of)(x)
+    for _ in range(2):  # the second call would be a kept one
+        theta = thetas(place.device)[0].requires_grad_()
+        sample(leaked[0], theta).sum().backward()
+        expected = thetas(place.device)[0].requires_grad_()
+        sample(2 * x, expected).sum().backward()
+        assert_close(theta.grad, expected.grad)

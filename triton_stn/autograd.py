@@ -328,7 +328,7 @@ def _sampled(input, theta, fills, how) -> torch.Tensor:
         return pytorch.sample(input, theta, how.size, *how.options, how.source)
     arguments = (input, theta, how.size, *how.options, how.source, how.fill, fills)
     if backends.is_plain(input, theta):
-        return _run_sample(*arguments)
+        return _run_sample(*arguments)  # checked by the public function
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.triton_stn.sample(*arguments)
 
@@ -359,8 +359,12 @@ _library.define(
 
 
 @torch.library.impl(_library, "sample", "CompositeExplicitAutograd")
-def _run_sample(input, theta, size, mode, padding_mode, align_corners, source="affine", *outside):
+def _sample_operator(input, theta, size, mode, padding_mode, corners, source="affine", *outside):
     checks.check_operands(input, theta, len(size), source)
+    return _run_sample(input, theta, size, mode, padding_mode, corners, source, *outside)
+
+
+def _run_sample(input, theta, size, mode, padding_mode, align_corners, source, *outside):
     options = mode, padding_mode, align_corners, source
     if not _is_composed(input, mode):
         return fused.sample(input, theta, size, *options, *outside)
@@ -378,17 +382,26 @@ def _sample_fake(input, theta, size, mode, padding_mode, align_corners, source="
 def _sample_autograd(
     input, theta, size, mode, padding_mode, align_corners, source="affine", fill=None, fills=None
 ):
+    checks.check_operands(input, theta, len(size), source)
     how = How(tuple(size), mode, padding_mode, align_corners, source, True, fill)
     return Sample.apply(input, theta, fills, how)
 
 
 @torch.library.impl(_library, "sample_backward", "CompositeExplicitAutograd")
-def _run_sample_backward(
-    grad, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta,
+def _sample_backward_operator(
+    grad, input, theta, mode, padding_mode, corners, needs_input, needs_theta,
     source="affine", *outside,
 ):  # fmt: skip
+    checks.check_operands(input, theta, grad.ndim - 3, source)
+    options = mode, padding_mode, corners, needs_input, needs_theta, source
+    return _run_sample_backward(grad, input, theta, *options, *outside)
+
+
+def _run_sample_backward(
+    grad, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta, source,
+    *outside,
+):  # fmt: skip
     size, needs = grad.shape[3:], (needs_input, needs_theta)
-    checks.check_operands(input, theta, len(size), source)
     options = mode, padding_mode, align_corners
     if not _is_composed(input, mode):
         return fused.sample_backward(grad, input, theta, *options, *needs, source, *outside)
@@ -421,5 +434,6 @@ def _sample_backward_autograd(
 ):  # fmt: skip
     needs = needs_input, needs_theta
     size = tuple(grad.shape[3:])
+    checks.check_operands(input, theta, len(size), source)
     how = How(size, mode, padding_mode, align_corners, source, True, fill, needs)
     return Gradients.apply(grad, input, theta, fills, how)

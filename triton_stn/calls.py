@@ -15,20 +15,23 @@ import torch
 from torch.autograd import forward_ad
 
 from triton_stn import autograd, backends
-from triton_stn.backends.batched import by_vmap
+from triton_stn.backends.batched import by_vmap, is_batched
 from triton_stn.backends.layout import Layout, empty_output, layout
+
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 _kept: dict[tuple, Call] = {}
 MOST = 4096  # calls; more are as many layouts, and begin anew
 
 
 def is_plain(input: torch.Tensor, theta: torch.Tensor) -> bool:
-    """Whether nothing watches, and the arguments may be those of a call."""
+    """Whether nothing watches, nor did, and the arguments may be those of a call."""
     return (
         type(input) in backends.PLAIN
         and type(theta) in backends.PLAIN
         and backends.is_plain()
         and forward_ad._current_level < 0
+        and not (is_wrapped(input) or is_wrapped(theta))  # by a transform that is over
     )
 
 
@@ -101,7 +104,7 @@ class Call:
 
     def __call__(self, input: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
         if (input.requires_grad or theta.requires_grad) and torch.is_grad_enabled():
-            return Sample.apply(input, theta, self)
+            return _apply(input, theta, self)
         return self.forward(input, theta)
 
     def forward(self, input: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
@@ -151,11 +154,22 @@ class Sample(torch.autograd.Function):
         return call.forward(input, theta)
 
     @staticmethod
-    @by_vmap
     def backward(ctx, grad_output):
         input, theta = ctx.saved_tensors
         needs_input, needs_theta, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not backends.is_plain(grad_output):
+        if torch.is_grad_enabled() or is_batched(grad_output) or not backends.is_plain(grad_output):
             # create_graph=True, is_grads_batched=True
-            return (*ctx.call.gradients(grad_output, input, theta, needs_input, needs_theta), None)
-        return (*ctx.call.backward(grad_output, input, theta, needs_input, needs_theta), None)
+            return Sample.gradients(ctx, grad_output)
+        grads = ctx.call.backward(grad_output, input, theta, needs_input, needs_theta)
+        return *grads, None
+
+    @staticmethod
+    @by_vmap
+    def gradients(ctx, grad_output):
+        needs_input, needs_theta, _ = ctx.needs_input_grad
+        grads = ctx.call.gradients(grad_output, *ctx.saved_tensors, needs_input, needs_theta)
+        return *grads, None
+
+
+# `Sample.apply` without what it does for functorch, which does not watch a plain call.
+_apply = super(torch.autograd.Function, Sample).apply

@@ -85,12 +85,14 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 def is_plain(*tensors: torch.Tensor) -> bool:
     """Whether nothing watches: no compiler, tracer, mode, transform or subclass, and there are
     numbers to work on."""
+    for tensor in tensors:
+        if type(tensor) not in PLAIN or tensor.is_meta:
+            return False
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or any(type(tensor) not in PLAIN or tensor.is_meta for tensor in tensors)
     )
 
 

@@ -138,13 +138,10 @@ class Ready:
         self.index = device.index
         self.grid = plan.grid
         self.driver, self.compiled, self.run = self._load(plan, device, aligned)
-        self.arguments: list[Any] = []
-        self.tensors = []  # (name, place among the arguments, what follows the pointer)
-        for place, name in enumerate(plan.kernel.arg_names):
-            value = plan.constants[name] if name in plan.constants else plan.arguments[name]
-            if hasattr(value, "ptr"):
-                self.tensors.append((name, place, tuple(value[1:])))
-            self.arguments.append(value)
+        values = {**plan.arguments, **plan.constants}
+        # A kernel's tensors are its first arguments: their names, and what follows each pointer.
+        self.tensors = [(name, tuple(values[name][1:])) for name in plan.tensors]
+        self.numbers = [values[name] for name in plan.kernel.arg_names[len(self.tensors) :]]
 
     def _load(self, plan: Plan, device: torch.device, aligned: bool) -> tuple[Any, Any, Any]:
         """(Triton's driver, the compiled kernel, its launcher), loaded on the device."""
@@ -154,17 +151,15 @@ class Ready:
             return driver, compiled, compiled.run
 
     def __call__(self, tensors: dict[str, torch.Tensor]) -> None:
-        arguments = self.arguments.copy()
-        for name, place, rest in self.tensors:
-            arguments[place] = (tensors[name], *rest)
+        pointers = [(tensors[name],) + rest for name, rest in self.tensors]  # noqa: RUF005, quicker
         runtime = triton.knobs.runtime
         if getattr(runtime.launch_enter_hook, "calls", runtime.launch_enter_hook):
-            self.compiled[self.grid](*arguments)  # a profiler listens
+            self.compiled[self.grid](*pointers, *self.numbers)  # a profiler listens
             return
         compiled = self.compiled
         self.run(
             *self.grid, self.driver.get_current_stream(self.index), compiled.function,
-            compiled.packed_metadata, None, None, None, *arguments,
+            compiled.packed_metadata, None, None, None, *pointers, *self.numbers,
         )  # fmt: skip
 
 

@@ -61,8 +61,8 @@ class Backward:
     plans: tuple[Plan, ...]
     dtype: torch.dtype  # of sums
     into: str  # where it is added up, see `kernels/sums.py`
-    partial: tuple[int, ...] = ()  # shape of the partial sums; none where P is grad_theta
-    coefficients: tuple[int, ...] = ()  # of a spline, a second one
+    partial: int = 0  # partial sums; none where P is grad_theta
+    coefficients: int = 0  # of a spline, after those
 
     @cached_property
     def gathers(self) -> bool:
@@ -229,8 +229,8 @@ class _BackwardCall:
             wide = 6 * configs.cdiv(self.sums, 6)
             affine = ndim if source == "affine" else 0
             plan = self.plan_reduce(slots, wide, self.sums, affine)
-            return Backward((*plans, plan), dtype, self.into, (n, k, slots, wide))
-        field = (n, k, splits, *size, FIELDS.get(source, 2))
+            return Backward((*plans, plan), dtype, self.into, n * k * slots * wide)
+        field = math.prod((n, k, splits, *size, FIELDS.get(source, 2)))
         numbers = FIELDS.get(source, 2) * size[0] * size[1]
         if source == "spline":
             t = self.theta.shape[2]
@@ -238,7 +238,7 @@ class _BackwardCall:
             chunks = of_spline.grid[1]
             plan = self.plan_reduce(chunks, 4 * t, 4 * t, 0)
             launches = (*plans, of_spline, plan)
-            return Backward(launches, dtype, self.into, field, (n, k, chunks, t, 4))
+            return Backward(launches, dtype, self.into, field, n * k * chunks * t * 4)
         if splits == 1 and self.theta.dtype == dtype:
             return Backward(plans, dtype, self.into)  # P is grad_theta itself
         plan = self.plan_reduce(splits, numbers, numbers, 0)
