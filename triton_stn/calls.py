@@ -40,13 +40,13 @@ def key_of(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ..
     return (
         input.shape, input.stride(), input.dtype, input.device,
         theta.shape, theta.stride(), theta.dtype, theta.device,
-        backends.choice(), options,
+        backends._choice, options,
     )  # fmt: skip
 
 
 def find(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...]) -> Call | None:
     """The call as it was kept."""
-    if not is_plain(input, theta) or not _kept:  # as on the CPU, where none is
+    if not _kept or not is_plain(input, theta):  # as on the CPU, where none is
         return None
     try:
         return _kept.get(key_of(input, theta, options))
