@@ -15,7 +15,7 @@ import pandas as pd
 from bench import cli
 from bench.measure.runner import Forwards, Machine, run_task, this_machine
 from bench.model.compiler import compile_ahead
-from bench.output import plots, report, table, targets
+from bench.output import plots, report, screen, table
 from bench.providers.registry import PROVIDERS, YARDSTICK, Provider
 from bench.suite.cases import Task, suite
 
@@ -113,9 +113,7 @@ def _write_report(csv: Path) -> None:
     frame = table.read(csv)
     markdown = csv.with_suffix(".md")
     markdown.write_text(report.whole(frame), encoding="utf-8")
-    print(f"\n{table.to_markdown(table.summary(frame))}\n")
-    for verdicts in targets.paragraphs(frame)[-1:]:
-        print(f"{verdicts}\n")
+    print(f"\n{screen.of(frame)}\n")
     pictures = plots.draw(frame, csv.parent)  # last: a picture that fails costs no number
     for path in (csv, markdown, *pictures):
         print(f"wrote {path}")

@@ -14,7 +14,7 @@ from bench import __main__ as command
 from bench import cli
 from bench.measure import oracle, runner, timing
 from bench.measure.runner import Forwards, Machine, run_task
-from bench.output import plots, table
+from bench.output import plots, screen, table
 from bench.providers import baselines, registry
 from bench.providers.registry import Provider
 from bench.suite.cases import CASES, DTYPES, EXTREME, LAYOUTS, PASSES, THETA_KINDS, Case, Task
@@ -433,6 +433,8 @@ def test_the_command_writes_csv_markdown_and_pictures(tmp_path, monkeypatch, cap
     assert said.startswith("No GPU found") and said.rstrip().splitlines()[-1].startswith("wrote ")
     for name in ("results.csv", "results.md", "speedup.png", "bandwidth.png"):
         assert (tmp_path / name).stat().st_size > 0 and name in said
+    for told in ("cores: torch", "geometric mean", "Worst rows:", "Targets: "):
+        assert told in said
     assert "geometric mean" in (tmp_path / "results.md").read_text(encoding="utf-8")
 
 
@@ -445,6 +447,22 @@ def test_geometric_mean_wins_losses_and_the_worst_row():
     assert line["geometric mean"] == pytest.approx(2.0)  # (8 · 0.5 · 2)^(1/3)
     assert (line["rows"], line["wins"], line["losses"], line["not ok"]) == (4, 2, 1, 1)
     assert line["worst"] == 0.5 and line["worst row"].startswith("b ")
+
+
+def test_the_screen_names_what_is_wrong_and_what_is_behind_in_120_columns():
+    rows = pd.DataFrame({name: [""] * 4 for name in table.COLUMNS})
+    rows["pass"], rows["provider"] = "forward_backward", "triton_stn"
+    rows["dtype"], rows["layout"], rows["theta_kind"] = "float32", "contiguous", "identity"
+    rows["case"], rows["device"] = ["a", "b", "c", "d"], "cpu"
+    rows["status"], rows["note"] = ["ok", "ok", "wrong", "skipped"], "of a reason " * 20
+    rows["speedup_vs_eager"] = [4.0, 0.125, None, None]
+    rows["ms_p50"] = rows["call_ms"] = rows["max_abs_error"] = 1.0
+    eager = rows.assign(provider="eager", status="ok", ms_p50=[4.0, 0.125, 1.0, 1.0])
+    said = screen.of(pd.concat([rows, eager], ignore_index=True))
+    assert "wrong  c, identity, forward + backward: of a reason" in said
+    assert "0.12x  b, identity, forward + backward" in said
+    assert "Targets: 0 of 1 met, 1 not measured.\n  not met  forward + backward" in said
+    assert max(map(len, said.splitlines())) <= 120
 
 
 def test_pictures_need_nothing_but_rows_that_are_ok(tmp_path):

@@ -63,9 +63,22 @@ def test_a_provider_looks_the_same_in_every_panel(tmp_path):
     others = frame.assign(provider=frame["pass"].map({"forward": "a", "backward": "b"}))
     both = frame.assign(provider="b")
     rows = pd.concat([frame, others, both])
-    figure = plots._panels(rows, "elements", "ms_p50", "t")
+    figure = plots._panels(rows, "gb_per_s", plots.CASE)
     colours = [
         {line.get_label(): line.get_color() for line in ax.get_lines()} for ax in figure.axes
     ]
+    assert [ax.get_title() for ax in figure.axes] == ["forward", "backward"]
     assert len(colours) == 2 and colours[0]["b"] == colours[1]["b"] != colours[0]["a"]
+    plots.plt.close(figure)
+
+
+def test_a_point_lies_on_the_line_of_its_case(tmp_path):
+    frame = made_up(tmp_path, ("identity",), passes=("forward_backward",))
+    other = frame.assign(case="another", speedup_vs_eager=3.0)
+    figure = plots._panels(pd.concat([frame, other]), "speedup_vs_eager", plots.CASE)
+    (ax,) = figure.axes
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names == ["another", SWEEP_CASE] and ax.get_title() == "forward + backward"
+    (ours, *_) = ax.get_lines()
+    assert list(zip(ours.get_xdata(), ours.get_ydata(), strict=True)) == [(2, 1), (3, 0)]
     plots.plt.close(figure)

@@ -240,7 +240,8 @@ def test_a_run_on_a_gpu_prints_the_targets_whatever_its_pictures_do(tmp_path, mo
     table.append(tmp_path / "results.csv", [row("large_512", "forward")])
     with pytest.raises(ValueError, match="no picture"):
         command._write_report(tmp_path / "results.csv")
-    assert "error, half types" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Targets: 2 of 2 met, 15 not measured." in said and "met  forward, axis-aligned" in said
     assert "error, half types" in (tmp_path / "results.md").read_text(encoding="utf-8")
 
 

@@ -20,6 +20,7 @@ import argparse
 import math
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -290,7 +291,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     unknown = [c.name for c in cases if (c.transform, c.mode) != ("affine", "bilinear")]
     if unknown:
         said = f"Not predicted: {', '.join(unknown)}."
-        print(f"{said} Only bilinear samples of affine maps are modelled.\n")
+        said += " Only bilinear samples of affine maps are modelled."
+        print(f"{textwrap.fill(said, 100)}\n")
         tasks = [task for task in tasks if task.case.name not in unknown]
     if not tasks:
         print(f"Nothing to predict with --filter {options.filter!r}.", file=sys.stderr)
@@ -324,16 +326,33 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _shown(frame: pd.DataFrame) -> pd.DataFrame:
+    """A line a task, in microseconds: ours, and eager's time beside it."""
+    ours, eager = (frame[frame.provider == name] for name in ("triton_stn", "eager"))
+    *task, _ = KEYS
+    times = [name for name in ("predicted ms", "measured ms") if name in frame]
+    both = ours.merge(eager[[*task, *times]], on=task, suffixes=("", " of eager"))
+    floors = [name for name in frame if name.endswith(" µs")]
+    shown = both[[*task, *floors, "binds", "window"]].rename(
+        columns=lambda n: n.removesuffix(" µs")
+    )
+    for name in times:
+        ours, eager = ("µs", "eager") if name == times[0] else ("timed", "eager timed")
+        shown[ours], shown[eager] = 1e3 * both[name], 1e3 * both[f"{name} of eager"]
+    return shown.rename(columns={"theta_kind": "θ"})
+
+
 def _print(frame: pd.DataFrame, gpu: GPU, csv: Path | None) -> None:
     lines = [
         f"{gpu.name}, float32, contiguous. All numbers are *predicted* floors, unless measured.",
         f"{gpu.sms} SMs, {gpu.hz / 1e9:g} GHz, copy {gpu.copy / 1e12:g} TB/s, "
         f"L2 {gpu.l2 / 1e12:.3g} TB/s, {gpu.tags} L1 lines a cycle.",
         "",
-        table.to_markdown(frame.rename(columns={"theta_kind": "θ"})),
+        table.to_terminal(_shown(frame), floatfmt=".3g"),
         "",
-        "Eager's issue and latency floors are not known: nobody counted its instructions. A launch "
-        "takes time of its own, which is in no floor.",
+        "Microseconds: the largest of the five, which binds. Eager's issue and",
+        "latency floors are not known: nobody counted its instructions. A launch takes time of its",
+        "own, which is in no floor.",
     ]
     notes = {
         "STRAIGHT": "its instructions are not counted.",

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if changed.empty:
         print(f"triton_stn: no change beyond the spread in {len(mine)} rows.")
     else:
-        print(f"\n{table.to_markdown(changed)}")
+        print(f"\n{table.to_terminal(changed)}")
     return int(changed.change.isin(("slower", "broken")).any())
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a results table: speedup against size, angle and zoom; bandwidth; peak memory."""
+"""Pictures of a results table: speedup by case, angle and zoom; bandwidth; peak memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pandas as pd
 
 from bench.output import table
 from bench.suite.cases import EXTREME, PASSES, SWEEP, SWEEP_CASE, angle_and_scale
+from bench.suite.passes import TITLES
 from triton_stn.plot import NO_MATPLOTLIB
 
 try:
@@ -17,6 +18,7 @@ try:
 
     import matplotlib.pyplot as plt
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 except ImportError as error:
@@ -30,40 +32,54 @@ STYLES = {
     "compiled_graphs": ("#D55E00", "P"),
 }
 OTHERS = (("#CC79A7", "D"), ("#56B4E9", "v"), ("#000000", "X"), ("#F0E442", "s"), ("#999999", "*"))
+CASE = "case"  # the axis of names
 LINE = dict(color="#555555", linewidth=1, linestyle="--")
-LABELS = {"elements": "output elements", "angle": "rotation, degrees", "zoom": "times as large"}
+LABELS = {
+    "speedup_vs_eager": "times as fast as eager PyTorch",
+    "gb_per_s": "least bytes over time, GB/s",
+    "peak_memory_mib": "peak memory, MiB",
+    "angle": "rotation, degrees",
+    "zoom": "times as large",
+}
 
 
 def draw(frame: pd.DataFrame, out: Path) -> list[Path]:
     """Write the PNGs that the rows allow into ``out``; their paths.
 
-    speedup.png, bandwidth.png and memory.png have a point a row, over the number of output
-    elements; angle.png and zoom.png follow the full suite's sweep on one case.
+    speedup.png, bandwidth.png and memory.png have a line a case and a point a row; angle.png and
+    zoom.png follow the full suite's sweep on one case.
     """
     rows = frame[frame.status == "ok"]
     if rows.empty:
         return []
-    depth = rows.d_out.clip(lower=1)
-    rows = rows.assign(elements=rows.n * rows.k * rows.c * depth * rows.h_out * rows.w_out)
     compared = rows[rows.speedup_vs_eager.notna() & (rows.provider != "eager")]
-    remembered = rows[rows.peak_memory_mib > 0]
     turned, zoomed = sweeps(compared)
-    fast = "Speedup over eager PyTorch"
     pictures = {
-        "speedup": (compared, "elements", "speedup_vs_eager", fast),
-        "bandwidth": (rows, "elements", "gb_per_s", "Least bytes over time, GB/s"),
-        "memory": (remembered, "elements", "peak_memory_mib", "Peak memory, MiB"),
-        "angle": (turned, "angle", "speedup_vs_eager", f"{fast}, {SWEEP_CASE}"),
-        "zoom": (zoomed, "zoom", "speedup_vs_eager", f"{fast}, {SWEEP_CASE}"),
+        "speedup": (compared, "speedup_vs_eager", CASE),
+        "bandwidth": (rows, "gb_per_s", CASE),
+        "memory": (rows[rows.peak_memory_mib > 0], "peak_memory_mib", CASE),
+        "angle": (turned, "angle", "speedup_vs_eager"),
+        "zoom": (zoomed, "zoom", "speedup_vs_eager"),
     }
-    written = []
-    for name, (points, x, y, title) in pictures.items():
+    last, written = rows.iloc[-1], []
+    for name, (points, x, y) in pictures.items():
         if len(points):
-            figure = _panels(points, x, y, f"{title}, {rows.device.iloc[-1]}")
+            figure = _panels(points, x, y)
+            figure.suptitle(
+                f"{_title(points, x, y)}; {last.device}, torch {last.torch}", fontsize=11
+            )
             written.append(out / f"{name}.png")
             figure.savefig(written[-1], dpi=110)
             plt.close(figure)
     return written
+
+
+def _title(rows: pd.DataFrame, x: str, y: str) -> str:
+    """What is compared with what."""
+    providers = ", ".join(rows.provider.unique())
+    if "speedup_vs_eager" in (x, y):
+        providers += " against F.affine_grid + F.grid_sample"
+    return f"{providers}{'' if y == CASE else f', {SWEEP_CASE}'}"
 
 
 def sweeps(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -84,10 +100,13 @@ def sweeps(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     )
 
 
-def _panels(rows: pd.DataFrame, x: str, y: str, title: str) -> Figure:
-    """A panel a pass; a point a row. Sweeps, which are in order of x, get a line as well."""
+def _panels(rows: pd.DataFrame, x: str, y: str) -> Figure:
+    """A panel a pass; a point a row, on the line of its case. Sweeps, which are in order of x, are
+    drawn as lines."""
     passes = [name for name in PASSES if (rows["pass"] == name).any()]
-    shape = dict(ncols=len(passes), figsize=(1.2 + 3.2 * len(passes), 3.4), squeeze=False)
+    cases = list(dict.fromkeys(rows.case))[::-1]  # the first on top
+    high = 1.4 + 0.21 * len(cases) if y == CASE else 3.4
+    shape = dict(ncols=len(passes), figsize=(2.2 + 3.2 * len(passes), high), squeeze=False)
     figure, axes = plt.subplots(**shape, sharey=True, layout="constrained")
     others = [name for name in rows.provider.unique() if name not in STYLES]
     styles = STYLES | dict(zip(others, OTHERS * len(others), strict=False))
@@ -95,32 +114,38 @@ def _panels(rows: pd.DataFrame, x: str, y: str, title: str) -> Figure:
         here = rows[rows["pass"] == pass_name]
         for provider, points in here.groupby("provider", sort=False):
             color, marker = styles[provider]
-            line = marker + ("" if x == "elements" else "-")
+            places = points.case.map(cases.index) if y == CASE else points[y]
+            line = marker + ("" if y == CASE else "-")
             style = dict(color=color, alpha=0.7, markersize=5, linewidth=1, label=provider)
-            ax.plot(points[x], points[y], line, **style)
-        _scale(ax, x, y, here)
-        ax.set_title(pass_name.replace("_", " "), fontsize=10)
+            ax.plot(points[x], places, line, **style)
+        for axis, name in ((ax.xaxis, x), (ax.yaxis, y)):
+            _scale(ax, axis, name, here)
+        if y == CASE:
+            ax.set_yticks(range(len(cases)), cases, fontsize=8)
+        ax.set_title(TITLES[pass_name], fontsize=10)
         ax.set_xlabel(LABELS[x])
-        ax.grid(alpha=0.25, which="both", linewidth=0.5)
-    axes[0, 0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=11)
+        ax.grid(alpha=0.25, linewidth=0.5)
+    if rows.provider.nunique() > 1:
+        axes[0, 0].legend(fontsize=8)
     return figure
 
 
-def _scale(ax: Axes, x: str, y: str, rows: pd.DataFrame) -> None:
-    """Axes that suit what they show, and the line that it is set against."""
-    ax.set_yscale("log")
-    if x == "angle":
+def _scale(ax: Axes, axis: Axis, name: str, rows: pd.DataFrame) -> None:
+    """An axis that suits what it shows, and the line that it is set against."""
+    if name == CASE:
+        return
+    if name == "angle":
         ax.set_xticks(range(0, 91, 15))
-    elif x == "zoom":
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter("{x:g}")
-    else:
-        ax.set_xscale("log")
-    if y == "speedup_vs_eager":
-        ax.axhline(1, **LINE)
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}x")
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    elif y == "gb_per_s":  # of a copy in the same run
-        ax.axhline(rows.copy_gb_per_s.iloc[-1], **LINE, label="copy")
+        return
+    set_scale = ax.set_xscale if axis is ax.xaxis else ax.set_yscale
+    set_scale("log", base=2 if name == "zoom" else 10)
+    if name == "zoom":
+        axis.set_major_formatter("{x:g}")
+    across = ax.axvline if axis is ax.xaxis else ax.axhline
+    if name == "speedup_vs_eager":
+        across(1, **LINE)
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}x")
+        axis.set_minor_formatter(NullFormatter())
+    elif name == "gb_per_s":  # of a copy in the same run
+        across(rows.copy_gb_per_s.iloc[-1], **LINE, label="copy")

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from bench.suite.cases import SHAPE
+from bench.suite.passes import TITLES
 
 COLUMNS = (
     *("case", "pass", "provider", "n", "k", "c", "h", "w", "h_out", "w_out"),
@@ -121,7 +122,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         if provider == "eager" or rows.empty:
             continue
         ratios = rows[rows.speedup_vs_eager.notna()]
-        line = {"pass": pass_name, "provider": provider, "rows": len(rows)}
+        line = {"pass": TITLES[pass_name], "provider": provider, "rows": len(rows)}
         line |= _spread(ratios, "speedup_vs_eager") if len(ratios) else {}
         lines.append(line | {"not ok": int((rows.status != "ok").sum())})
     return pd.DataFrame(lines)
@@ -148,7 +149,7 @@ def against_best(frame: pd.DataFrame) -> pd.DataFrame:
     both["ratio"] = both.ms_p50_best / both.ms_p50
     lines = []
     for pass_name, rows in both.groupby("pass", sort=False):
-        line = {"pass": pass_name, "rows": len(rows), **_spread(rows, "ratio")}
+        line = {"pass": TITLES[pass_name], "rows": len(rows), **_spread(rows, "ratio")}
         lines.append(line | {"against": rows.provider_best[rows.ratio.idxmin()]})
     return pd.DataFrame(lines)
 
@@ -164,6 +165,12 @@ def not_ok(frame: pd.DataFrame, title: str, *by: str) -> list[str]:
     counts = bad.groupby([*by, "status", "note"], sort=False).size()
     counts = counts.rename("rows").reset_index()
     return [f"## {title}", to_markdown(counts)] if len(bad) else []
+
+
+def to_terminal(frame: pd.DataFrame, **options: Any) -> str:
+    """A table for a terminal, with two digits behind the point and no rules between columns."""
+    options = {"tablefmt": "simple", "floatfmt": ".2f", "numalign": "right", **options}
+    return to_markdown(frame, **options)
 
 
 def to_markdown(frame: pd.DataFrame, **options: Any) -> str:

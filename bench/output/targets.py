@@ -1,4 +1,4 @@
-"""What the library promises of a GPU, and whether a results table keeps it: a line a figure.
+"""What the library promises, and whether a results table keeps it: a line a figure.
 
 A figure is judged over every row of ``triton_stn`` that its words cover, whatever they leave open:
 dtype, layout, θ, padding. No row leaves quietly. "not judged" counts those without the numbers that
@@ -16,7 +16,7 @@ from bench.output import table
 from bench.output.table import ROW
 from bench.suite import sources
 from bench.suite.cases import CASES, EXTREME, suite
-from bench.suite.passes import RESULTS
+from bench.suite.passes import RESULTS, TITLES
 
 LARGE_BYTES = 64e6
 BACKWARDS = ("backward_input", "backward_theta", "backward")
@@ -76,15 +76,16 @@ def _name(row: pd.Series) -> str:
 def verdicts(frame: pd.DataFrame) -> pd.DataFrame:
     """Every figure: what is asked, over how many rows, what came out, met or not, the worst row.
 
-    ``frame`` is a results table of a GPU, whole or in part.
+    ``frame`` is a results table, whole or in part.
     """
     columns = ["figure", "asked", "rows", "not judged", "measured", "met"]
-    lines = [figure.verdict() for figure in figures(frame)]
+    promised = of_cpu if frame.device.iloc[-1] == "cpu" else figures
+    lines = [figure.verdict() for figure in promised(frame)]
     return pd.DataFrame(lines, columns=[*columns, "rows beyond", "worst", "worst row"])
 
 
 def paragraphs(frame: pd.DataFrame) -> list[str]:
-    """What a report says of the targets: nothing of a run on a CPU, for which there are none."""
+    """What a report says of the targets: nothing of a run on a CPU, which has two."""
     if frame.device.iloc[-1] == "cpu":
         return []
     tasks = {task.key("triton_stn") for task in suite("full", "cuda")}
@@ -93,8 +94,19 @@ def paragraphs(frame: pd.DataFrame) -> list[str]:
     return [f"{INTRODUCTION} {coverage}", table.to_markdown(verdicts(frame))]
 
 
+def of_cpu(frame: pd.DataFrame) -> list[Figure]:
+    """The promises of the pure-PyTorch path: no slower than what it stands in for."""
+    ours = compared(frame, "triton_stn")
+    made = []
+    for pass_name in ("forward", "forward_backward"):
+        rows = ours[ours["pass"] == pass_name]
+        name = f"{TITLES[pass_name]} over eager, geometric mean"
+        made.append(Figure(name, rows, rows.vs_eager, least=1, mean=True))
+    return made
+
+
 def figures(frame: pd.DataFrame) -> list[Figure]:
-    """The promises, in the order in which they are stated."""
+    """The promises of a GPU, in the order in which they are stated."""
     ours, replayed = compared(frame, "triton_stn"), compared(frame, "triton_stn_graph")
     forward, backward = ours["pass"] == "forward", ours["pass"] == "backward"
     both = ours["pass"] == "forward_backward"

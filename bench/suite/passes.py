@@ -17,6 +17,13 @@ RESULTS = {
     "backward": ("grad_input", "grad_theta"),
     "forward_backward": ("y", "grad_input", "grad_theta"),
 }
+TITLES = {
+    "forward": "forward",
+    "backward_input": "backward, input alone",
+    "backward_theta": "backward, θ alone",
+    "backward": "backward",
+    "forward_backward": "forward + backward",
+}
 
 
 def prepare(
