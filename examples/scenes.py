@@ -63,7 +63,7 @@ def projected(digits: Digits, pool: Digits, generator: Generator) -> Scene:
     for _ in range(5):  # a corner may be pulled over the diagonal
         folds = ~_is_convex(small + move)
         move = torch.where(folds[:, None, None], move / 2, move)
-    theta = homography(small + move, square.expand(n, 4, 2)).to(digits.images)
+    theta = geometry.homography(small + move, square).to(digits.images)
     return Scene(spatial_transform(digits.images, theta, transform="projective"), digits.labels)
 
 
@@ -73,19 +73,6 @@ def _is_convex(corners: Tensor) -> Tensor:
     following = edge.roll(-1, 1)
     turn = edge[..., 0] * following[..., 1] - edge[..., 1] * following[..., 0]
     return (turn > 0.25).all(1)
-
-
-def homography(points: Tensor, targets: Tensor) -> Tensor:
-    """The (N, 3, 3) that take four points (N, 4, 2) to four others: eight linear equations.
-
-    Source: Hartley and Zisserman, "Multiple View Geometry", 2004, section 4.1.
-    """
-    (x, y), (u, v) = points.unbind(-1), targets.unbind(-1)
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    of_u = torch.stack((x, y, one, zero, zero, zero, -u * x, -u * y), -1)
-    of_v = torch.stack((zero, zero, zero, x, y, one, -v * x, -v * y), -1)
-    eight = torch.linalg.solve(torch.cat((of_u, of_v), 1), torch.cat((u, v), 1))
-    return torch.cat((eight, one[:, :1]), 1).unflatten(1, (3, 3))
 
 
 def elastic(digits: Digits, pool: Digits, generator: Generator) -> Scene:

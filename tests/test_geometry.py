@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 import triton_stn
 from triton_stn import geometry
@@ -490,3 +491,28 @@ def test_a_wrong_argument_is_named(name):
         call()
     assert str(caught.value).startswith(f"{name} must ")
     assert fragment in str(caught.value)
+
+
+# --- four points ---------------------------------------------------------------------------------
+
+
+def quadrilaterals(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    square = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]], dtype=torch.float64)
+    return square + 0.3 * torch.randn(*shape, 4, 2, generator=generator, dtype=torch.float64)
+
+
+def test_a_homography_takes_each_point_to_its_target():
+    points, targets = quadrilaterals(5), quadrilaterals(3, 1, seed=1)
+    theta = geometry.homography(points, targets)
+    assert theta.shape == (3, 5, 3, 3)
+    read = triton_stn.Projective().source(theta, points[0])
+    assert_close(read[:, 0], targets[:, 0])
+    made = geometry.homography(*(points[:1].requires_grad_(), targets[0].requires_grad_()))
+    made.sum().backward()
+    assert torch.autograd.gradcheck(geometry.homography, (points[:1], targets[0]))
+
+
+def test_four_points_must_be_four():
+    with pytest.raises(ValueError, match=r"points must be \(..., 4, 2\), got \(3, 2\)"):
+        geometry.homography(torch.zeros(3, 2), torch.zeros(4, 2))

@@ -131,6 +131,37 @@ def invert(theta: torch.Tensor) -> torch.Tensor:
     return _inverse("theta", _square("theta", theta))[..., : theta.shape[-2], :]
 
 
+def homography(points: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The homography ``(..., 3, 3)`` that takes four points ``(..., 4, 2)`` to four others.
+
+    In whatever coordinates the points are: of normalised ones a θ of ``Projective``, which shows at
+    the output's ``points`` what lies at the input's ``targets``. The two broadcast. Differentiable,
+    in closed form, so nothing waits for the device; three points of a line give NaN or inf.
+
+    Raises:
+        TypeError, ValueError: not floating tensors of four points.
+
+    Example:
+        >>> square = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
+        >>> triton_stn.geometry.homography(square, 0.5 * square).tolist()
+        [[0.5, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 1.0]]
+
+    Source: Heckbert, "Fundamentals of Texture Mapping and Image Warping", 1989, section 2.2.3.
+    """
+    for name, four in (("points", points), ("targets", targets)):
+        checks.check_floating(name, four)
+        if four.shape[-2:] != (4, 2):
+            raise ValueError(f"{name} must be (..., 4, 2), got {checks.shape_of(four)}")
+    of_points, of_targets = _of_unit_square(points), _of_unit_square(targets)
+    rows = of_points.unbind(-2)
+    # The inverse but for a factor, of which a homography knows nothing.
+    adjugate = torch.stack(
+        [torch.linalg.cross(rows[i - 2], rows[i - 1], dim=-1) for i in range(3)], -1
+    )
+    made = _product(of_targets, adjugate)
+    return made / made[..., 2:, 2:]
+
+
 def from_pixel_matrix(
     matrix: Any,
     input_size: Size,
@@ -391,3 +422,19 @@ def _unscale(pixels: torch.Tensor) -> torch.Tensor:
     half, centre = pixels[:-1, :-1].diagonal(), pixels[:-1, -1]
     scale = torch.where(half == 0, 0.0, 1 / half)
     return _square("map", torch.cat((scale.diag(), (-centre * scale)[:, None]), 1))
+
+
+def _of_unit_square(corners: torch.Tensor) -> torch.Tensor:
+    """The homography that takes (0, 0), (1, 0), (1, 1), (0, 1) to the corners (..., 4, 2)."""
+    first, second, third, fourth = corners.unbind(-2)
+    along, up = second - third, fourth - third
+    rest = first - second + third - fourth  # zero of a parallelogram
+    area = _cross(along, up)
+    g, h = (_cross(rest, up) / area)[..., None], (_cross(along, rest) / area)[..., None]
+    columns = (second - first + g * second, fourth - first + h * fourth, first)
+    of_w = torch.cat((g, h, torch.ones_like(g)), -1)
+    return torch.cat((torch.stack(columns, -1), of_w[..., None, :]), -2)
+
+
+def _cross(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
