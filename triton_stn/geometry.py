@@ -18,9 +18,27 @@ import torch
 from triton_stn import checks
 from triton_stn.backends import is_plain
 from triton_stn.backends.numbers import vector
+from triton_stn.frames import centre, check_sizes, half_extent, in_pixels, outline, resolve_for
+from triton_stn.labels import MappedBoxes, from_boxes, from_rotated_boxes, map_boxes, map_points
 from triton_stn.transforms import Transform, resolve
-from triton_stn.transforms.base import check_size
 from triton_stn.types import Direction, Size, TransformName
+
+__all__ = [
+    "MappedBoxes",
+    "affine",
+    "compose",
+    "from_boxes",
+    "from_pixel_matrix",
+    "from_rotated_boxes",
+    "homography",
+    "inside_mask",
+    "invert",
+    "map_boxes",
+    "map_points",
+    "quadrilateral",
+    "to_pixel_matrix",
+    "valid_fraction",
+]
 
 Number = float | torch.Tensor
 Pair = Sequence[Number] | torch.Tensor
@@ -74,8 +92,8 @@ def affine(
         tensor([[0.5000, 0.0000, 0.5000],
                 [0.0000, 0.5000, 0.0000]])
     """
-    sizes = _sizes(image_size, output_size, 2, "image_size")
-    inner, outer = (_half_extent(size, align_corners) for size in sizes)
+    sizes = check_sizes(image_size, output_size, 2, "image_size")
+    inner, outer = (half_extent(size, align_corners) for size in sizes)
     pairs = (_scale(scale), _pair("shear", shear), _pair("translation", translation))
     s_x, s_y, k_x, k_y, t_x, t_y, angle = _broadcast((*chain(*pairs), rotation), dtype, device)
     cos, sin = angle.cos(), angle.sin()
@@ -269,18 +287,13 @@ def quadrilateral(
         raise ValueError(f"transform must be 2-D for a quadrilateral, got {transform!r}")
     if points_per_edge < 1:
         raise ValueError(f"points_per_edge must be at least 1, got {points_per_edge}")
-    size, out_size = _sizes(input_size, output_size, 2)
+    size, out_size = check_sizes(input_size, output_size, 2)
     theta = transform.check_theta(theta)
-    along = torch.arange(points_per_edge, dtype=theta.dtype, device=theta.device)
-    along = 2 * along / points_per_edge - 1
-    edge = torch.ones_like(along)
-    x = torch.cat((along, edge, -along, -edge))
-    y = torch.cat((-edge, along, edge, -along))
     # The outer edges: at 1, or half a pixel beyond it with align_corners.
-    halves = _half_extent(out_size, align_corners)
+    halves = half_extent(out_size, align_corners)
     reach = [n / (2 * half or 1.0) for n, half in zip(out_size[::-1], halves, strict=True)]
-    points = torch.stack((x * reach[0], y * reach[1]), -1)
-    return _in_pixels(transform.source(theta, points), size, align_corners)
+    points = outline(points_per_edge, theta) * vector(reach, theta)
+    return in_pixels(transform.source(theta, points), size, align_corners)
 
 
 def inside_mask(
@@ -300,10 +313,10 @@ def inside_mask(
         >>> triton_stn.geometry.inside_mask(theta, (1, 4)).tolist()
         [[True, True, True, False]]
     """
-    transform = _resolve(transform, input_size)
-    size, out_size = _sizes(input_size, output_size, transform.ndim)
+    transform = resolve_for(transform, input_size)
+    size, out_size = check_sizes(input_size, output_size, transform.ndim)
     with torch.no_grad():
-        pixels = _in_pixels(transform.grid(theta, out_size, align_corners), size, align_corners)
+        pixels = in_pixels(transform.grid(theta, out_size, align_corners), size, align_corners)
     last = vector(size[::-1], pixels) - 0.5
     return ((pixels >= -0.5) & (pixels <= last)).all(-1)
 
@@ -322,14 +335,9 @@ def valid_fraction(
         >>> triton_stn.geometry.valid_fraction(theta, (1, 4)).item()
         0.75
     """
-    transform = _resolve(transform, input_size)
+    transform = resolve_for(transform, input_size)
     mask = inside_mask(theta, input_size, output_size, align_corners, transform)
     return mask.flatten(-transform.ndim).float().mean(-1)
-
-
-def _resolve(transform: TransformName | Transform, input_size: Size) -> Transform:
-    several = isinstance(input_size, Sequence) and not isinstance(input_size, str)
-    return resolve(transform, len(input_size) if several else 2)
 
 
 def _pair(name: str, value: Any) -> Sequence[Any]:
@@ -391,37 +399,21 @@ def _inverse(name: str, square: torch.Tensor) -> torch.Tensor:
     return inverse
 
 
-def _sizes(size, output_size, ndim, name="input_size") -> tuple[tuple[int, ...], tuple[int, ...]]:
-    size = check_size(name, size, ndim)
-    return size, size if output_size is None else check_size("output_size", output_size, ndim)
-
-
-def _half_extent(size: Sequence[int], align_corners: bool) -> list[float]:
-    """What 1 is in pixels, along x, y[, z]."""
-    checks.check_bool("align_corners", align_corners)
-    return [(n - align_corners) / 2 for n in reversed(size)]
-
-
-def _in_pixels(points: torch.Tensor, size: Sequence[int], align_corners: bool) -> torch.Tensor:
-    centre = vector([(n - 1) / 2 for n in reversed(size)], points)
-    return points * vector(_half_extent(size, align_corners), points) + centre
-
-
 def _pixel_maps(input_size, output_size, align_corners, like) -> list[torch.Tensor]:
     """From normalised to pixel coordinates of the input and of the output, homogeneous."""
     ndim, maps = like.shape[-1] - 1, []
-    for size in _sizes(input_size, output_size, ndim):
-        half = vector(_half_extent(size, align_corners), like)
-        centre = vector([(n - 1) / 2 for n in reversed(size)], like)
-        maps.append(_square("map", torch.cat((half.diag(), centre[:, None]), 1)))
+    for size in check_sizes(input_size, output_size, ndim):
+        half = vector(half_extent(size, align_corners), like)
+        middle = vector(centre(size), like)
+        maps.append(_square("map", torch.cat((half.diag(), middle[:, None]), 1)))
     return maps
 
 
 def _unscale(pixels: torch.Tensor) -> torch.Tensor:
     """From pixel to normalised coordinates; an axis without extent lies at 0."""
-    half, centre = pixels[:-1, :-1].diagonal(), pixels[:-1, -1]
+    half, middle = pixels[:-1, :-1].diagonal(), pixels[:-1, -1]
     scale = torch.where(half == 0, 0.0, 1 / half)
-    return _square("map", torch.cat((scale.diag(), (-centre * scale)[:, None]), 1))
+    return _square("map", torch.cat((scale.diag(), (-middle * scale)[:, None]), 1))
 
 
 def _of_unit_square(corners: torch.Tensor) -> torch.Tensor:

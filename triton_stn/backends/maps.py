@@ -175,7 +175,7 @@ class View:
 
 
 def view(theta: torch.Tensor, points: torch.Tensor) -> View:
-    """Where the homographies (..., 3, 3) read the points (P, 2)."""
+    """Where the homographies (..., 3, 3) read the points (..., P, 2)."""
     xy, w = homogeneous(theta, points).split((2, 1), -1)
     largest = theta.detach()[..., None, 2:, :].abs().sum(-1)  # (..., 1, 1)
     out = w <= MIN_W * largest
@@ -188,15 +188,17 @@ def view(theta: torch.Tensor, points: torch.Tensor) -> View:
 
 
 def homogeneous(theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """(x', y', w) of points (P, 2) under homographies (..., 3, 3): (..., P, 3)."""
+    """(x', y', w) of points (..., P, 2) under homographies (..., 3, 3): (..., P, 3)."""
     rows = theta[..., None, :, :]
-    return rows[..., 0] * points[:, 0, None] + rows[..., 1] * points[:, 1, None] + rows[..., 2]
+    x, y = points.split(1, -1)
+    return rows[..., 0] * x + rows[..., 1] * y + rows[..., 2]
 
 
 def radial(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """U(r) = r² log r², 0 at 0, of points (P, 2) around centres (..., T, 2): (..., P, T)."""
-    x, y = (points[:, None, d] - centres[..., None, :, d] for d in (0, 1))
+    """U(r) = r² log r², 0 at 0, of points (..., P, 2) around centres (..., T, 2): (..., P, T)."""
+    x, y = (points[..., None, d] - centres[..., None, :, d] for d in (0, 1))
     square = x.square().add(y.square())
+    square = torch.where(square > 0, square, 1.0)  # U too is 0 there, and has a derivative
     return torch.xlogy(square, square)
 
 

@@ -11,6 +11,7 @@ import torch
 from triton_stn import checks
 from triton_stn.backends.maps import pixels
 from triton_stn.backends.numbers import vector
+from triton_stn.transforms.inverse import solve
 from triton_stn.types import Size
 
 
@@ -148,7 +149,29 @@ class Transform(ABC):
 
     @abstractmethod
     def source(self, theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """The source coordinates ``(..., P, ndim)`` of output points ``(P, ndim)``, normalised."""
+        """The source coordinates ``(..., P, ndim)`` of output points ``(P, ndim)``, normalised.
+
+        Points ``(..., P, ndim)``, whose leading dimensions broadcast with θ's, are asked for by
+        `target`, `geometry.map_points` and `geometry.map_boxes` alone.
+        """
+
+    def target(self, theta: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """The output points ``(..., P, ndim)`` whose `source` is ``places``, normalised too.
+
+        θ's leading dimensions and those of ``places`` ``(..., P, ndim)`` broadcast. What no output
+        point reads is 1e4 in all coordinates, with a gradient of zero.
+
+        Example:
+            >>> theta = torch.tensor([[0.5, 0.0, 0.5], [0.0, 0.5, 0.0]])
+            >>> triton_stn.Affine().target(theta, torch.tensor([[0.5, 0.25]])).tolist()
+            [[0.0, 0.5]]
+        """
+        theta = self.check_theta(theta)
+        leading = torch.broadcast_shapes(
+            theta.shape[: theta.ndim - len(self.theta_shape)], places.shape[:-2]
+        )
+        places = places.expand(*leading, *places.shape[-2:])
+        return solve(lambda points: self.source(theta, points), places)
 
     @abstractmethod
     def _identity(self) -> torch.Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from triton_stn.backends.maps import pixels, view
+from triton_stn.backends.maps import OUT_OF_VIEW, pixels, view
 from triton_stn.transforms.base import Transform
+from triton_stn.transforms.inverse import inverse
 
 
 class MatrixTransform(Transform):
@@ -17,8 +19,14 @@ class MatrixTransform(Transform):
     is_affine = True
 
     def source(self, theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        matrix = self.matrix(theta)[..., None, :, :]
-        return matrix[..., -1] + sum(matrix[..., d] * points[:, d, None] for d in range(self.ndim))
+        *columns, shift = self.matrix(theta)[..., None, :, :].unbind(-1)
+        return shift + _combine(columns, points)
+
+    def target(self, theta: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        square, shift = self.matrix(theta).split((self.ndim, 1), -1)
+        undo, singular = inverse(square)
+        points = _combine(undo[..., None, :, :].unbind(-1), places - shift.transpose(-1, -2))
+        return torch.where(singular, OUT_OF_VIEW, points)
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,11 @@ class Projective(Transform):
     def source(self, theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         return view(self.check_theta(theta), points).places
 
+    def target(self, theta: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        # w of the inverse is 1/w, so it is negative for what lies behind the viewer.
+        undo, singular = inverse(self.check_theta(theta))
+        return torch.where(singular, OUT_OF_VIEW, view(undo, places).places)
+
     def _linearised(self, theta, size, align_corners):
         # By the derivative: a pixel whose edge is behind the viewer has one too.
         at = view(theta, pixels(size, align_corners, theta))
@@ -139,3 +152,8 @@ class Projective(Transform):
 
     def _identity(self):
         return torch.eye(3, dtype=torch.float64)
+
+
+def _combine(columns: Sequence[torch.Tensor], points: torch.Tensor) -> torch.Tensor:
+    """Σ of columns (..., 1, n) times the coordinates of points (..., P, ndim)."""
+    return sum(column * x for column, x in zip(columns, points.split(1, -1), strict=True))

@@ -96,7 +96,7 @@ class ThinPlateSpline(Transform):
         basis = radial(points, self._on(points.device)[1].to(points.dtype))  # (P, T)
         a0, a1, a2 = affine.split(1, -2)
         with without_autocast(points):
-            return basis @ weights + (a0 + a1 * points[:, :1] + a2 * points[:, 1:])
+            return basis @ weights + (a0 + a1 * points[..., :1] + a2 * points[..., 1:])
 
     def _grid(self, theta, size, align_corners):
         matrix = self._matrix(size, align_corners, theta.dtype, theta.device)
