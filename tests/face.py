@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import assert_type
 
 import triton_stn
-from triton_stn import geometry, plot
+from triton_stn import augment, geometry, plot
 from triton_stn.nn import SpatialTransformer
 from triton_stn.transforms import MatrixTransform, Transform, resolve
 from triton_stn.types import Fill, Mode, PaddingMode, Size
@@ -106,6 +106,25 @@ def geometries() -> None:
     assert_type(geometry.valid_fraction(theta, 6), Tensor)
 
 
+def labels() -> None:
+    square = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+    assert_type(geometry.homography(square, square), Tensor)
+    change = augment.RandomTransform(degrees=(-10, 10), elastic=1.0, control_points=(3, 3), p=0.5)
+    boxes, points = torch.tensor([[[0.0, 0.0, 2.0, 3.0]]]), torch.zeros(1, 2, 2)
+    images = torch.zeros(1, 1, 6, 8)
+    made = change.forward(images, images, boxes, points, generator=torch.Generator())
+    assert_type(made, augment.Augmented)
+    assert_type(made.images, Tensor)
+    assert_type(made.points, Tensor | None)
+    assert_type(change.draw(3, (6, 8)), Tensor)
+    mapped = geometry.map_boxes(change.draw(1, 6), boxes, 6, transform=change.transform)
+    assert_type(mapped, geometry.MappedBoxes)
+    assert_type(mapped.visible, Tensor)
+    assert_type(geometry.map_points(THETA, points, 6, direction="output_to_input"), Tensor)
+    assert_type(geometry.from_boxes(boxes, 6), Tensor)
+    assert_type(geometry.from_rotated_boxes(torch.zeros(1, 1, 5), [6, 8]), Tensor)
+
+
 def pictures() -> None:
     assert_type(plot.show(IMAGE, THETA, IMAGE), Figure)
     assert_type(plot.grid_image(IMAGE), Figure)
@@ -133,6 +152,6 @@ def refused() -> None:
 
 
 if __name__ == "__main__":
-    for part in (sampling, transforms, modules, geometries, pictures, refused):
+    for part in (sampling, transforms, modules, geometries, labels, pictures, refused):
         part()
     print(f"triton_stn {triton_stn.__version__} of {triton_stn.__path__[0]}")

@@ -1,6 +1,6 @@
 """Fused spatial transformers: sample an image through a learned transformation in one kernel."""
 
-from triton_stn import geometry, nn, plot, transforms, types
+from triton_stn import augment, geometry, nn, plot, transforms, types
 from triton_stn._version import __version__
 from triton_stn.backends import use_backend
 from triton_stn.functional import (
@@ -19,6 +19,7 @@ __all__ = [
     "Similarity",
     "ThinPlateSpline",
     "__version__",
+    "augment",
     "flow_warp",
     "geometry",
     "grid_sample",

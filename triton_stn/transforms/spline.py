@@ -9,7 +9,7 @@ import torch
 from torch._guards import detect_fake_mode
 
 from triton_stn import checks
-from triton_stn.backends import is_plain
+from triton_stn.backends import is_plain, is_transformed
 from triton_stn.backends.maps import pixels, radial
 from triton_stn.backends.numbers import without_autocast
 from triton_stn.transforms.base import Transform
@@ -170,10 +170,12 @@ class ThinPlateSpline(Transform):
 def _once(kept: dict, key: Any, make: Callable[[], Any]) -> Any:
     """What ``make()`` gives, once for each key, and anew where somebody watches.
 
-    It outlives the caller's mode: a later backward saves it.
+    It outlives the caller's mode: a later backward saves it. To a transform of ``torch.func`` what
+    there is is a constant.
     """
     if not is_plain():
-        return make()
+        watched = not is_transformed() or torch._C._len_torch_dispatch_stack()
+        return make() if watched or key not in kept else kept[key]
     if key not in kept:
         with torch.inference_mode(False):
             kept[key] = make()

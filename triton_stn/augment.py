@@ -1,0 +1,239 @@
+"""Random θ an image, drawn on the device, and a batch with all of its labels through them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from triton_stn import checks, geometry
+from triton_stn.backends.numbers import vector
+from triton_stn.frames import check_sizes, half_extent, outline
+from triton_stn.functional import spatial_transform
+from triton_stn.transforms import Affine, Projective, ThinPlateSpline, Transform
+from triton_stn.types import Fill, Mode, PaddingMode, Size
+
+# A column of uniform numbers each, whatever is asked for: an angle stays when flips are added.
+_DRAWS = ("chosen", "angle", "x", "y", "scale", "shear_x", "shear_y", "flip_x", "flip_y")
+_CORNERS = 8
+
+
+class Augmented(NamedTuple):
+    """A batch after `RandomTransform`. What was not given is None."""
+
+    images: torch.Tensor
+    theta: torch.Tensor  # output -> input, for `spatial_transform` and `geometry`
+    masks: torch.Tensor | None
+    boxes: geometry.MappedBoxes | None
+    points: torch.Tensor | None
+
+
+class RandomTransform(nn.Module):
+    """Random affine, perspective and elastic maps and flips, another for every image of a batch.
+
+    All are one map, sampled once: one kernel launch for the images, one more for masks. Numbers are
+    drawn on the images' device and nothing waits for it, so that a call can be captured in a CUDA
+    graph. Ranges are named, and the picture moves, as in torchvision's transforms.
+
+    Args:
+        degrees: the picture turns clockwise, by ``(min, max)``, or by up to so many either way.
+        translate: ``(a, b)``: it moves by up to a times the output's width and b times its height.
+        scale: ``(min, max)``: it is enlarged by; None: not.
+        shear: degrees along x, a number or ``(min, max)``; with four numbers, along y too.
+        distortion_scale: of a perspective, 0 to 1: each corner moves inwards by up to so much of
+            half the width and of half the height.
+        elastic: pixels of the input, the standard deviation of the control points of a thin-plate
+            spline, along x and along y.
+        control_points: its rows and columns.
+        horizontal_flip, vertical_flip: how probable each is.
+        p: how probable it is that an image is changed at all.
+        output_size: ``(H_out, W_out)``, or an int; None: the input's. A pixel stays as large as
+            it is: another size shows more or less of the middle.
+        mode, padding_mode, fill_value, align_corners, antialias: as in `spatial_transform`. Masks
+            are ``"nearest"``, with zeros where the padding is zeros.
+
+    With ``elastic`` the map is the spline through the moved control points, which a perspective
+    beside it bends as well.
+
+    Attributes:
+        transform: what θ means: ``Affine()``, ``Projective()`` or a ``ThinPlateSpline``.
+
+    Raises:
+        TypeError, ValueError: a range of the wrong type, length or order.
+
+    Example:
+        >>> turn = triton_stn.augment.RandomTransform(degrees=(90, 90))
+        >>> batch = turn(torch.arange(4.0).view(1, 1, 2, 2), points=torch.tensor([[[1.0, 0.0]]]))
+        >>> batch.images.round().tolist(), batch.points.round().tolist()
+        ([[[[2.0, 0.0], [3.0, 1.0]]]], [[[1.0, 1.0]]])
+    """
+
+    def __init__(
+        self,
+        degrees: float | Sequence[float] = 0.0,
+        translate: Sequence[float] = (0.0, 0.0),
+        scale: Sequence[float] | None = None,
+        shear: float | Sequence[float] = 0.0,
+        distortion_scale: float = 0.0,
+        elastic: float = 0.0,
+        control_points: Sequence[int] = (4, 4),
+        horizontal_flip: float = 0.0,
+        vertical_flip: float = 0.0,
+        p: float = 1.0,
+        *,
+        output_size: Size | None = None,
+        mode: Mode = "bilinear",
+        padding_mode: PaddingMode = "zeros",
+        fill_value: Fill | None = None,
+        align_corners: bool = False,
+        antialias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.degrees = _range("degrees", degrees)
+        self.translate = _numbers("translate", translate, 2, 0.0, 1.0)
+        self.scale = _range("scale", (1.0, 1.0) if scale is None else scale)
+        if self.scale[0] <= 0:
+            raise ValueError(f"scale must be above 0, got {scale!r}")
+        both = isinstance(shear, Sequence) and len(shear) == 4
+        self.shear_x = _range("shear", shear[:2] if both else shear)
+        self.shear_y = _range("shear", shear[2:] if both else 0.0)
+        (self.distortion_scale,) = _numbers("distortion_scale", (distortion_scale,), 1, 0.0, 1.0)
+        (self.elastic,) = _numbers("elastic", (elastic,), 1, 0.0, math.inf)
+        flips = horizontal_flip, vertical_flip
+        self.flips = _numbers("horizontal_flip and vertical_flip", flips, 2, 0.0, 1.0)
+        (self.p,) = _numbers("p", (p,), 1, 0.0, 1.0)
+        checks.check_options(mode, padding_mode, align_corners)
+        checks.check_antialias(antialias, mode)
+        checks.check_fill_value(fill_value, padding_mode, None)
+        self.output_size = output_size
+        self.align_corners = align_corners
+        self.padding_mode = padding_mode
+        self.options = dict(mode=mode, fill_value=fill_value, antialias=antialias)
+        self.transform: Transform = Affine()
+        if self.elastic:
+            self.transform = ThinPlateSpline(*control_points)
+        elif self.distortion_scale:
+            self.transform = Projective()
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        masks: torch.Tensor | None = None,
+        boxes: torch.Tensor | None = None,
+        points: torch.Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Augmented:
+        """The batch and its labels through one θ an image.
+
+        Args:
+            images: ``(N, C, H, W)``, as in `spatial_transform`.
+            masks: ``(N, C_m, H, W)``; labels stay what they are.
+            boxes: ``(N, B, 4)``, x_min, y_min, x_max, y_max in pixels; see `geometry.map_boxes`.
+            points: ``(N, P, 2)``, (x, y) in pixels, whose centres are whole numbers.
+            generator: of the images' device; None: that device's own.
+        """
+        checks.check_input(images)
+        if images.ndim != 4:
+            raise ValueError(f"images must be (N, C, H, W), got {checks.shape_of(images)}")
+        size = tuple(images.shape[2:])
+        theta = self.draw(len(images), size, generator=generator, device=images.device)
+        frames = dict(transform=self.transform, align_corners=self.align_corners)
+        out = self._output_size(size)
+        how = dict(output_size=out, padding_mode=self.padding_mode, **frames)
+        labels = dict(output_size=out, **frames)
+        return Augmented(
+            spatial_transform(images, theta, **how, **self.options),
+            theta,
+            None if masks is None else spatial_transform(masks, theta, mode="nearest", **how),
+            None if boxes is None else geometry.map_boxes(theta, boxes, size, **labels),
+            None if points is None else geometry.map_points(theta, points, size, **labels),
+        )
+
+    def draw(
+        self,
+        count: int,
+        input_size: Size,
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ) -> torch.Tensor:
+        """θ, ``(count, *transform.theta_shape)``, float32, of images ``(H, W)``."""
+        size = check_sizes(input_size, None, 2)[0]
+        of_device = dict(generator=generator, device=device)
+        drawn = torch.rand(count, len(_DRAWS) + _CORNERS, **of_device)
+        flat, corners = drawn.split((len(_DRAWS), _CORNERS), 1)
+        uniform = dict(zip(_DRAWS, flat.unbind(1), strict=True))
+        changed = (uniform["chosen"] < self.p).float()
+        theta = self._affine(uniform, changed, size)
+        if self.distortion_scale:
+            inwards = self.distortion_scale * changed[:, None, None] * corners.unflatten(1, (4, 2))
+            square = outline(1, drawn)
+            theta = geometry.compose(theta, geometry.homography(square * (1 - inwards), square))
+        signs = [
+            1 - 2 * changed * (uniform[name] < probable)
+            for name, probable in zip(("flip_x", "flip_y"), self.flips, strict=True)
+        ]
+        theta = theta * torch.stack((*signs, torch.ones_like(changed)), 1)[:, None]
+        if not isinstance(self.transform, ThinPlateSpline):
+            return theta
+        matrix = Projective() if self.distortion_scale else Affine()
+        control = self.transform.identity(device=drawn.device)
+        pixels = torch.randn(count, *control.shape, **of_device) * changed[:, None, None]
+        half = half_extent(size, self.align_corners)
+        moved = vector([self.elastic / h if h else 0.0 for h in half], drawn)
+        return matrix.source(theta, control) + moved * pixels
+
+    def _affine(self, uniform, changed, size) -> torch.Tensor:
+        """(N, 2, 3)."""
+
+        def within(name: str, of: tuple[float, float], rest: float = 0.0) -> torch.Tensor:
+            return rest + changed * (of[0] + (of[1] - of[0]) * uniform[name] - rest)
+
+        out = self._output_size(size)
+        angle = torch.deg2rad(within("angle", self.degrees))
+        k_x = torch.deg2rad(within("shear_x", self.shear_x)).tan()
+        k_y = torch.deg2rad(within("shear_y", self.shear_y)).tan()
+        scale = within("scale", self.scale, 1.0)
+        x, y = (
+            within(name, (-part * extent, part * extent))
+            for name, part, extent in zip("xy", self.translate, out[::-1], strict=True)
+        )
+        # torchvision's matrix of the picture: [[a, b], [c, d]]·scale, whose determinant is scale².
+        cos, sin = angle.cos(), angle.sin()
+        a, c = cos + sin * k_y, sin - cos * k_y
+        b, d = -a * k_x - sin, -c * k_x + cos
+        (w, h), (w_out, h_out) = (half_extent(each, self.align_corners) for each in (size, out))
+        of_x = (d * w_out, -b * h_out, b * y - d * x)
+        of_y = (-c * w_out, a * h_out, c * x - a * y)
+        rows = [
+            n / (scale * half) if half else 0 * n
+            for n, half in zip((*of_x, *of_y), (w, w, w, h, h, h), strict=True)
+        ]
+        return torch.stack(rows, -1).unflatten(-1, (2, 3))
+
+    def _output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        return check_sizes(size, self.output_size, 2)[1]
+
+
+def _range(name: str, value: float | Sequence[float]) -> tuple[float, float]:
+    """(min, max), of a number m (-m, m)."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = (-abs(value), abs(value))
+    low, high = _numbers(name, value, 2, -math.inf, math.inf)
+    if low > high:
+        raise ValueError(f"{name} must be (min, max), got {value!r}")
+    return low, high
+
+
+def _numbers(name: str, values, count: int, least: float, most: float) -> tuple[float, ...]:
+    numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else (None,)
+    if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
+        raise TypeError(f"{name} must be {count} numbers, got {values!r}")
+    if len(numbers) != count or not all(least <= n <= most for n in numbers):
+        within = f" from {least:g} to {most:g}" if least > -math.inf else ""
+        raise ValueError(f"{name} must be {count} numbers{within}, got {values!r}")
+    return tuple(float(n) for n in numbers)
