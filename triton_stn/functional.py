@@ -138,8 +138,7 @@ def grid_sample(
 
     Returns:
         ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)``, with D_out before H_out for a
-        volume, in the dtype and the memory format of ``input``. Both arguments get a gradient. No
-        kernel of ours reads volumes at a grid: PyTorch's own does.
+        volume, in the dtype and the memory format of ``input``. Both arguments get a gradient.
 
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
@@ -188,7 +187,7 @@ def flow_warp(
 
     Returns:
         ``(N, C, H_out, W_out)``, with D_out before H_out for a volume, in the dtype and the memory
-        format of ``input``. Both arguments get a gradient. Of images no grid is stored.
+        format of ``input``. Both arguments get a gradient. The kernels store no grid.
 
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
@@ -398,8 +397,8 @@ def _sample_all(input, theta, size, rules, fill_value) -> torch.Tensor:
 
 
 def _by_kernels(input, source, mode) -> bool:
-    """Whether the Triton kernels do it: of volumes affine maps alone, and not every mode."""
-    some = input.ndim == 4 or (source == "affine" and mode != "bicubic")
+    """Whether the Triton kernels do it: of volumes all but tricubic."""
+    some = input.ndim == 4 or mode != "bicubic"
     return backends.uses_triton(input) and some
 
 

@@ -89,9 +89,11 @@ def image_of(layout: Layout, ndim: int) -> Image:
 
 def theta_of(layout: Layout, sampling: Sampling) -> Theta:
     n, k, *inner = layout.strides
-    h, w, c = inner if sampling.source in FIELDS else (0, 0, 0)
+    d, h, w, c = (0,) * 4
+    if sampling.source in FIELDS:
+        d, h, w, c = (*(0,) * (4 - len(inner)), *inner)
     points = layout.shape[2] - 3 if sampling.source == "spline" else 0
-    return Theta(layout.dtype, n, k, h, w, c, points)
+    return Theta(layout.dtype, n, k, d, h, w, c, points)
 
 
 def fill_of(sampling: Sampling, dtype: torch.dtype) -> Fill:

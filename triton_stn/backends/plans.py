@@ -31,7 +31,7 @@ from triton_stn.backends.launch import INT32_MAX, Plan
 from triton_stn.backends.layout import Layout, layout
 from triton_stn.kernels import configs
 from triton_stn.kernels.arguments import Buffer, InputSums, Rules, Sums, Work
-from triton_stn.kernels.coordinates import FIELDS, SUMS, VOLUME_SUMS
+from triton_stn.kernels.coordinates import FIELDS, SUMS
 from triton_stn.kernels.forward import forward
 from triton_stn.kernels.gather.one import gather
 from triton_stn.kernels.gather.several import gather_maps
@@ -77,7 +77,7 @@ class Backward:
 
 def sums_of(ndim: int, source: str) -> int:
     """Sums over the pixels that make up grad_theta; 0 where it is made from a field."""
-    return VOLUME_SUMS if ndim == 3 else SUMS.get(source, 0)
+    return SUMS.get((source, ndim), 0)
 
 
 def leaves_rest(sampling: Sampling) -> bool:
@@ -230,8 +230,8 @@ class _BackwardCall:
             affine = ndim if source == "affine" else 0
             plan = self.plan_reduce(slots, wide, self.sums, affine)
             return Backward((*plans, plan), dtype, self.into, n * k * slots * wide)
-        field = math.prod((n, k, splits, *size, FIELDS.get(source, 2)))
-        numbers = FIELDS.get(source, 2) * size[0] * size[1]
+        numbers = math.prod(size) * ndim * FIELDS.get(source, 1)
+        field = n * k * splits * numbers
         if source == "spline":
             t = self.theta.shape[2]
             of_spline = self.plan_spline(splits)

@@ -62,13 +62,13 @@ def pixel_sides(pixel_map, THETA, part, spot, RULES: tl.constexpr):
         )
     else:
         ptrs = field_ptrs(THETA, part.n, part.k, spot, RULES) + 2 * THETA.stride_c
-        x_j = tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype) * pixel_map.half_w
+        x_j = tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype) * pixel_map.half[0]
         ptrs += THETA.stride_c
-        y_j = tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype) * pixel_map.half_h
+        y_j = tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype) * pixel_map.half[1]
         ptrs += THETA.stride_c
-        x_i = tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype) * pixel_map.half_w
+        x_i = tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype) * pixel_map.half[0]
         ptrs += THETA.stride_c
-        y_i = tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype) * pixel_map.half_h
+        y_i = tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype) * pixel_map.half[1]
     return Sides(x_j, y_j, x_i, y_i, samples_along(x_j, y_j), samples_along(x_i, y_i))
 
 

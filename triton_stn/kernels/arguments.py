@@ -21,11 +21,15 @@ class Image(NamedTuple):
 
 
 class Theta(NamedTuple):
-    """(N, K, *): the numbers of one map side by side, or a field (N, K, H_out, W_out, numbers)."""
+    """(N, K, *): the numbers of one map side by side, or a field of so many a pixel.
+
+    The field is (N, K, [D_out,] H_out, W_out, numbers).
+    """
 
     ptr: object
     stride_n: object
     stride_k: object
+    stride_d: object
     stride_h: object
     stride_w: object
     stride_c: object

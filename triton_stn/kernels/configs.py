@@ -166,7 +166,10 @@ def reduce(slots: int, columns: int) -> tuple[int, int]:
     if columns <= 16:
         wide = next_power_of_2(columns)
         return (4096 // wide if slots > 64 else 64), wide
-    return 8, 128
+    block = 128
+    while cdiv(columns, block) > MAX_GRID:  # the field of a large volume
+        block *= 2
+    return max(1024 // block, 1), block
 
 
 def _block(problem: Problem) -> tuple[int, int, int]:

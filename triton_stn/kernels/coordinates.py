@@ -19,10 +19,10 @@ from triton_stn.kernels.taps import round_half_even
 
 # Sources whose grad_theta is so many sums over the pixels, in the order of theta's numbers
 # (`source_gradient`). Any other's is made from the gradient of each pixel's coordinates.
-SUMS = {"affine": 6, "projective": 9}
-VOLUME_SUMS = 12
-# Sources whose theta is a field, so many numbers a pixel: (N, K, H_out, W_out, *), any strides.
-FIELDS = {"grid": 2, "flow": 2, "patch": 6}
+SUMS = {("affine", 2): 6, ("projective", 2): 9, ("affine", 3): 12}  # of images, of volumes
+# Sources whose theta is a field, so many vectors (x, y[, z]) a pixel, side by side:
+# (N, K, [D_out,] H_out, W_out, *), any strides.
+FIELDS = {"grid": 1, "flow": 1, "patch": 3}
 
 
 class Affine(NamedTuple):
@@ -54,10 +54,8 @@ class Affine3d(NamedTuple):
 class Normalised(NamedTuple):
     """A map of normalised coordinates: pixel = coordinate·half + middle; coordinate = j·unit."""
 
-    half_w: object
-    half_h: object
-    middle_w: object
-    middle_h: object
+    half: object  # along each axis, x first
+    middle: object
     unit_w: object
     unit_h: object
     h: object  # the nine numbers of a homography; else nothing
@@ -131,11 +129,14 @@ def source_map(THETA, n, k, FRAME, SCALE, RULES: tl.constexpr):
         if RULES.source == "projective":
             for place in tl.static_range(9):
                 h = h + (tl.load(ptr + place).to(RULES.dtype),)
+        half = (number(SCALE.half_w, RULES), number(SCALE.half_h, RULES))
+        middle = (number(FRAME.last_w, RULES) * 0.5, number(FRAME.last_h, RULES) * 0.5)
+        if RULES.ndim == 3:
+            half = half + (number(SCALE.half_d, RULES),)
+            middle = middle + (number(FRAME.last_d, RULES) * 0.5,)
         pixel_map = Normalised(
-            number(SCALE.half_w, RULES),
-            number(SCALE.half_h, RULES),
-            number(FRAME.last_w, RULES) * 0.5,
-            number(FRAME.last_h, RULES) * 0.5,
+            half,
+            middle,
             number(SCALE.unit_w, RULES),
             number(SCALE.unit_h, RULES),
             h,
@@ -171,7 +172,7 @@ def matrix_place(pixel_map, j, i, k, RULES: tl.constexpr):
     """Where a matrix takes centred output pixels, in pixels of the input."""
     if RULES.source == "projective":
         x, y, _ = homography(pixel_map, j * pixel_map.unit_w, i * pixel_map.unit_h)
-        place = to_pixels(pixel_map, x, y)
+        place = to_pixels(pixel_map, (x, y))
     elif RULES.ndim == 2:
         place = affine_2d(pixel_map, j, i)
     else:
@@ -186,44 +187,68 @@ def source(pixel_map, THETA, n, k, spot, CANVAS, FRAME, RULES: tl.constexpr):
     RULES.source says what theta is: "affine" (2, 3), or (3, 4) of volumes; "projective" (3, 3);
     "spline" (T + 3, 4), rows of two coefficients and a control point, the last three for 1, X and
     Y; "grid", normalised source coordinates (H_out, W_out, 2); "flow", displacements in pixels
-    (H_out, W_out, 2); "patch" (H_out, W_out, 6), a grid and its change across the pixel, dx/dj,
-    dy/dj, dx/di and dy/di.
+    (H_out, W_out, 2), both (D_out, H_out, W_out, 3) of volumes; "patch" (H_out, W_out, 6), a grid
+    and its change across the pixel, dx/dj, dy/dj, dx/di and dy/di.
     """
     if RULES.source == "affine" or RULES.source == "projective":
         place = matrix_place(pixel_map, spot.j, spot.i, spot.k, RULES)
     elif RULES.source == "spline":
         ptr = THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
         x, y = spline(ptr, THETA.points, spot.j * pixel_map.unit_w, spot.i * pixel_map.unit_h)
-        place = to_pixels(pixel_map, x, y)
+        place = to_pixels(pixel_map, (x, y))
     else:
-        ptrs = field_ptrs(THETA, n, k, spot, RULES)
-        x = tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype)
-        y = tl.load(ptrs + THETA.stride_c, mask=spot.mask, other=0.0).to(RULES.dtype)
-        if RULES.source == "flow":
-            place = (x + spot.columns.to(RULES.dtype), y + spot.rows.to(RULES.dtype))
-        elif RULES.mode == "nearest":
-            # PyTorch's own rounding, so that a tie falls where it does there.
-            edge = number(FRAME.edge, RULES)
-            place = (tl.fma(x + 1, pixel_map.half_w, edge), tl.fma(y + 1, pixel_map.half_h, edge))
-        else:
-            place = to_pixels(pixel_map, x, y)
+        place = field_place(pixel_map, field_vector(THETA, n, k, spot, RULES), spot, FRAME, RULES)
     return place
 
 
 @triton.jit
-def to_pixels(pixel_map, x, y):
+def field_place(pixel_map, vector, spot, FRAME, RULES: tl.constexpr):
+    """Where the vectors of a field, (x, y[, z]), send a tile's pixels."""
+    if RULES.source == "flow":
+        place = (vector[0] + spot.columns.to(RULES.dtype), vector[1] + spot.rows.to(RULES.dtype))
+        if RULES.ndim == 3:
+            place = place + (vector[2] + spot.slices.to(RULES.dtype),)
+    elif RULES.mode == "nearest":
+        # PyTorch's own rounding, so that a tie falls where it does there.
+        edge = number(FRAME.edge, RULES)
+        place = ()
+        for axis in tl.static_range(len(vector)):
+            place = place + (tl.fma(vector[axis] + 1, pixel_map.half[axis], edge),)
+    else:
+        place = to_pixels(pixel_map, vector)
+    return place
+
+
+@triton.jit
+def to_pixels(pixel_map, vector):
     """Normalised source coordinates -> pixels of the input."""
-    return tl.fma(x, pixel_map.half_w, pixel_map.middle_w), tl.fma(
-        y, pixel_map.half_h, pixel_map.middle_h
-    )
+    place = ()
+    for axis in tl.static_range(len(vector)):
+        place = place + (tl.fma(vector[axis], pixel_map.half[axis], pixel_map.middle[axis]),)
+    return place
+
+
+@triton.jit
+def field_vector(THETA, n, k, spot, RULES: tl.constexpr):
+    """The first vector of a field at a tile's pixels."""
+    NDIM: tl.constexpr = RULES.ndim
+    ptrs = field_ptrs(THETA, n, k, spot, RULES)
+    vector = ()
+    for _ in tl.static_range(NDIM):
+        vector = vector + (tl.load(ptrs, mask=spot.mask, other=0.0).to(RULES.dtype),)
+        ptrs += THETA.stride_c
+    return vector
 
 
 @triton.jit
 def field_ptrs(THETA, n, k, spot, RULES: tl.constexpr):
     """The first number of a field at a tile's pixels."""
     ptr = THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
-    rows = spot.rows.to(RULES.index) * THETA.stride_h
-    return ptr + (rows + spot.columns.to(RULES.index) * THETA.stride_w)
+    offs = spot.rows.to(RULES.index) * THETA.stride_h
+    offs += spot.columns.to(RULES.index) * THETA.stride_w
+    if RULES.ndim == 3:
+        offs += spot.slices.to(RULES.index) * THETA.stride_d
+    return ptr + offs
 
 
 @triton.jit
@@ -246,8 +271,8 @@ def source_gradient(pixel_map, spot, slopes, mask, RULES: tl.constexpr):
         X = spot.j * pixel_map.unit_w
         Y = spot.i * pixel_map.unit_h
         x, y, over_w = homography(pixel_map, X, Y)
-        s_x = tl.where(mask, slopes[0] * pixel_map.half_w * over_w, 0.0)
-        s_y = tl.where(mask, slopes[1] * pixel_map.half_h * over_w, 0.0)
+        s_x = tl.where(mask, slopes[0] * pixel_map.half[0] * over_w, 0.0)
+        s_y = tl.where(mask, slopes[1] * pixel_map.half[1] * over_w, 0.0)
         s_w = tl.where(mask, -(s_x * x + s_y * y), 0.0)
         terms = (s_x * X, s_x * Y, s_x, s_y * X, s_y * Y, s_y, s_w * X, s_w * Y, s_w)
     return terms

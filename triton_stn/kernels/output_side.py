@@ -160,16 +160,21 @@ def add_terms(moments, pixel_map, spot, slopes, mask, RULES: tl.constexpr):
 
 @triton.jit
 def store_field(P, JOB, spot, slopes, mask, RULES: tl.constexpr):
-    """Each pixel's gradient, (N, K, splits, H_out, W_out, 2), or 6 of a patch."""
-    FIELD: tl.constexpr = 6 if RULES.source == "patch" else 2
+    """Each pixel's gradient, (N, K, splits, [D_out,] H_out, W_out, 2 or 3), or 6 of a patch."""
+    NUMBERS: tl.constexpr = len(slopes)
+    NDIM: tl.constexpr = RULES.ndim
+    canvas = JOB.canvas
     nk = JOB.part.n.to(tl.int64) * JOB.work.maps + JOB.part.k
-    row = (nk * JOB.work.splits + JOB.part.split) * JOB.canvas.height * JOB.canvas.width
-    ptrs = P.ptr + (row + spot.rows.to(tl.int64) * JOB.canvas.width + spot.columns) * FIELD
-    # A flow is in pixels of the input, everything else is normalised.
-    of_x = 1.0 if RULES.source == "flow" else JOB.scale.half_w
-    of_y = 1.0 if RULES.source == "flow" else JOB.scale.half_h
-    for n in tl.static_range(FIELD):
-        factor = of_x if n % 2 == 0 else of_y
+    first = nk * JOB.work.splits + JOB.part.split
+    half = (JOB.scale.half_w, JOB.scale.half_h)
+    if RULES.ndim == 3:
+        first = first * canvas.depth + spot.slices
+        half = half + (JOB.scale.half_d,)
+    row = first * canvas.height * canvas.width
+    ptrs = P.ptr + (row + spot.rows.to(tl.int64) * canvas.width + spot.columns) * NUMBERS
+    for n in tl.static_range(NUMBERS):
+        # A flow is in pixels of the input, everything else is normalised.
+        factor = 1.0 if RULES.source == "flow" else half[n % NDIM]
         tl.store(ptrs + n, tl.where(mask, slopes[n] * factor, 0.0), mask=spot.mask)
 
 

@@ -44,6 +44,7 @@ class Tile(NamedTuple):
 class Spot(NamedTuple):
     """The output pixels of a tile and their centred coordinates (half-integers, exact)."""
 
+    slices: object
     rows: object
     columns: object
     mask: object
@@ -170,7 +171,7 @@ def output_spot(at, CANVAS, RULES: tl.constexpr):
         k = 0.0
     else:
         k = at.slices.to(RULES.dtype) - CANVAS.centre_d
-    return Spot(at.rows, at.columns, at.mask, j, i, k)
+    return Spot(at.slices, at.rows, at.columns, at.mask, j, i, k)
 
 
 @triton.jit

@@ -64,8 +64,8 @@ def inverse_homography(pixel_map, CANVAS, RULES: tl.constexpr):
     margin_i = tl.fma(rounding, 1 / pixel_map.unit_h, 0.015625)
     # What a step of one input pixel moves the preimage by, at most, where the canvas can see it.
     half: tl.constexpr = 0.5 if RULES.mode == "nearest" else 1.0
-    step_x = half * w_most / pixel_map.half_w
-    step_y = half * w_most / pixel_map.half_h
+    step_x = half * w_most / pixel_map.half[0]
+    step_y = half * w_most / pixel_map.half[1]
     x_j = tl.fma(tl.abs(g[6]), X, tl.abs(g[0]))
     y_j = tl.fma(tl.abs(g[7]), X, tl.abs(g[1]))
     x_i = tl.fma(tl.abs(g[6]), Y, tl.abs(g[3]))
@@ -89,12 +89,10 @@ def perspective_window(pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr):
     j_high = w_high
     i_high = w_high
     for corner in tl.static_range(4):
-        x = (
-            pixels.u + (half if corner % 2 == 1 else -half) - pixel_map.middle_w
-        ) / pixel_map.half_w
-        y = (
-            pixels.v + (half if corner // 2 == 1 else -half) - pixel_map.middle_h
-        ) / pixel_map.half_h
+        u = pixels.u + (half if corner % 2 == 1 else -half)
+        v = pixels.v + (half if corner // 2 == 1 else -half)
+        x = (u - pixel_map.middle[0]) / pixel_map.half[0]
+        y = (v - pixel_map.middle[1]) / pixel_map.half[1]
         w = fma3(g[6], g[7], g[8], x, y)
         j = fma3(g[0], g[1], g[2], x, y) / w / pixel_map.unit_w
         i = fma3(g[3], g[4], g[5], x, y) / w / pixel_map.unit_h
