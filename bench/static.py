@@ -131,6 +131,7 @@ def _calls(full: bool) -> Iterator[Specialisation]:
     yield from passes(large, SINGLE, NCHW, BOTH, "bicubic")
     yield from passes(large, SINGLE, NCHW, BOTH, "area", source="patch")
     yield from passes((8, 32, 64, 64, 64), HALF, LAST_3D, BOTH)
+    yield from passes((4, 3, 128, 128, 128), SINGLE, NCHW, BOTH, source="flow")
 
 
 def table(targets: Sequence[str], text: str = "", drawn: tuple | None = None) -> pd.DataFrame:

@@ -43,6 +43,8 @@ FUNCTIONS = {
     "volume": lambda x, theta, **o: triton_stn.spatial_transform(x, theta, (2, 2, 3), **o),
     "grid": triton_stn.grid_sample,
     "flow": triton_stn.flow_warp,
+    "volume_grid": triton_stn.grid_sample,
+    "volume_flow": triton_stn.flow_warp,
     "splat": lambda x, theta, **o: triton_stn.splat(x, theta, (4, 3), **o),
     "grid_splat": lambda x, theta, **o: triton_stn.grid_splat(x, theta, (4, 3), **o),
 }
@@ -55,11 +57,11 @@ SPECIAL = {
 
 def arguments(name, device="cpu"):
     """input and θ near the identity, off every kink, both wanting a gradient."""
-    size = (2, 3, 4) if name == "volume" else (3, 4)
-    if name in ("grid", "grid_splat"):
-        theta = 0.5 * noise(1, *size, 2, seed=1)
-    elif name == "flow":
-        theta = noise(1, 2, *size, seed=1)
+    size = (2, 3, 4) if "volume" in name else (3, 4)
+    if "grid" in name:
+        theta = 0.5 * noise(1, *size, len(size), seed=1)
+    elif "flow" in name:
+        theta = noise(1, len(size), *size, seed=1)
     else:
         transform = {"volume": triton_stn.transforms.Affine(3), "spline": SPLINE}.get(name)
         transform = transform or triton_stn.transforms.resolve(

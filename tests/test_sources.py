@@ -20,6 +20,14 @@ TRANSFORMS = {
     "attention": triton_stn.Attention(),
     "similarity": triton_stn.Similarity(),
 }
+# Channels, the input's size, the grid's.
+GRIDS = {
+    "dense": (3, (7, 6), (6, 5)),
+    "sparse": (3, (7, 6), (1, 37)),
+    "volume": (3, (3, 5, 4), (9, 2, 5)),
+    "sparse in a volume": (2, (3, 5, 4), (1, 1, 37)),
+    "channels-last volume": (9, (3, 5, 4), (2, 3, 5)),
+}
 pytestmark = pytest.mark.usefixtures("guarded")
 
 
@@ -95,10 +103,18 @@ def test_splines_of_few_and_many_points_are_right(kernels: Place, side, align_co
 @pytest.mark.thinned
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding_mode", PADDINGS)
-@pytest.mark.parametrize("size", [(6, 5), (1, 37)], ids=["dense", "sparse"])
-def test_grids_are_right(place: Place, size, padding_mode, align_corners):
+@pytest.mark.parametrize("name", GRIDS)
+def test_grids_are_right(place: Place, name, padding_mode, align_corners):
+    """Of any strides: the numbers lie in planes of their own, and are every second ones."""
+    channels, extent, size = GRIDS[name]
     dtype = DTYPES[(PADDINGS.index(padding_mode) + 2 * align_corners) % 4]
-    grid = (0.7 * noise(2, 2, *size, 2, seed=5)).to(torch.promote_types(dtype, torch.float32))
+    planes = 0.7 * noise(2, 2, len(size), *size[:-1], 2 * size[-1], seed=5)
+    planes = planes.to(torch.promote_types(dtype, torch.float32))
+    grid = planes[..., ::2].movedim(2, -1)
+    input = noise(2, channels, *extent)
+    if channels > 8:
+        last = torch.channels_last if len(extent) == 2 else torch.channels_last_3d
+        input = input.contiguous(memory_format=last)
 
     def sample(x, g, size, **options):
         with triton_stn.use_backend(place.backend):
@@ -106,7 +122,7 @@ def test_grids_are_right(place: Place, size, padding_mode, align_corners):
 
     options = dict(padding_mode=padding_mode, align_corners=align_corners)
     exact = sampled_by_pytorch(lambda grid, *_: grid)
-    check(sample, exact, noise(2, 3, 7, 6), grid, size, dtype, place.device, **options)
+    check(sample, exact, input, grid, size, dtype, place.device, **options)
 
 
 @pytest.mark.thinned
@@ -186,13 +202,15 @@ def test_theta_and_its_gradient_may_have_another_dtype(device, name, theta_dtype
 
 
 @pytest.mark.parametrize("padding_mode", PADDINGS)
-def test_a_flow_moves_by_pixels(place: Place, padding_mode):
-    input, flow = noise(2, 3, 6, 7).float(), 2 * noise(2, 2, 6, 7, seed=4).float()
+@pytest.mark.parametrize("size", [(6, 7), (4, 3, 5)], ids=["image", "volume"])
+def test_a_flow_moves_by_pixels(place: Place, size, padding_mode):
+    input = noise(2, 3, *size).float()
+    flow = 2 * noise(2, len(size), *size, seed=4).float()
 
     def grid_of(flow, size, _):
-        columns, rows = torch.arange(7.0).to(flow), torch.arange(6.0).to(flow)[:, None]
-        x, y = columns + flow[:, :, 0], rows + flow[:, :, 1]
-        return torch.stack(((2 * x + 1) / 7 - 1, (2 * y + 1) / 6 - 1), -1)
+        axes = [torch.arange(float(n)).to(flow) for n in size]
+        pixels = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)
+        return (2 * (flow.movedim(2, -1) + pixels) + 1) / flow.new_tensor(size[::-1]) - 1
 
     def sample(x, flow, size, align_corners, **options):
         with triton_stn.use_backend(place.backend):
@@ -200,7 +218,7 @@ def test_a_flow_moves_by_pixels(place: Place, padding_mode):
 
     options = dict(padding_mode=padding_mode, align_corners=False)
     exact = sampled_by_pytorch(grid_of)
-    check(sample, exact, input, flow[:, None], (6, 7), torch.float32, place.device, **options)
+    check(sample, exact, input, flow[:, None], size, torch.float32, place.device, **options)
 
 
 def test_a_flow_of_whole_pixels_is_exact(kernels: Place):

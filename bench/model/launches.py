@@ -92,7 +92,7 @@ def passes(
     ndim = len(size)
     shapes = {"affine": (ndim, ndim + 1), "projective": (3, 3), "spline": (16 + 3, 4)}
     shapes["patch"] = (*size, 6)
-    theta = torch.empty(n, k, *shapes.get(source, (*size, 2)), device="meta")
+    theta = torch.empty(n, k, *shapes.get(source, (*size, ndim)), device="meta")
     x, t, y = (layout(tensor) for tensor in (input, theta, empty_output(input, k, *size)))
     last = memory_format != torch.contiguous_format
     order = "channels-last" if last else "NCDHW" if len(extent) == 3 else "NCHW"
