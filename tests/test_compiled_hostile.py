@@ -109,18 +109,21 @@ def test_a_bad_number_in_a_volume_s_map_stays_in_its_sample(options):
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflection"])
-@pytest.mark.parametrize("of", ["grid", "flow"])
+@pytest.mark.parametrize("of", ["grid", "flow", "volume_grid", "volume_flow"])
 def test_a_bad_number_in_a_field_stays_in_its_pixel(of, padding_mode):
-    image = noise(1, 3, *SIZE, seed=1).float().requires_grad_()
-    field = noise(1, *SIZE, 2, seed=3).float()
-    holes = torch.zeros(SIZE, dtype=torch.bool)
+    size = (3, *SIZE) if "volume" in of else SIZE
+    ndim = len(size)
+    image = noise(1, 3, *size, seed=1).float().requires_grad_()
+    field = noise(1, *size, ndim, seed=3).float()
+    holes = torch.zeros(size, dtype=torch.bool)
     for n, value in enumerate(VALUES):
-        field[0, n, n % 2 + 3, n % 2] = value
-        holes[n, n % 2 + 3] = not math.isfinite(value)
+        place = (n % 3, n, n % ndim + 3)[-ndim:]
+        field[0][place][n % ndim] = value
+        holes[place] = not math.isfinite(value)
     field.requires_grad_()
     with triton_stn.use_backend("triton"):
         options = dict(padding_mode=padding_mode)
-        if of == "grid":
+        if "grid" in of:
             y = triton_stn.grid_sample(image, field, **options)
         else:
             y = triton_stn.flow_warp(image, field.movedim(-1, 1), **options)

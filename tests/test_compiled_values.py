@@ -119,6 +119,21 @@ CASES = {
     "volume_run_of_8": volume(channels=8, channels_last=True),
     "volume_run_of_9_halves": volume(channels=9, channels_last=True, dtype=HALF),
     "volume_double": volume(dtype=DOUBLE),
+    "volume_grid": volume(of="grid"),
+    "volume_grid_one_channel_border": volume(of="grid", channels=1, options=BORDER),
+    "volume_grid_corners": volume(of="grid", options=REFLECTION | dict(align_corners=True)),
+    "volume_grid_nearest": volume(of="grid", options=NEAREST),
+    "volume_grid_two_maps_bfloat": volume(of="grid", maps=2, dtype=BRAIN),
+    "volume_grid_of_many_channels": volume(of="grid", channels=70),
+    "volume_grid_input_alone": volume(of="grid", wanted="input"),
+    "volume_grid_filled": volume(of="grid", options=dict(fill_value=-1)),
+    "volume_flow_double": volume(of="flow", dtype=DOUBLE),
+    "volume_flow_reflection": volume(of="flow", options=REFLECTION),
+    "volume_flow_theta_alone": volume(of="flow", wanted="theta"),
+    "volume_flow_border_run_of_8_halves": volume(
+        of="flow", channels=8, channels_last=True, dtype=HALF, options=BORDER
+    ),
+    "volume_flow_run_of_40": volume(of="flow", channels=40, channels_last=True),
 }
 
 
@@ -139,7 +154,7 @@ def theta(case: Case) -> torch.Tensor:
     ndim = len(case.size)
     if case.of in ("grid", "flow"):
         scale = 2 if case.of == "flow" else 0.6
-        return scale * noise(*leading, *case.output_size, 2, seed=3)
+        return scale * noise(*leading, *case.output_size, ndim, seed=3)
     if case.of == "spline":
         points = triton_stn.ThinPlateSpline(3, 3).points
         return points + 0.1 * noise(*leading, *points.shape, seed=3)
@@ -199,7 +214,7 @@ QUICK = (
     "many_channels", "three_maps", "bfloat",
     "run_of_40", "border", "nearest_border", "bicubic", "area", "patch", "grid_border_run_of_8",
     "flow", "spline_maps", "homography", "homography_rest", "volume", "volume_upright",
-    "volume_flat", "volume_border",
+    "volume_flat", "volume_border", "volume_grid", "volume_flow_border_run_of_8_halves",
 )  # fmt: skip
 
 
