@@ -170,8 +170,8 @@ def test_a_shift_moves_a_volume_along_every_axis():
 # --- beyond affine maps --------------------------------------------------------------------------
 
 
-def planes(transform, h=4, w=4, h_out=4, w_out=4, n=2, c=3, k=1, mode="bilinear"):
-    return Case("planes", n, k, c, h, w, h_out, w_out, n, transform, mode=mode)
+def planes(transform, h=4, w=4, h_out=4, w_out=4, n=2, c=3, k=1, mode="bilinear", d=0):
+    return Case("planes", n, k, c, h, w, h_out, w_out, n, transform, mode=mode, d=d, d_out=d)
 
 
 @pytest.mark.parametrize(
@@ -191,21 +191,26 @@ def test_arguments_are_what_their_kinds_say(transform, theta_kind, expected):
 
 
 @pytest.mark.parametrize(
-    ("transform", "theta_kind"),
+    ("transform", "theta_kind", "depth"),
     [
-        ("affine", "rotation_30"),
-        ("projective", "tilt_0.2"),
-        ("tps_16", "bend_0.1"),
-        ("grid", "random"),
-        ("flow", "bend_0.1"),
+        ("affine", "rotation_30", 0),
+        ("projective", "tilt_0.2", 0),
+        ("tps_16", "bend_0.1", 0),
+        ("grid", "random", 0),
+        ("grid", "random", 3),
+        ("flow", "bend_0.1", 0),
+        ("flow", "bend_0.1", 3),
     ],
 )
-def test_a_shift_moves_every_source_by_as_many_pixels(transform, theta_kind):
-    case, shift = planes(transform, h=5, w=8), torch.tensor([0.37, 0.63])
+def test_a_shift_moves_every_source_by_as_many_pixels(transform, theta_kind, depth):
+    case = planes(transform, h=5, w=8, d=depth)
+    shift = torch.tensor([0.37, 0.63, 0.13])[: case.ndim]
     theta = argument_of(case, theta_kind)
     moved = sources.shifted(transform, theta, shift, case.extent)
-    before, after = (sources.grid(transform, t, (5, 8), (4, 4), False) for t in (theta, moved))
-    pixels = (after - before) * torch.tensor([8, 5]) / 2
+    before, after = (
+        sources.grid(transform, t, case.extent, case.size, False) for t in (theta, moved)
+    )
+    pixels = (after - before) * torch.tensor(case.extent[::-1]) / 2
     torch.testing.assert_close(pixels, shift.expand_as(pixels), rtol=0, atol=1e-5)
 
 
@@ -227,6 +232,8 @@ def test_random_points_cover_the_view_and_are_the_same_every_time():
         (planes("flow"), "identity", "backward_input", 4 * (6 * 32 + 64)),
         (planes("flow"), "identity", "backward", 4 * (6 * 48 + 2 * 64)),
         (planes("flow"), "identity", "forward_backward", 4 * (6 * 80 + 3 * 64)),
+        # The same of 3 numbers in 3 slices.
+        (planes("flow", d=3), "identity", "backward", 4 * (6 * 3 * 48 + 2 * 3 * 96)),
         # A row of 2 points halfway down, (-0.5, 0) and (0.5, 0): x = 0.5 and 2.5, all of rows 1, 2.
         (planes("grid", h_out=1, w_out=2), "bend_0", "forward", 4 * (6 * (8 + 2) + 8)),
         # 2 × 2 outputs at x = 1.25 and 1.75: between pixels 1 and 2, but cubic taps reach 0 to 3.

@@ -226,7 +226,8 @@ def _numbers_of_theta(rows: pd.DataFrame) -> pd.Series:
     points = rows["transform"].str.extract(r"^tps_(\d+)$", expand=False).astype(float)
     numbers = (rows.d > 0).map({True: 12, False: 6}).astype(float)
     numbers = numbers.mask(rows["transform"] == "projective", 9).mask(points.notna(), 2 * points)
-    return numbers.mask(rows["transform"].isin(sources.FIELDS), 2 * rows.h_out * rows.w_out)
+    field = rows.d_out.clip(lower=1) * rows.h_out * rows.w_out * (2 + (rows.d > 0))
+    return numbers.mask(rows["transform"].isin(sources.FIELDS), field)
 
 
 def _tiles(depth: pd.Series, height: pd.Series, width: pd.Series) -> pd.Series:

@@ -177,18 +177,19 @@ def argument_of(case: Case, theta_kind: str) -> torch.Tensor:
         return theta_of(theta_kind, case.k, case.ndim)
     tilts = case.transform == "projective"
     if theta_kind == "random":
-        noise = torch.rand(*case.size, 2, generator=torch.Generator().manual_seed(0))
-        return (2 * noise - 1).expand(case.k, -1, -1, -1)
+        noise = torch.rand(*case.size, case.ndim, generator=torch.Generator().manual_seed(0))
+        return (2 * noise - 1).expand(case.k, *noise.shape)
     prefix = "tilt_" if tilts else "bend_"
     amount = 0.0 if theta_kind == "identity" else float(theta_kind.removeprefix(prefix))
     if tilts:
         theta = torch.eye(3)
         theta[2, :2] = amount
     elif case.transform in sources.FIELDS:
-        base = F.affine_grid(theta_of("identity"), (1, 1, *case.size), False)[0]
+        still = theta_of("identity", ndim=case.ndim)
+        base = F.affine_grid(still, (1, 1, *case.size), False)[0]
         theta = sources.bent(base, amount)
         if case.transform == "flow":
-            theta = ((theta - base) * torch.tensor([case.w, case.h]) / 2).permute(2, 0, 1)
+            theta = ((theta - base) * torch.tensor(case.extent[::-1]) / 2).movedim(-1, 0)
     else:
         theta = sources.bent(sources.spline(case.transform).points, amount).float()
     return theta.expand(case.k, *theta.shape).contiguous()
@@ -275,7 +276,7 @@ def min_bytes(task: Task) -> int:
     image_bytes = elements * getattr(torch, task.dtype).itemsize
     if case.transform not in sources.FIELDS:
         return image_bytes
-    field = case.n * case.k * math.prod(case.size) * 2 * torch.float32.itemsize
+    field = case.n * case.k * math.prod(case.size) * case.ndim * torch.float32.itemsize
     return image_bytes + field * (forward + backward + to_theta)
 
 

@@ -2,7 +2,8 @@
 
 A case's ``transform`` is "affine", "projective", "tps_<T>" (a spline of T control points, √T by
 √T), "grid" or "flow". The second argument of its call is called θ here whatever it is: the
-transform's θ, a grid (N, H_out, W_out, 2), or a flow in pixels (N, 2, H_out, W_out).
+transform's θ, a grid (N, H_out, W_out, 2), or a flow in pixels (N, 2, H_out, W_out); of volumes
+(N, D_out, H_out, W_out, 3) and (N, 3, D_out, H_out, W_out).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def shifted(
     ``extent`` is the input's ([D,] H, W).
     """
     if transform == "flow":
-        return theta + shift[:, None, None]
+        return theta + shift.view(-1, *[1] * len(extent))
     shift = 2 * shift / torch.tensor(extent[::-1])
     if transform == "affine":
         return torch.cat((theta[..., :-1], theta[..., -1:] + shift[:, None]), -1)
@@ -60,7 +61,7 @@ def grid(
 
     Args:
         theta: one an image, (N, *).
-        extent: the input's (H, W), or (D, H, W) of volumes, for which there are affine maps alone.
+        extent: the input's (H, W), or (D, H, W) of volumes: of affine maps, grids and flows.
         size: the output's.
     """
     if transform == "affine":
@@ -70,11 +71,12 @@ def grid(
     if transform == "grid":
         return theta
     if transform == "flow":
-        (h, w), (h_out, w_out) = extent, size
-        x = theta[:, 0] + torch.arange(w_out, device=theta.device)
-        y = theta[:, 1] + torch.arange(h_out, device=theta.device)[:, None]
-        # Pixel 0 lies at 1/W - 1.
-        return torch.stack((x * (2 / w) + (1 / w - 1), y * (2 / h) + (1 / h - 1)), -1)
+        places = []
+        for axis, (n, n_out) in enumerate(zip(extent[::-1], size[::-1], strict=True)):
+            pixels = torch.arange(n_out, device=theta.device).view(-1, *[1] * axis)
+            # Pixel 0 lies at 1/W - 1.
+            places.append((theta[:, axis] + pixels) * (2 / n) + (1 / n - 1))
+        return torch.stack(places, -1)
     matrix = spline_matrix(transform, size, align_corners, theta.device, theta.dtype)
     return (matrix @ theta).unflatten(1, size)
 
