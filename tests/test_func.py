@@ -151,14 +151,18 @@ def test_jacobians_and_hessians_by_the_kernels(kernels: Place, transform):
 
 
 @pytest.mark.thinned
+@pytest.mark.parametrize("size", [(3, 4), (2, 3, 4)], ids=["images", "volumes"])
 @pytest.mark.parametrize("name", ["grid_sample", "flow_warp", "splat", "grid_splat"])
-def test_the_other_functions(place: Place, device, name):
-    x, theta = images(device), thetas(device)
+def test_the_other_functions(place: Place, device, name, size):
+    ndim = len(size)
+    x = noise(2, 2, 1, *size, device=device)
     function = getattr(triton_stn, name)
     if name == "flow_warp":
-        theta = noise(2, 2, 2, 3, 4, seed=1, device=device)
-    elif name != "splat":
-        theta = 0.5 * noise(2, 2, 3, 4, 2, seed=1, device=device)
+        theta = noise(2, 2, ndim, *size, seed=1, device=device)
+    elif name == "splat":
+        theta = thetas(device, triton_stn.Affine(ndim))
+    else:
+        theta = 0.5 * noise(2, 2, *size, ndim, seed=1, device=device)
     assert_close(
         vmap(function)(x, theta), torch.stack([function(*t) for t in zip(x, theta, strict=True)])
     )

@@ -185,6 +185,18 @@ def test_compile_traces_every_source_whole(place: Place, name):
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("source", ["grid", "flow"])
+def test_the_operators_of_fields_of_volumes_pass_opcheck(kernels: Place, source):
+    x, theta, grad = (
+        noise(*shape, seed=seed, device=kernels.device)
+        for seed, shape in enumerate([(1, 2, 3, 4, 3), (1, 2, 2, 3, 2, 3), (1, 2, 2, 2, 3, 2)])
+    )
+    operators = torch.ops.triton_stn
+    torch.library.opcheck(operators.sample.default, (x, theta, (2, 3, 2), *OPTIONS, source))
+    backward = (grad, x, theta, *OPTIONS, True, True, source)
+    torch.library.opcheck(operators.sample_backward.default, backward)
+
+
 @pytest.mark.parametrize("source", ["projective", "spline", "grid", "flow", "patch"])
 def test_the_operators_of_every_source_pass_opcheck(kernels: Place, source):
     x, _, grad = arguments(kernels, torch.contiguous_format)

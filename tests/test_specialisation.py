@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -30,7 +31,9 @@ def plans(n, c, size, output_size, k=1, order=DENSE, **sampling) -> list[tuple[s
     sampling = Sampling(
         **(dict(mode="bilinear", padding_mode="zeros", align_corners=False) | sampling)
     )
-    numbers = {"affine": (2, 3), "projective": (3, 3), "grid": (*output_size, 2)}[sampling.source]
+    ndim = len(size)
+    shapes = {"affine": (ndim, ndim + 1), "projective": (3, 3), "grid": (*output_size, ndim)}
+    numbers = shapes[sampling.source]
     image, theta = dense((n, c, *size), order), dense((n, k, *numbers))
     output = dense((n, k, c, *output_size), order)
     found = [("forward", plan_forward(image, theta, output, sampling))]
@@ -85,18 +88,24 @@ def test_sizes_of_channels_last_images_make_at_most_two_kernels_a_launch():
     assert_few(plans(8, 64, s[:2], s[2:], order=LAST) for s in sizes)
 
 
+@pytest.mark.parametrize("source", ["affine", "grid"])
 @pytest.mark.parametrize("k", [1, 2])
-def test_sizes_and_batches_of_volumes_make_at_most_two_kernels_a_launch(k):
+def test_sizes_and_batches_of_volumes_make_at_most_two_kernels_a_launch(k, source):
     numbers = random.Random(2)
-
-    def call(n, size, output_size):
-        sampling = Sampling("bilinear", "zeros", False)
-        image, theta = dense((n, 3, *size)), dense((n, k, 3, 4))
-        output = dense((n, k, 3, *output_size))
-        wanted = Wanted(True, True)
-        backward = plan_backward(output, image, theta, sampling, wanted).plans
-        forward = [("forward", plan_forward(image, theta, output, sampling))]
-        return forward + [(plan.kernel.__name__, plan) for plan in backward]
-
     volumes = [[numbers.randint(2, 70) for _ in range(6)] for _ in range(200)]
-    assert_few(call(1 + i % 32, v[:3], v[3:]) for i, v in enumerate(volumes))
+    assert_few(plans(1 + i % 32, 3, v[:3], v[3:], k, source=source) for i, v in enumerate(volumes))
+
+
+def test_the_field_of_a_large_volume_is_no_more_blocks_than_a_launch_may_have():
+    """A half-precision field has a float32 gradient, which `reduce` rounds."""
+    for size in ((2049, 2048), (192, 192, 192), (512, 512, 512)):
+        ndim = len(size)
+        image = dense((1, 1, *size), dtype=torch.float16)
+        theta = dense((1, 1, *size, ndim), dtype=torch.float16)
+        sampling = Sampling("bilinear", "zeros", False, "grid")
+        output = dense((1, 1, 1, *size), dtype=torch.float16)
+        *_, last = plan_backward(output, image, theta, sampling, Wanted(False, True)).plans
+        sums = last.constants["SUMS"]
+        assert last.kernel.__name__ == "reduce" and last.grid[1] <= 65535
+        assert sums.columns * last.grid[1] >= ndim * math.prod(size)
+        assert sums.rows * sums.columns <= 8192  # numbers of a program
