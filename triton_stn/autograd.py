@@ -44,6 +44,7 @@ class How:
     triton: bool  # the backend
     fill: float | None = None  # what lies outside: this, or the tensor ``fills``, or zeros
     needs: tuple[bool, bool] = (True, True)  # grad_input and grad_theta, of `Gradients`
+    dtype: torch.dtype | None = None  # of the output of a uint8 input
 
     @property
     def options(self) -> tuple[str, str, bool]:
@@ -78,6 +79,15 @@ def sample(input, theta, fills, how: How) -> torch.Tensor:
     if torch.is_grad_enabled() and (input.requires_grad or theta.requires_grad):
         return Sample.apply(input, theta, fills, how)
     return _sampled(input, theta, fills, how)
+
+
+def sample_bytes(finish, input, theta, fills, how: How) -> torch.Tensor:
+    """cast(gain · S + bias) of a uint8 input, by the kernels; ``finish`` as `kernels.Finish`."""
+    if not backends.is_plain(input, theta):
+        return torch.ops.triton_stn.sample(*_of_bytes(input, theta, fills, finish, how))
+    if torch.is_grad_enabled() and theta.requires_grad and how.dtype.is_floating_point:
+        return SampleBytes.apply(input, theta, fills, finish, how)
+    return _run_sample(*_of_bytes(input, theta, fills, finish, how))
 
 
 def gradients(grad, input, theta, fills, how: How) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,6 +128,41 @@ class Sample(torch.autograd.Function):
             None,
             None,
         )
+
+
+class SampleBytes(torch.autograd.Function):
+    """See `sample_bytes`. Forward mode and functorch do not come here."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _remember(ctx, inputs, None)
+        arguments = _of_bytes(*inputs)
+        if backends.is_plain(*inputs[:2]):
+            return _run_sample(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.triton_stn.sample(*arguments)
+
+    @staticmethod
+    @by_vmap
+    def backward(ctx, grad):
+        input, theta, fills, finish = _saved(ctx)
+        how = replace(ctx.how, needs=(False, True), dtype=None)
+        if torch.is_grad_enabled() or backends.is_transformed():  # differentiable, and mapped
+            made = gradients(*_of_samples(grad, input, finish), theta, fills, how)
+        else:
+            arguments = (grad, input, theta, *how.options, *how.needs, how.source)
+            plain = backends.is_plain(grad, input, theta)
+            run = _run_sample_backward if plain else torch.ops.triton_stn.sample_backward
+            made = run(*arguments, how.fill, fills, finish)
+        return None, made[1], None, None, None
+
+
+def _of_samples(grad, input, finish) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of samples that were not finished, and the floats that they are of."""
+    grad = grad.float()
+    if finish is not None:
+        grad = grad * finish[0].reshape(-1, *(1 for _ in input.shape[2:]))
+    return grad, in_float(input)
 
 
 class Transformed:
@@ -333,6 +378,12 @@ def _sampled(input, theta, fills, how) -> torch.Tensor:
         return torch.ops.triton_stn.sample(*arguments)
 
 
+def _of_bytes(input, theta, fills, finish, how) -> tuple:
+    """The operator's arguments."""
+    options = (how.size, *how.options, how.source, how.fill, fills)
+    return input, theta, *options, how.dtype, finish
+
+
 def _both_gradients(grad, input, theta, fills, how) -> tuple[torch.Tensor, torch.Tensor]:
     """`gradients` below autograd."""
     arguments = (grad, input, theta, *how.options, *how.needs, how.source)
@@ -347,13 +398,15 @@ def _both_gradients(grad, input, theta, fills, how) -> tuple[torch.Tensor, torch
 _library = torch.library.Library("triton_stn", "DEF")
 _library.define(
     "sample(Tensor input, Tensor theta, SymInt[] size, str mode, str padding_mode, "
-    'bool align_corners, str source="affine", float? fill=None, Tensor? fills=None) -> Tensor',
+    'bool align_corners, str source="affine", float? fill=None, Tensor? fills=None, '
+    "ScalarType? dtype=None, Tensor? finish=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
     "sample_backward(Tensor grad_output, Tensor input, Tensor theta, str mode, "
     "str padding_mode, bool align_corners, bool needs_input, bool needs_theta, "
-    'str source="affine", float? fill=None, Tensor? fills=None) -> (Tensor, Tensor)',
+    'str source="affine", float? fill=None, Tensor? fills=None, Tensor? finish=None) '
+    "-> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -361,6 +414,7 @@ _library.define(
 @torch.library.impl(_library, "sample", "CompositeExplicitAutograd")
 def _sample_operator(input, theta, size, mode, padding_mode, corners, source="affine", *outside):
     checks.check_operands(input, theta, len(size), source)
+    checks.check_bytes(input, mode, outside[2:])
     return _run_sample(input, theta, size, mode, padding_mode, corners, source, *outside)
 
 
@@ -373,17 +427,25 @@ def _run_sample(input, theta, size, mode, padding_mode, align_corners, source, *
 
 
 @torch.library.register_fake("triton_stn::sample", lib=_library)
-def _sample_fake(input, theta, size, mode, padding_mode, align_corners, source="affine", *outside):
+def _sample_fake(
+    input, theta, size, mode, padding_mode, align_corners, source="affine", fill=None, fills=None,
+    dtype=None, finish=None,
+):  # fmt: skip
     checks.check_operands(input, theta, len(size), source)
-    return empty_output(input, theta.shape[1], *size)
+    checks.check_bytes(input, mode, (dtype, finish))
+    return empty_output(input, theta.shape[1], *size, dtype=dtype)
 
 
 @torch.library.impl(_library, "sample", "Autograd")
 def _sample_autograd(
-    input, theta, size, mode, padding_mode, align_corners, source="affine", fill=None, fills=None
-):
+    input, theta, size, mode, padding_mode, align_corners, source="affine", fill=None, fills=None,
+    dtype=None, finish=None,
+):  # fmt: skip
     checks.check_operands(input, theta, len(size), source)
     how = How(tuple(size), mode, padding_mode, align_corners, source, True, fill)
+    if input.dtype == torch.uint8:
+        how = replace(how, dtype=dtype or torch.uint8)
+        return SampleBytes.apply(input, theta, fills, finish, how)
     return Sample.apply(input, theta, fills, how)
 
 
@@ -393,6 +455,7 @@ def _sample_backward_operator(
     source="affine", *outside,
 ):  # fmt: skip
     checks.check_operands(input, theta, grad.ndim - 3, source)
+    checks.check_bytes(input, mode, outside[2:], needs_input)
     options = mode, padding_mode, corners, needs_input, needs_theta, source
     return _run_sample_backward(grad, input, theta, *options, *outside)
 
@@ -430,10 +493,16 @@ def _sample_backward_fake(
 @torch.library.impl(_library, "sample_backward", "Autograd")
 def _sample_backward_autograd(
     grad, input, theta, mode, padding_mode, align_corners, needs_input, needs_theta,
-    source="affine", fill=None, fills=None,
+    source="affine", fill=None, fills=None, finish=None,
 ):  # fmt: skip
     needs = needs_input, needs_theta
     size = tuple(grad.shape[3:])
     checks.check_operands(input, theta, len(size), source)
     how = How(size, mode, padding_mode, align_corners, source, True, fill, needs)
+    if input.dtype == torch.uint8:
+        if torch.is_grad_enabled() and (grad.requires_grad or theta.requires_grad):
+            return Gradients.apply(*_of_samples(grad, input, finish), theta, fills, how)
+        with torch._C._AutoDispatchBelowAutograd():
+            arguments = (grad, input, theta, *how.options, *needs, source, fill, fills, finish)
+            return torch.ops.triton_stn.sample_backward(*arguments)
     return Gradients.apply(grad, input, theta, fills, how)

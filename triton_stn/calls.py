@@ -82,7 +82,8 @@ class Call:
         rows = theta.stride()[-2:] == (theta.shape[-1], 1)
         some = input.numel() > 0 and theta.numel() > 0
         alike = theta.ndim > 2 and theta.shape[0] == input.shape[0]
-        return rules[0] == "bilinear" and rows and some and alike
+        floats = input.is_floating_point()
+        return rules[0] == "bilinear" and rows and some and alike and floats
 
     def __init__(self, input, theta, size, rules):
         from triton_stn.backends import plans  # after `backends.uses_triton` has said yes

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 MODES = get_args(Mode)
 PADDING_MODES = get_args(PaddingMode)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_NAMES = ", ".join(map(str, DTYPES))
+IMAGE_DTYPES = (*DTYPES, torch.uint8)
+# Of what is made of a uint8 image.
+OUTPUT_DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
 
 
 def refuse_script(*_: Any) -> NoReturn:
@@ -38,8 +40,12 @@ def check_floating(name: str, value: Any) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
-        raise TypeError(f"{name} must have one of the dtypes {_NAMES}, got {value.dtype}")
+        raise TypeError(f"{name} must have one of the dtypes {_names(DTYPES)}, got {value.dtype}")
     check_dense(name, value)
+
+
+def _names(dtypes: Sequence[torch.dtype]) -> str:
+    return ", ".join(map(str, dtypes))
 
 
 def check_dense(name: str, tensor: torch.Tensor) -> None:
@@ -66,8 +72,8 @@ def check_count(name: str, value: Any, least: int) -> None:
 
 def check_input(input: Any) -> None:
     """An image or a volume."""
-    if not isinstance(input, torch.Tensor) or input.dtype not in DTYPES:
-        _refuse_image(input)
+    if not isinstance(input, torch.Tensor) or input.dtype not in IMAGE_DTYPES:
+        _refuse_image(input, IMAGE_DTYPES)
     check_dense("input", input)
     shape = input.shape
     ndim = len(shape)
@@ -81,12 +87,14 @@ def check_input(input: Any) -> None:
         raise ValueError(f"input must have {sides}, got shape {shape_of(input)}")
 
 
-def _refuse_image(input: Any) -> NoReturn:
-    """It is no tensor of a floating dtype: say what came, and what makes one of it."""
+def _refuse_image(input: Any, dtypes: Sequence[torch.dtype]) -> NoReturn:
+    """It is no tensor of one of the dtypes: say what came, and what makes one of it."""
+    bytes_too = torch.uint8 in dtypes
     if isinstance(input, torch.Tensor):
+        is_bytes = input.dtype == torch.uint8
         raise TypeError(
-            f"input must have one of the dtypes {_NAMES}, got {input.dtype} in input of shape "
-            f"{shape_of(input)}{_use('input', input.shape, input.dtype == torch.uint8)}"
+            f"input must have one of the dtypes {_names(dtypes)}, got {input.dtype} in input of "
+            f"shape {shape_of(input)}{_use('input', input.shape, is_bytes)}"
         )
     kind = type(input)
     came = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
@@ -97,7 +105,7 @@ def _refuse_image(input: Any) -> NoReturn:
         dtype = getattr(input, "dtype", None)
         came += f" of shape {shape}" if dtype is None else f" of dtype {dtype} and shape {shape}"
         made = f"torch.from_numpy({'numpy.array(input)' if dtype is None else 'input'})"
-        came += _use(made, shape, interface["typestr"][1:] == "u1")
+        came += _use(made, shape, interface["typestr"][1:] == "u1" and not bytes_too)
     raise TypeError(f"input must be a torch.Tensor, got {came}")
 
 
@@ -124,7 +132,7 @@ def check_dimensions(transform: Transform, input: torch.Tensor) -> None:
 def check_splat_input(input: Any, k: int | None, ndim: int | None = None) -> None:
     """``k`` is theta's or the grid's, or None; ``ndim`` spatial dimensions, None for 2 or 3."""
     if not isinstance(input, torch.Tensor) or input.dtype not in DTYPES:
-        _refuse_image(input)
+        _refuse_image(input, DTYPES)
     check_dense("input", input)
     ks = "" if k is None else f"{k}, "
     dims = input.ndim - 2 - (k is not None)
@@ -142,29 +150,79 @@ def check_fill_value(fill_value: Any, padding_mode: str, input: torch.Tensor | N
         return
     if padding_mode != "zeros":
         raise ValueError(f"fill_value needs padding_mode='zeros', got {padding_mode!r}")
-    if isinstance(fill_value, torch.Tensor):
+    _check_per_channel("fill_value", fill_value, input)
+
+
+def _check_per_channel(name: str, value: Any, input: torch.Tensor | None) -> None:
+    """A number, or one a channel."""
+    if isinstance(value, torch.Tensor):
         c = None if input is None else input.shape[1]
-        if fill_value.ndim > 1 or (c is not None and fill_value.shape not in ((), (c,))):
+        if value.ndim > 1 or (c is not None and value.shape not in ((), (c,))):
             expected = "a number or have shape (C,)" + f" = ({c},)" * (c is not None)
-            raise ValueError(f"fill_value must be {expected}, got {shape_of(fill_value)}")
-        if fill_value.is_complex() or fill_value.dtype == torch.bool:
-            raise TypeError(f"fill_value must be real, got {fill_value.dtype}")
+            raise ValueError(f"{name} must be {expected}, got {shape_of(value)}")
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{name} must be real, got {value.dtype}")
         if input is not None:
-            check_beside("fill_value", fill_value, input, batch=False)
-    elif isinstance(fill_value, (list, tuple)):
-        for value in fill_value:
-            _check_number(value)
-        if input is not None and len(fill_value) != input.shape[1]:
+            check_beside(name, value, input, batch=False)
+    elif isinstance(value, (list, tuple)):
+        for number in value:
+            _check_number(name, number)
+        if input is not None and len(value) != input.shape[1]:
             expected = f"a number or C = {input.shape[1]} of them"
-            raise ValueError(f"fill_value must be {expected}, got {len(fill_value)}")
+            raise ValueError(f"{name} must be {expected}, got {len(value)}")
     else:
-        _check_number(fill_value)
+        _check_number(name, value)
 
 
-def _check_number(value: Any) -> None:
+def _check_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(
-            f"fill_value must be a number, numbers or a tensor, got {type(value).__name__}"
+        raise TypeError(f"{name} must be a number, numbers or a tensor, got {type(value).__name__}")
+
+
+def check_finish(output_dtype: Any, normalize: Any, input: torch.Tensor | None) -> None:
+    """What is made of the samples of a uint8 image; without ``input`` as `check_fill_value`."""
+    if output_dtype is None and normalize is None:
+        return
+    if input is not None and input.dtype != torch.uint8:
+        name = "normalize" if output_dtype is None else "output_dtype"
+        raise TypeError(f"{name} needs an input of torch.uint8, got {input.dtype}")
+    if output_dtype is not None:
+        expected = f"output_dtype must be one of {_names(OUTPUT_DTYPES)}"
+        if not isinstance(output_dtype, torch.dtype):
+            raise TypeError(f"{expected}, got {type(output_dtype).__name__}")
+        if output_dtype not in OUTPUT_DTYPES:
+            raise ValueError(f"{expected}, got {output_dtype}")
+    if normalize is None:
+        return
+    if not isinstance(normalize, (list, tuple)):
+        raise TypeError(f"normalize must be a pair (mean, std), got {type(normalize).__name__}")
+    if len(normalize) != 2:
+        raise ValueError(f"normalize must be a pair (mean, std), got {len(normalize)} of them")
+    if output_dtype == torch.uint8:
+        raise ValueError("normalize needs a floating output_dtype, got torch.uint8")
+    for name, value in zip(("mean", "std"), normalize, strict=True):
+        _check_per_channel(f"the {name} of normalize", value, input)
+    several = [len(v) for v in normalize if isinstance(v, (list, tuple))]
+    if len(several) == 2 and several[0] != several[1]:
+        raise ValueError(f"mean and std of normalize must be as many, got {several}")
+    std = normalize[1]
+    if not isinstance(std, torch.Tensor) and 0 in (
+        std if isinstance(std, (list, tuple)) else (std,)
+    ):
+        raise ValueError(f"the std of normalize must not be 0, got {std}")
+
+
+def check_bytes(
+    input: torch.Tensor, mode: str, finish: Sequence[Any], needs_input: bool = False
+) -> None:
+    """What the registered operators do with a uint8 image, and with no other."""
+    if input.dtype != torch.uint8:
+        if any(part is not None for part in finish):
+            raise ValueError(f"dtype and finish need an input of torch.uint8, got {input.dtype}")
+    elif needs_input or mode not in ("nearest", "bilinear"):
+        raise ValueError(
+            "an input of torch.uint8 needs mode 'nearest' or 'bilinear' and has no gradient, "
+            f"got mode {mode!r} and needs_input={needs_input}"
         )
 
 

@@ -31,8 +31,9 @@ from triton_stn.checks import shape_of
 Axes = str  # what the leading dimensions of a tensor are, "." for one that is never split
 
 
-def sample(call, input, theta, leading: int, fill_value=None) -> torch.Tensor:
-    """``call(input, theta[, fill_value=])`` of DTensors, ``leading`` dimensions before a map.
+def sample(call, input, theta, leading: int, fill_value, normalize) -> torch.Tensor:
+    """``call(input, theta[, fill_value=, normalize=])`` of DTensors, ``leading`` dimensions before
+    a map.
 
     Raises:
         TypeError: one of the tensors is no DTensor.
@@ -40,14 +41,21 @@ def sample(call, input, theta, leading: int, fill_value=None) -> torch.Tensor:
     """
     tensors = _batches(input, "nc", theta, "nk"[:leading])
     _mesh(tensor for tensor, _ in tensors)
-    if isinstance(fill_value, (list, tuple)):
-        fill_value = _replicated(fill_value, input)
-    if isinstance(fill_value, torch.Tensor):
-        tensors.append((fill_value, "c"[: fill_value.ndim]))
-        fill_value = None
+    numbers = [fill_value, *(normalize or (None, None))]
+    for i, value in enumerate(numbers):
+        if isinstance(value, (list, tuple)):
+            value = _replicated(value, input)
+        if isinstance(value, torch.Tensor):
+            tensors.append((value, "c"[: value.ndim]))
+            numbers[i] = ...  # a shard of it
 
-    def of_shards(input, theta, fill=fill_value):
-        return (call(input, theta) if fill is None else call(input, theta, fill_value=fill),)
+    def of_shards(input, theta, *shards):
+        given = iter(shards)
+        fill, mean, std = (next(given) if value is ... else value for value in numbers)
+        options = {} if fill is None else {"fill_value": fill}
+        if normalize is not None:
+            options["normalize"] = mean, std
+        return (call(input, theta, **options),)
 
     return by_shards(of_shards, tensors, ["nkc" if leading == 2 else "nc"])[0]
 
@@ -154,7 +162,7 @@ def _rule(outputs, mode, operator, types, args, kwargs):
     """Of a registered operator, below autograd."""
     names = (argument.name for argument in operator._schema.arguments)
     arguments = dict(zip(names, args, strict=False)) | kwargs
-    axes = {"grad_output": "nkc", "input": "nc", "theta": "nk", "fills": "c"}
+    axes = {"grad_output": "nkc", "input": "nc", "theta": "nk", "fills": "c", "finish": ".c"}
     tensors = {name: arguments[name] for name in axes if arguments.get(name) is not None}
     split = [(tensor, axes[name][: tensor.ndim]) for name, tensor in tensors.items()]
 

@@ -8,10 +8,11 @@ from functools import partial
 import torch
 
 from triton_stn import autograd, backends, calls, checks, transforms
-from triton_stn.backends.layout import one_of
+from triton_stn.backends.finish import Finish, finish_of
+from triton_stn.backends.layout import memory_format, one_of
 from triton_stn.backends.numbers import vector
 from triton_stn.backends.pytorch_grid import flow_grid
-from triton_stn.types import Fill, Mode, PaddingMode, Size, TransformName
+from triton_stn.types import Fill, Mode, Normalize, PaddingMode, Size, TransformName
 
 
 def spatial_transform(
@@ -25,6 +26,8 @@ def spatial_transform(
     fill_value: Fill | None = None,
     align_corners: bool = False,
     antialias: bool = False,
+    output_dtype: torch.dtype | None = None,
+    normalize: Normalize | None = None,
 ) -> torch.Tensor:
     """Sample ``input`` through the map ``theta``: grid generator and sampler in one kernel.
 
@@ -89,6 +92,7 @@ def spatial_transform(
     """
     options = (output_size, transform, mode, padding_mode, align_corners)
     usual = fill_value is None and antialias is False
+    usual = usual and output_dtype is None and normalize is None
     if usual:
         call = calls.find(input, theta, options)
         if call is not None:
@@ -99,20 +103,21 @@ def spatial_transform(
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_theta(theta, input, transform)
     checks.check_fill_value(fill_value, padding_mode, input)
+    checks.check_finish(output_dtype, normalize, input)
     checks.check_antialias(antialias, mode)
     size = checks.check_output_size(output_size, input)
     if backends.is_sharded(input, theta):
         rules = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
-        call = partial(
-            spatial_transform, output_size=size, transform=transform, antialias=antialias, **rules
-        )
+        rules |= dict(antialias=antialias, output_dtype=output_dtype)
+        call = partial(spatial_transform, output_size=size, transform=transform, **rules)
         leading = theta.ndim - len(transform.theta_shape)
-        return _distributed().sample(call, input, theta, leading, fill_value)
+        return _distributed().sample(call, input, theta, leading, fill_value, normalize)
     if usual and _by_kernels(input, "affine", mode) and type(transform) is transforms.Affine:
         calls.keep(input, theta, options, size, (mode, padding_mode, align_corners))
     source, theta, has_k = _operand(transform, theta, input, size, align_corners, antialias)
     rules = ("area" if antialias else mode, padding_mode, align_corners, source)
-    return _sample(input, theta, size, rules, fill_value, has_k)
+    finish = _finish_of(output_dtype, normalize, input)
+    return _sample(input, theta, size, rules, fill_value, has_k, finish)
 
 
 def grid_sample(
@@ -123,6 +128,8 @@ def grid_sample(
     align_corners: bool | None = None,
     *,
     fill_value: Fill | None = None,
+    output_dtype: torch.dtype | None = None,
+    normalize: Normalize | None = None,
 ) -> torch.Tensor:
     """Sample ``input`` at the normalised coordinates of ``grid``, as ``F.grid_sample`` does.
 
@@ -154,14 +161,16 @@ def grid_sample(
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_grid(grid, input)
     checks.check_fill_value(fill_value, padding_mode, input)
+    checks.check_finish(output_dtype, normalize, input)
     has_k = grid.ndim > input.ndim
     if backends.is_sharded(input, grid):
         rules = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
-        call = partial(grid_sample, **rules)
-        return _distributed().sample(call, input, grid, 1 + has_k, fill_value)
+        call = partial(grid_sample, output_dtype=output_dtype, **rules)
+        return _distributed().sample(call, input, grid, 1 + has_k, fill_value, normalize)
     grids = grid if has_k else grid[:, None]
     rules = (mode, padding_mode, align_corners, "grid")
-    return _sample(input, grids, grids.shape[2:-1], rules, fill_value, has_k)
+    finish = _finish_of(output_dtype, normalize, input)
+    return _sample(input, grids, grids.shape[2:-1], rules, fill_value, has_k, finish)
 
 
 def flow_warp(
@@ -172,6 +181,8 @@ def flow_warp(
     align_corners: bool = False,
     *,
     fill_value: Fill | None = None,
+    output_dtype: torch.dtype | None = None,
+    normalize: Normalize | None = None,
 ) -> torch.Tensor:
     """Backward warping by optical flow: the output at (i, j) is ``input`` at (i, j) + flow.
 
@@ -202,17 +213,19 @@ def flow_warp(
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_flow(flow, input)
     checks.check_fill_value(fill_value, padding_mode, input)
+    checks.check_finish(output_dtype, normalize, input)
     if backends.is_sharded(input, flow):
         rules = dict(mode=mode, padding_mode=padding_mode, align_corners=align_corners)
-        call = partial(flow_warp, **rules)
-        return _distributed().sample(call, input, flow, 1, fill_value)
+        call = partial(flow_warp, output_dtype=output_dtype, **rules)
+        return _distributed().sample(call, input, flow, 1, fill_value, normalize)
     field, source = flow.movedim(1, -1)[:, None], "flow"
     align_corners = align_corners and padding_mode == "reflection"  # else it changes nothing
     if not _by_kernels(input, source, mode):
         dtype = torch.promote_types(input.dtype, torch.float32)
         field, source = flow_grid(field.to(dtype), input.shape[2:], align_corners), "grid"
     rules = (mode, padding_mode, align_corners, source)
-    return _sample(input, field, flow.shape[2:], rules, fill_value)
+    finish = _finish_of(output_dtype, normalize, input)
+    return _sample(input, field, flow.shape[2:], rules, fill_value, False, finish)
 
 
 def splat(
@@ -353,34 +366,47 @@ def _operand(
     return source, theta, leading == 2
 
 
-def _sample(input, theta, size, rules, fill_value=None, has_k=False) -> torch.Tensor:
+def _finish_of(output_dtype, normalize, input) -> Finish | None:
+    """Of a uint8 input what becomes of its samples."""
+    return finish_of(output_dtype, normalize, input) if input.dtype == torch.uint8 else None
+
+
+def _sample(input, theta, size, rules, fill_value, has_k, finish) -> torch.Tensor:
     """(N, K, C, *size), or without a K, by the backend of ``input``; a batch of one of input or of
     theta (N, K, *) serves all of the other's. ``rules`` as `autograd.How` has them."""
     n, k = theta.shape[:2]
     if input.shape[0] == 1 and n != 1:  # then all are maps of one image
-        output = _sample_all(input, theta.flatten(0, 1)[None], size, rules, fill_value)
+        output = _sample_all(input, theta.flatten(0, 1)[None], size, rules, fill_value, finish)
         output = output.unflatten(1, (n, k)).squeeze(0)
     else:
         theta = theta.expand(input.shape[0], *theta.shape[1:])
-        output = _sample_all(input, theta, size, rules, fill_value)
+        output = _sample_all(input, theta, size, rules, fill_value, finish)
     return output if has_k else output.squeeze(1)
 
 
-def _sample_all(input, theta, size, rules, fill_value) -> torch.Tensor:
+def _sample_all(input, theta, size, rules, fill_value, finish=None) -> torch.Tensor:
     """(N, K, C, *size) of batches alike."""
     mode, _, _, source = rules
     how = autograd.How(tuple(size), *rules, _by_kernels(input, source, mode))
+    sample = autograd.sample
+    if finish is not None:
+        wanted = (t for t in (fill_value, finish.table) if isinstance(t, torch.Tensor))
+        if not _takes_numbers(how) or any(t.requires_grad for t in wanted):
+            wide = input.to(torch.float32, memory_format=memory_format(input))
+            return finish(_sample_all(wide, theta, size, rules, fill_value))
+        how = replace(how, dtype=finish.dtype)
+        sample = partial(autograd.sample_bytes, finish.table)
     if fill_value is None:
-        return autograd.sample(input, theta, None, how)
+        return sample(input, theta, None, how)
     if isinstance(fill_value, (list, tuple)):
         dtype = torch.promote_types(input.dtype, torch.float32)
         fill_value = vector([float(value) for value in fill_value], input.new_empty(0, dtype=dtype))
-    if how.triton and how.mode in ("bilinear", "nearest") and not backends.is_transformed():
+    if _takes_numbers(how):
         if not isinstance(fill_value, torch.Tensor):
-            return autograd.sample(input, theta, None, replace(how, fill=float(fill_value)))
+            return sample(input, theta, None, replace(how, fill=float(fill_value)))
         if not fill_value.requires_grad:
             fills = fill_value.to(torch.promote_types(input.dtype, torch.float32))
-            return autograd.sample(input, theta, fills, how)
+            return sample(input, theta, fills, how)
     # Sampling is linear: what lies outside has the weight that a plane of ones lacks. Both parts
     # are float32, so that a half-precision pixel is rounded once.
     wide = input.to(torch.promote_types(input.dtype, torch.float32))
@@ -394,6 +420,11 @@ def _sample_all(input, theta, size, rules, fill_value) -> torch.Tensor:
     some = (inside - 1).abs() > 1e-6  # bicubic weights outside may be negative
     outside = torch.where(some, fill, 0.0) * (1 - inside)
     return (output + outside).to(input.dtype, memory_format=torch.preserve_format)
+
+
+def _takes_numbers(how) -> bool:
+    """Whether a kernel samples bytes, too, fills what lies outside, and finishes what it stores."""
+    return how.triton and how.mode in ("bilinear", "nearest") and not backends.is_transformed()
 
 
 def _by_kernels(input, source, mode) -> bool:

@@ -13,7 +13,7 @@ from triton_stn import checks
 from triton_stn.backends.numbers import without_autocast
 from triton_stn.functional import spatial_transform
 from triton_stn.transforms import Transform, resolve
-from triton_stn.types import Fill, Mode, PaddingMode, Size, TransformName
+from triton_stn.types import Fill, Mode, Normalize, PaddingMode, Size, TransformName
 
 
 class SpatialTransformer(nn.Module):
@@ -32,8 +32,9 @@ class SpatialTransformer(nn.Module):
         num_transforms: K parallel transforms of each image.
         theta: start θ, ``theta_shape`` or ``(K, *theta_shape)``, such as ``tiles(...)``; None: the
             identity.
-        mode, padding_mode, align_corners, fill_value, antialias: as in
-            ``triton_stn.spatial_transform``.
+        mode, padding_mode, align_corners, fill_value, antialias, output_dtype, normalize: as in
+            ``triton_stn.spatial_transform``. A uint8 image comes to the localisation net as it is,
+            which then begins with what makes floats of it.
 
     Raises:
         TypeError, ValueError: an argument that does not fit; the message says what came and what
@@ -65,6 +66,8 @@ class SpatialTransformer(nn.Module):
         align_corners: bool = False,
         fill_value: Fill | None = None,
         antialias: bool = False,
+        output_dtype: torch.dtype | None = None,
+        normalize: Normalize | None = None,
     ) -> None:
         super().__init__()
         checks.check_count("features", features, 1)
@@ -73,6 +76,7 @@ class SpatialTransformer(nn.Module):
         checks.check_options(mode, padding_mode, align_corners)
         checks.check_antialias(antialias, mode)
         checks.check_fill_value(fill_value, padding_mode, None)
+        checks.check_finish(output_dtype, normalize, None)
         spatial = (1,) * self.transform.ndim
         checks.check_output_size(output_size, torch.empty(1, 1, *spatial, device="meta"))
         self.output_size = output_size
@@ -80,11 +84,14 @@ class SpatialTransformer(nn.Module):
         self.mode = mode
         self.padding_mode = padding_mode
         self.align_corners = align_corners
-        if isinstance(fill_value, torch.Tensor):
-            self.register_buffer("fill_value", fill_value, persistent=False)
-        else:
-            self.fill_value = fill_value
         self.antialias = antialias
+        self.output_dtype = output_dtype
+        mean, std = (None, None) if normalize is None else normalize
+        for name, value in (("fill_value", fill_value), ("mean", mean), ("std", std)):
+            if isinstance(value, torch.Tensor):
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
         self.localization = localization
         one = tuple(self.transform.theta_shape)
         every = (num_transforms, *one)
@@ -150,6 +157,8 @@ class SpatialTransformer(nn.Module):
             align_corners=self.align_corners,
             fill_value=self.fill_value,
             antialias=self.antialias,
+            output_dtype=self.output_dtype,
+            normalize=None if self.mean is None else (self.mean, self.std),
         )
 
     def parameter_groups(

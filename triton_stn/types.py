@@ -1,4 +1,4 @@
-"""The types of the public functions' arguments: the names that they take, sizes, fills."""
+"""The types of the public functions' arguments: names that they take, sizes, numbers."""
 
 from __future__ import annotations
 
@@ -15,3 +15,4 @@ Backend: TypeAlias = Literal["triton", "torch", "auto"]
 # A str is a sequence of str: no type checker takes it for one of int.
 Size: TypeAlias = int | Sequence[int]
 Fill: TypeAlias = float | Sequence[float] | torch.Tensor
+Normalize: TypeAlias = tuple[Fill, Fill]  # mean, std

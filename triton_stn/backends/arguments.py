@@ -13,7 +13,17 @@ import triton.language as tl
 from triton_stn.backends.launch import INT32_MAX
 from triton_stn.backends.layout import Layout, channels_lie_last
 from triton_stn.kernels import configs
-from triton_stn.kernels.arguments import Canvas, Fill, Frame, Image, Rules, Scale, Theta, Work
+from triton_stn.kernels.arguments import (
+    Canvas,
+    Fill,
+    Finish,
+    Frame,
+    Image,
+    Rules,
+    Scale,
+    Theta,
+    Work,
+)
 from triton_stn.kernels.coordinates import FIELDS
 
 # Fewer channels than this in a channels-last image fill no 16-byte run worth a kernel of its own:
@@ -34,6 +44,9 @@ class Sampling(NamedTuple):
     source: str = "affine"
     # What lies outside: a number, or the dtype and stride of a tensor of one a channel.
     fill: float | tuple[torch.dtype, int] | None = None
+    # The strides of the tensor that scales and shifts samples, of channels and from its gains to
+    # its biases.
+    finish: tuple[int, int] | None = None
 
     @property
     def gathers(self) -> bool:
@@ -100,7 +113,11 @@ def fill_of(sampling: Sampling, dtype: torch.dtype) -> Fill:
     """What a call says lies outside. A number has no tensor; the image stands in its place."""
     if isinstance(sampling.fill, tuple):
         return Fill(*sampling.fill, 0.0)
-    return Fill(dtype, 0, sampling.fill)
+    return Fill(dtype, 0, sampling.fill or 0.0)
+
+
+def finish_of(sampling: Sampling) -> Finish | None:
+    return None if sampling.finish is None else Finish(torch.float32, *sampling.finish)
 
 
 def numbers_of(

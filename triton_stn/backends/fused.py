@@ -32,18 +32,23 @@ def sample(
     source: str = "affine",
     fill: float | None = None,
     fills: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    finish: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """input (N, C, [D,] H, W), theta (N, K, *) -> (N, K, C, *size).
 
-    Outside lies ``fill``, or ``fills``, a tensor () or (C,); else zeros.
+    Outside lies ``fill``, or ``fills``, a tensor () or (C,); else zeros. Of a uint8 input
+    ``dtype`` is that of the output, and ``finish``, (2,) or (2, C), what scales and shifts it.
     """
-    output = empty_output(input, theta.shape[1], *size)
+    output = empty_output(input, theta.shape[1], *size, dtype=dtype)
     if output.numel() > 0:
         theta = _as_rows(theta, source)
         outside = _outside(fill, fills)
-        sampling = Sampling(mode, padding_mode, align_corners, source, outside)
+        strides = _finish_strides(finish)
+        sampling = Sampling(mode, padding_mode, align_corners, source, outside, strides)
         plan = plan_forward(layout(input), layout(theta), layout(output), sampling)
         tensors = dict(X=input, THETA=theta, Y=output, FILL=input if fills is None else fills)
+        tensors["FINISH"] = finish
         launch(plan, input.device, tensors)
     return output
 
@@ -60,6 +65,7 @@ def sample_backward(
     source: str = "affine",
     fill: float | None = None,
     fills: torch.Tensor | None = None,
+    finish: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of input and theta; one that is not needed comes back without elements."""
     grad_input, grad_theta = empty_gradients(input, theta, False, needs_theta)
@@ -72,11 +78,13 @@ def sample_backward(
     if not needs_input and not needs_theta:
         return grad_input, grad_theta
 
-    sampling = Sampling(mode, padding_mode, align_corners, source, _outside(fill, fills))
+    outside, strides = _outside(fill, fills), _finish_strides(finish)
+    sampling = Sampling(mode, padding_mode, align_corners, source, outside, strides)
     wanted = Wanted(needs_input, needs_theta, torch.are_deterministic_algorithms_enabled())
     theta = _as_rows(theta, source)
     found = plan_backward(layout(grad_output), layout(input), layout(theta), sampling, wanted)
-    made = launch_backward(found, grad_output, input, theta, needs_input, grad_theta, fills)
+    beside = fills, finish
+    made = launch_backward(found, grad_output, input, theta, needs_input, grad_theta, *beside)
     return grad_input if made is None else made, grad_theta
 
 
@@ -88,6 +96,7 @@ def launch_backward(
     needs_input: bool,
     grad_theta: torch.Tensor | None,
     fills: torch.Tensor | None = None,
+    finish: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Launch what was planned: writes to ``grad_theta`` and returns grad_input, where wanted."""
     if found.adds_floats:
@@ -97,6 +106,7 @@ def launch_backward(
         partial = input.new_empty(found.partial, dtype=found.dtype)
     tensors = {"X": input, "THETA": theta, "dY": grad_output, "dTHETA": grad_theta, "P": partial}
     tensors["FILL"] = input if fills is None else fills
+    tensors["FINISH"] = finish
     grad_input = None
     if needs_input:
         tensors["dX"] = grad_input = input_gradient(found, input)
@@ -150,6 +160,13 @@ def _outside(fill: float | None, fills: torch.Tensor | None):
     if fills is not None:
         return fills.dtype, fills.stride(0) if fills.ndim == 1 and len(fills) > 1 else 0
     return math.nan if fill != fill else fill  # one NaN, which is equal to itself in a key
+
+
+def _finish_strides(finish: torch.Tensor | None) -> tuple[int, int] | None:
+    """As `Sampling` has them: of channels, and from the gains to the biases."""
+    if finish is None:
+        return None
+    return finish.stride(1) if finish.ndim == 2 and finish.shape[1] > 1 else 0, finish.stride(0)
 
 
 def _as_rows(theta: torch.Tensor, source: str) -> torch.Tensor:

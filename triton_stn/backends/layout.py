@@ -36,12 +36,15 @@ def memory_format(tensor: torch.Tensor) -> torch.memory_format:
     return torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
 
 
-def empty_output(input: torch.Tensor, k: int, *size: int) -> torch.Tensor:
-    """An uninitialised (N, K, C, *size) in the dtype and memory format of ``input``."""
+def empty_output(
+    input: torch.Tensor, k: int, *size: int, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """An uninitialised (N, K, C, *size) in the memory format of ``input``, and its dtype or
+    another."""
     n, c = input.shape[:2]
     output = torch.empty(
         (n * k, c, *size),
-        dtype=input.dtype,
+        dtype=input.dtype if dtype is None else dtype,
         device=input.device,
         memory_format=memory_format(input),
     )

@@ -18,6 +18,7 @@ from triton_stn.backends.arguments import (
     Sampling,
     canvas_of,
     fill_of,
+    finish_of,
     image_of,
     numbers_of,
     problem_of,
@@ -301,12 +302,19 @@ def _plan(
     arguments = {**tensors, **numbers}
     constants = dict(RULES=rules, TILING=config.tiling)
     if kernel in (forward, grad_theta):
-        if sampling.fill is None:
-            constants["FILL"] = None
-        else:
-            arguments["FILL"] = fill_of(sampling, arguments["X"].ptr)
-            kind = "channels" if isinstance(sampling.fill, tuple) else "number"
-            constants["RULES"] = replace(rules, fill=kind)
+        finish = finish_of(sampling)
+        # A launch's tensors come first: beside a finish, a fill has a place whether it is or not.
+        fill = fill_of(sampling, arguments["X"].ptr)
+        filled, finishes = sampling.fill is not None, finish is not None
+        for name, value, given in (
+            ("FILL", fill, filled or finishes), ("FINISH", finish, finishes)
+        ):  # fmt: skip
+            if given:
+                arguments[name] = value
+            else:
+                constants[name] = None
+        kind = "channels" if isinstance(sampling.fill, tuple) else "number"
+        constants["RULES"] = replace(rules, fill=kind if filled else "", finishes=finishes)
     return Plan(
         kernel=kernel,
         grid=config.grid,

@@ -50,6 +50,15 @@ class Fill(NamedTuple):
     number: object
 
 
+class Finish(NamedTuple):
+    """A tensor (2, C), or (2,) for all channels: what samples are multiplied by, and what is added
+    to them."""
+
+    ptr: object
+    stride_c: object  # 0 where all channels have one
+    stride_bias: object  # from the gains
+
+
 class InputSums(NamedTuple):
     """Where grad_input is added up, strided as dX, or dX itself; see `sums.py`.
 
@@ -136,6 +145,7 @@ class Rules:
     rest: bool = False  # a scatter follows the gather, for what that leaves
     into: str = "dX"  # where grad_input is added up, see `sums.py`
     fill: str = ""  # what lies outside: "number" or "channels"; else zeros
+    finishes: bool = False  # samples are scaled and shifted, see `finish.py`
 
 
 @dataclass(frozen=True)

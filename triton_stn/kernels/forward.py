@@ -12,6 +12,7 @@ import triton.language as tl
 from triton_stn.kernels.area import forward_area, pixel_sides
 from triton_stn.kernels.bicubic import forward_bicubic
 from triton_stn.kernels.coordinates import source, source_map
+from triton_stn.kernels.finish import finish_of, store
 from triton_stn.kernels.taps import (
     corner_masks,
     corner_weights,
@@ -32,6 +33,7 @@ def forward(
     THETA,  # (N, K, *), see `coordinates.source`
     Y,  # (N, K, C, [D_out,] H_out, W_out)
     FILL,  # what lies outside, see `Fill`; None of zeros
+    FINISH,  # see `Finish`; None where samples are stored as they are
     WORK,
     CANVAS,
     FRAME,
@@ -42,6 +44,8 @@ def forward(
     part = share(WORK, RULES, TILING)
     if RULES.fill != "":
         FILL = fill_of(FILL, part)
+    if RULES.finishes:
+        FINISH = finish_of(FINISH, part)
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
     X = of_share(X, part)
     Y = of_share(Y, part)
@@ -51,9 +55,9 @@ def forward(
         place = source(pixel_map, THETA, part.n, part.k, spot, CANVAS, FRAME, RULES)
         Y_tile = of_tile(Y, at, RULES)
         if RULES.mode == "nearest":
-            forward_nearest(X, Y_tile, FILL, place, at, part.count, FRAME, RULES, TILING)
+            forward_nearest(X, Y_tile, FILL, FINISH, place, at, part.count, FRAME, RULES, TILING)
         elif RULES.mode == "bilinear":
-            forward_linear(X, Y_tile, FILL, place, at, part.count, FRAME, RULES, TILING)
+            forward_linear(X, Y_tile, FILL, FINISH, place, at, part.count, FRAME, RULES, TILING)
         elif RULES.mode == "bicubic":
             forward_bicubic(X, Y_tile, place, at, part.count, FRAME, RULES, TILING)
         else:
@@ -62,7 +66,9 @@ def forward(
 
 
 @triton.jit
-def forward_nearest(X, Y, FILL, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
+def forward_nearest(
+    X, Y, FILL, FINISH, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
+):
     """One tap a pixel, unweighted."""
     PASS: tl.constexpr = TILING.channels_a_pass
     index, inside = nearest(place, FRAME, RULES)
@@ -82,12 +88,14 @@ def forward_nearest(X, Y, FILL, place, at, count, FRAME, RULES: tl.constexpr, TI
             value = values[s].to(RULES.dtype)
             value = filled(value, inside == 0, FILL, channels, here, RULES)
             value = tl.where(finite, value, float("nan"))
-            tl.store(Y_ptrs, value.to(Y.ptr.dtype.element_ty), mask=at.mask & here)
+            store(Y_ptrs, value, at.mask & here, FINISH, channels, here, RULES)
             Y_ptrs += TILING.block_c * Y.stride_c
 
 
 @triton.jit
-def forward_linear(X, Y, FILL, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
+def forward_linear(
+    X, Y, FILL, FINISH, place, at, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
+):
     """Four taps a pixel, or eight a voxel."""
     PASS: tl.constexpr = TILING.channels_a_pass
     along = taps(place, FRAME, RULES)
@@ -130,5 +138,5 @@ def forward_linear(X, Y, FILL, place, at, count, FRAME, RULES: tl.constexpr, TIL
                     out = value * weights[0]
                 else:
                     out = tl.fma(value, weights[n], out)
-            tl.store(Y_ptrs, out.to(Y.ptr.dtype.element_ty), mask=at.mask & here)
+            store(Y_ptrs, out, at.mask & here, FINISH, channels, here, RULES)
             Y_ptrs += TILING.block_c * Y.stride_c

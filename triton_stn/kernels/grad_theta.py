@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.coordinates import source_map
+from triton_stn.kernels.finish import finish_of
 from triton_stn.kernels.output_side import OutputJob, backward_program
 from triton_stn.kernels.sums import Into
 from triton_stn.kernels.taps import fill_of
@@ -23,6 +24,7 @@ def grad_theta(
     # Partial sums, (N, K, slots, sums filled up to a multiple of six); or where there are none
     P,  # the gradient of each pixel's coordinates or patch, (N, K, splits, *size, 2, 3 or 6)
     FILL,  # as of `forward`
+    FINISH,
     bands,  # that a program walks
     WORK,
     CANVAS,
@@ -36,7 +38,10 @@ def grad_theta(
     fill = ()
     if RULES.fill != "":
         fill = fill_of(FILL, part)
-    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, True)
+    finish = ()
+    if RULES.finishes:
+        finish = finish_of(FINISH, part)
+    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, finish, True)
     X = of_share(X, part)
     nowhere = Into(X, ())
     backward_program(X, of_share(dY, part), nowhere, P, job, bands, WORK.tiles, RULES, TILING)

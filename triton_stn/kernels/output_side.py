@@ -15,6 +15,7 @@ import triton.language as tl
 from triton_stn.kernels.area import backward_area, pixel_sides
 from triton_stn.kernels.bicubic import backward_bicubic
 from triton_stn.kernels.coordinates import source, source_gradient
+from triton_stn.kernels.finish import sampled_gradient
 from triton_stn.kernels.gather.rest import box_in_view
 from triton_stn.kernels.moments import store_moments, zero_moments
 from triton_stn.kernels.sums import add
@@ -52,6 +53,7 @@ class OutputJob(NamedTuple):
     frame: object
     scale: object
     fill: object  # `Fill` of the share's channels, or ()
+    finish: object  # `Finish` of them, or ()
     everything: object  # of a theta that no gather takes a scatter takes pixels in view, too
 
 
@@ -124,7 +126,7 @@ def backward_tile(moments, at, X, dY, INTO, P, JOB, RULES: tl.constexpr, TILING:
         scatter_nearest(INTO, G, place, at, mask, part.count, frame, RULES, TILING)
     elif RULES.mode == "bilinear":
         slopes = backward_linear(
-            X, INTO, G, JOB.fill, place, at, mask, part.count, frame, RULES, TILING
+            X, INTO, G, JOB, place, at, mask, part.count, frame, RULES, TILING
         )
     elif RULES.mode == "bicubic":
         slopes = backward_bicubic(X, INTO, G, place, at, mask, part.count, frame, RULES, TILING)
@@ -198,7 +200,7 @@ def scatter_nearest(
 
 @triton.jit
 def backward_linear(
-    X, INTO, G, FILL, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
+    X, INTO, G, JOB, place, at, mask, count, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
 ):
     """Four taps a pixel, or eight a voxel: adds to INTO, returns the slopes along each axis."""
     PASS: tl.constexpr = TILING.channels_a_pass
@@ -224,7 +226,9 @@ def backward_linear(
         values = ()
         for s in tl.static_range(PASS):
             here = some(at.channels + s * TILING.block_c, count - c, TILING.mask_channels)
+            channels = at.channels + (c + s * TILING.block_c)
             g = tl.load(G_ptrs, mask=mask & here, other=0.0).to(RULES.dtype)
+            g = sampled_gradient(g, JOB.finish, channels, here, RULES)
             before = sums
             sums = ()
             for n in tl.static_range(len(weights)):
@@ -238,8 +242,7 @@ def backward_linear(
                     values = values + (value,)
                     value = value.to(RULES.dtype)
                     if RULES.fill != "":
-                        channels = at.channels + (c + s * TILING.block_c)
-                        there = filled(value, masks[n] == 0, FILL, channels, here, RULES)
+                        there = filled(value, masks[n] == 0, JOB.fill, channels, here, RULES)
                         # For the derivative alone, beside a whole coordinate, no inf is read.
                         read = (weights[n] > 0) | (tl.abs(there) < float("inf"))
                         value = tl.where(read, there, value)

@@ -39,7 +39,7 @@ def scatter(
     if RULES.rest:
         everything = is_gathered(pixel_map, CANVAS, RULES) == 0
         tiles = tl.where(leaves_rest(pixel_map, CANVAS, FRAME, RULES), tiles, 0)
-    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, (), everything)
+    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, (), (), everything)
     sums = into(dX, SUMS, part, RULES)
     backward_program(
         of_share(X, part), of_share(dY, part), sums, P, job, bands, tiles, RULES, TILING

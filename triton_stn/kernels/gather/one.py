@@ -94,7 +94,7 @@ def gather(
         moments, apart = gather_affine(moments, job, RULES, TILING)
     if RULES.sums > 0:
         if apart:
-            of_output = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, (), False)
+            of_output = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, (), (), False)
             moments = walk_share(moments, X, dY, of_output, RULES, TILING)
         row = part.n.to(tl.int64) * WORK.slots + slot(part, WORK)
         store_moments(P, row, moments)
