@@ -70,7 +70,7 @@ WRONG = {
     ),
     "size of a volume": ((V, T3, (4, 4)), {}, ValueError, ["output_size", "(D_out, H_out, W_out)"]),
     "int image": ((X.int(), T), {}, TypeError, ["input", "float32", "int32"]),
-    "uint8 image": ((X.byte(), T), {}, TypeError, ["input", "float32", "uint8"]),
+    "int8 image": ((X.char(), T), {}, TypeError, ["input", "float32", "torch.uint8", "int8"]),
     "bool image": ((X.bool(), T), {}, TypeError, ["input", "float32", "bool"]),
     "complex image": ((X.cfloat(), T), {}, TypeError, ["input", "float32", "complex64"]),
     "H = 0": ((X[:, :, :0], T), {}, ValueError, ["input", "H > 0", "(2, 3, 0, 5)"]),
@@ -243,10 +243,9 @@ class Picture:
 
 
 IMAGES = {
-    "bytes": (X.byte(), "uint8 in input of shape (2, 3, 4, 5); use input.float() / 255"),
-    "bytes (N, H, W, C)": (
-        torch.zeros(2, 4, 5, 3, dtype=torch.uint8),
-        "uint8 in input of shape (2, 4, 5, 3); use input.permute(0, 3, 1, 2).float() / 255",
+    "bytes (H, W, C)": (
+        torch.zeros(9, 5, 3, dtype=torch.uint8),
+        "got (9, 5, 3); use input.permute(2, 0, 1)[None]",
     ),
     "(H, W, C)": (torch.zeros(9, 5, 3), "got (9, 5, 3); use input.permute(2, 0, 1)[None]"),
     "(C, H, W)": (X[0], "got (3, 4, 5); use input[None]"),
@@ -254,7 +253,7 @@ IMAGES = {
     "array": (
         np.zeros((9, 5, 3), np.uint8),
         "got numpy.ndarray of dtype uint8 and shape (9, 5, 3); "
-        "use torch.from_numpy(input).permute(2, 0, 1)[None].float() / 255",
+        "use torch.from_numpy(input).permute(2, 0, 1)[None]",
     ),
     "float array": (
         np.zeros((9, 5), np.float32),
@@ -263,7 +262,7 @@ IMAGES = {
     "PIL image": (
         Picture(),
         "Picture of shape (9, 5, 3); "
-        "use torch.from_numpy(numpy.array(input)).permute(2, 0, 1)[None].float() / 255",
+        "use torch.from_numpy(numpy.array(input)).permute(2, 0, 1)[None]",
     ),
 }
 
@@ -283,6 +282,46 @@ def test_what_to_do_with_an_image_gives_one(name):
     made = eval(ending.partition("; use ")[2], {"torch": torch, "input": image})
     with pytest.raises(AssertionError, match="was launched"):
         triton_stn.spatial_transform(made, T[0])
+
+
+FINISHES = {
+    "a float image": (X, dict(output_dtype=torch.half), TypeError, "output_dtype needs an input"),
+    "floats normalised": (X, dict(normalize=(0, 1)), TypeError, r"normalize needs.*torch.float32"),
+    "a name": (X.byte(), dict(output_dtype="half"), TypeError, r"output_dtype .*float16.*got str"),
+    "float64": (X.byte(), dict(output_dtype=torch.double), ValueError, "output_dtype .*float64"),
+    "bytes normalised": (
+        X.byte(), dict(output_dtype=torch.uint8, normalize=(0, 1)), ValueError,
+        "normalize needs a floating output_dtype, got torch.uint8",
+    ),
+    "no pair": (X.byte(), dict(normalize=0.5), TypeError, r"pair \(mean, std\), got float"),
+    "a triple": (X.byte(), dict(normalize=(0, 1, 2)), ValueError, r"pair \(mean, std\), got 3"),
+    "two means": (X.byte(), dict(normalize=([0, 1], 1)), ValueError, "mean .*C = 3 .*got 2"),
+    "a wide std": (
+        X.byte(), dict(normalize=(0, torch.ones(2))), ValueError, r"std .*\(C,\) = \(3,\).*\(2\)",
+    ),
+    "std of text": (X.byte(), dict(normalize=(0, "1")), TypeError, "the std .*got str"),
+    "std of 0": (X.byte(), dict(normalize=(0, [1, 0, 1])), ValueError, r"std .* not be 0.*\[1, 0"),
+    "a mean elsewhere": (
+        X.byte(), dict(normalize=(torch.zeros(3, device="meta"), 1)), ValueError,
+        "the mean .*device of input, cpu, got meta",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FINISHES)
+@pytest.mark.parametrize("function", ["spatial_transform", "grid_sample", "flow_warp"])
+def test_what_is_made_of_bytes_is_checked_by_every_function(function, name):
+    image, options, error, said = FINISHES[name]
+    other = {"spatial_transform": T, "grid_sample": torch.zeros(2, 4, 5, 2)}
+    with pytest.raises(error, match=said):
+        getattr(triton_stn, function)(image, other.get(function, torch.zeros(2, 2, 4, 5)), **options)
+
+
+@pytest.mark.parametrize("splat", [triton_stn.splat, triton_stn.grid_splat])
+def test_bytes_are_not_splatted(splat):
+    said = r"input .*float64, got torch.uint8 .*; use input.float\(\) / 255"
+    with pytest.raises(TypeError, match=said):
+        splat(X.byte(), T if splat is triton_stn.splat else torch.zeros(2, 4, 5, 2))
 
 
 def test_without_triton_a_gpu_tensor_goes_to_pytorch(monkeypatch):
