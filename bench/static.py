@@ -37,6 +37,7 @@ PLAIN = "float32 NCHW bilinear zeros"
 COUNTED = "sm_90"
 AXIS = ("UPRIGHT", "ON_SIDE")
 HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
+BYTES = "uint8 channels-last bilinear zeros"
 NCHW, LAST, LAST_3D = torch.contiguous_format, torch.channels_last, torch.channels_last_3d
 CHANNELS = (*range(1, 67), 96, 128, 255, 256)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -48,12 +49,13 @@ def _gather(unit: str, axis: float, **others: float) -> dict[str, float]:
 
 
 # Instructions that a thread may execute on sm_90, of kernels of ``PLAIN`` images as they are
-# launched (see `counts`), and its registers; by kernel, channels and the rest of the case, whose
-# label is "C=CHANNELS PLAIN REST". A tile is one pixel of a thread.
+# launched (see `counts`), and its registers; by kernel, channels and the rest of the case, of whose
+# label see `_label`. A tile is one pixel of a thread.
 BUDGETS = {
     ("forward", "1", "512x512"): {"per_tile": 72},
     ("forward", "3", "512x512"): {"per_tile": 124},
     ("forward", "64", "56x56"): {"per_channel": 16},
+    ("forward", "3", f"{BYTES} 512x512 to bfloat16"): {"per_tile": 150},
     ("gather", "1", "512x512 → input+θ"): _gather("per_tile", 118, THREE=178, OUTPUT=80)
     | {"registers": 80},
     ("gather", "3", "512x512 → input+θ"): _gather("per_tile", 170, THREE=245, OUTPUT=115)
@@ -67,6 +69,10 @@ BUDGETS = {
     ("grad_theta", "3", "512x512 → θ"): {"per_tile": 125},
     ("grad_theta", "64", "56x56 → θ"): {"per_channel": 18},
 }
+
+
+def _label(channels: str, rest: str) -> str:
+    return f"C={channels} {rest if rest.startswith(BYTES) else f'{PLAIN} {rest}'}"
 
 
 @lru_cache(maxsize=2)
@@ -112,6 +118,7 @@ def _calls(full: bool) -> Iterator[Specialisation]:
         return
     yield from passes((64, 1, 512, 512), SINGLE, NCHW, EVERY)
     yield from passes(large, HALF, NCHW, BOTH, fill=(SINGLE, 1))
+    yield from passes(large, torch.uint8, LAST, (), normalized=HALF)  # frames, as of a camera
     yield from passes(deep, SINGLE, NCHW, EVERY)
     yield from passes(deep, HALF, NCHW, BOTH)
     yield from passes(deep, SINGLE, LAST, BOTH)
@@ -157,9 +164,8 @@ def _row(every: Callable[[], list[Specialisation]], index: int, target: str) -> 
     """For a worker process, which kernels can not be sent to."""
     os.dup2(sys.stderr.fileno(), 1)  # what the compiler dumps of a kernel that it refuses
     spec = every()[index]
-    channels, _, rest = spec.label.partition(f" {PLAIN} ")
-    columns = BUDGETS.get((spec.kernel, channels.removeprefix("C="), rest), {})
-    columns = columns if target == COUNTED else {}
+    budgets = {(kernel, _label(*case)): columns for (kernel, *case), columns in BUDGETS.items()}
+    columns = budgets.get((spec.kernel, spec.label), {}) if target == COUNTED else {}
     windows = dict.fromkeys(c.rpartition(" ")[0] for c in columns if c != "registers")
     try:
         return counts.row(spec, target, tuple(windows))
@@ -177,13 +183,14 @@ def failed(frame: pd.DataFrame) -> pd.DataFrame:
 def counted(frame: pd.DataFrame) -> Iterator[tuple[str, str, float, float]]:
     """(what is counted, channels, how many, how many there may be) of each budget met in it."""
     for (kernel, channels, rest), columns in BUDGETS.items():
-        case = f"C={channels} {PLAIN} {rest}"
+        case = _label(channels, rest)
         found = frame[(frame.kernel == kernel) & (frame.case == case) & (frame.target == COUNTED)]
         for column, most in columns.items():
             for number in found.get(column, [math.nan] * len(found)):
                 window, _, unit = column.rpartition(" ")
                 alone = kernel == "gather" and not rest.endswith("θ")
                 name = f"{kernel} {window}".strip() + " of input alone" * alone
+                name += " of bytes" * rest.startswith(BYTES)
                 yield f"{name}, {unit.replace('per_', 'a ')}", channels, number, most
 
 

@@ -442,6 +442,7 @@ def _sample_autograd(
     dtype=None, finish=None,
 ):  # fmt: skip
     checks.check_operands(input, theta, len(size), source)
+    checks.check_bytes(input, mode, (dtype, finish))
     how = How(tuple(size), mode, padding_mode, align_corners, source, True, fill)
     if input.dtype == torch.uint8:
         how = replace(how, dtype=dtype or torch.uint8)
@@ -498,6 +499,7 @@ def _sample_backward_autograd(
     needs = needs_input, needs_theta
     size = tuple(grad.shape[3:])
     checks.check_operands(input, theta, len(size), source)
+    checks.check_bytes(input, mode, (finish,), needs_input)
     how = How(size, mode, padding_mode, align_corners, source, True, fill, needs)
     if input.dtype == torch.uint8:
         if torch.is_grad_enabled() and (grad.requires_grad or theta.requires_grad):

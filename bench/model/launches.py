@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
-from bench.suite.cases import FORMATS, Task
+from bench.suite.cases import FORMATS, NORMALIZED, Task
 from triton_stn.backends import plans
 from triton_stn.backends.launch import Plan, compile_plan, specialisation
 from triton_stn.backends.layout import empty_output, layout
@@ -81,10 +81,12 @@ def passes(
     source: str = "affine",
     deterministic: bool = False,
     fill: float | tuple[torch.dtype, int] | None = None,
+    normalized: torch.dtype | None = None,
 ) -> Iterator[Specialisation]:
     """The launches of one call: forward, and a backward for each pair of wanted gradients.
 
-    ``shape`` is the input's, ``size`` the output's, by default the same.
+    ``shape`` is the input's, ``size`` the output's, by default the same. ``normalized`` is the
+    dtype of the output of a uint8 input, by numbers one a channel.
     """
     n, c, *extent = shape
     size = size or tuple(extent)
@@ -93,13 +95,16 @@ def passes(
     shapes = {"affine": (ndim, ndim + 1), "projective": (3, 3), "spline": (16 + 3, 4)}
     shapes["patch"] = (*size, 6)
     theta = torch.empty(n, k, *shapes.get(source, (*size, ndim)), device="meta")
-    x, t, y = (layout(tensor) for tensor in (input, theta, empty_output(input, k, *size)))
+    output = empty_output(input, k, *size, dtype=normalized)
+    x, t, y = (layout(tensor) for tensor in (input, theta, output))
     last = memory_format != torch.contiguous_format
     order = "channels-last" if last else "NCDHW" if len(extent) == 3 else "NCHW"
     name = f"C={c} {str(dtype)[6:]} {order} {mode} {padding_mode}" + (f" K={k}" if k > 1 else "")
     where = f"{name} {'x'.join(map(str, extent))}" + (f" {source}" if source != "affine" else "")
     where += " filled" * (fill is not None)
-    sampling = plans.Sampling(mode, padding_mode, False, source, fill)
+    where += f" to {str(normalized)[6:]}" if normalized else ""
+    finish = (1, c) if normalized else None
+    sampling = plans.Sampling(mode, padding_mode, False, source, fill, finish)
     yield Specialisation(where, plans.plan_forward(x, t, y, sampling))
     for needs_input, needs_theta in wanted:
         needs_theta = needs_theta and mode != "nearest"
@@ -126,6 +131,7 @@ def of_task(task: Task) -> list[Specialisation]:
         case.k,
         size=case.size,
         source="spline" if case.transform.startswith("tps") else case.transform,
+        normalized=NORMALIZED if task.dtype == "uint8" else None,
     )
     forward = "forward" in task.pass_name
     return [spec for spec in specs if forward or spec.kernel != "forward"]

@@ -90,6 +90,7 @@ CASES = (
 # Where a call takes most of a second or more on a CPU.
 LARGE = ("photo_4096", "volume_64", "volume_128")
 DTYPES = ("float32", "float16", "bfloat16")
+NORMALIZED = torch.bfloat16  # what uint8 images become
 LAYOUTS = ("contiguous", "channels_last")
 FORMATS = {  # by layout and spatial dimensions
     ("contiguous", 2): torch.contiguous_format,
@@ -274,6 +275,9 @@ def min_bytes(task: Task) -> int:
     elements = forward * (read_input + write_output) + backward * read_output
     elements += to_theta * read_input + to_input * write_input
     image_bytes = elements * getattr(torch, task.dtype).itemsize
+    if task.dtype == "uint8":  # of the output's dtype is all but what is read of the input
+        of_output = NORMALIZED.itemsize - 1
+        image_bytes += of_output * (forward * write_output + backward * read_output)
     if case.transform not in sources.FIELDS:
         return image_bytes
     field = case.n * case.k * math.prod(case.size) * case.ndim * torch.float32.itemsize
