@@ -18,7 +18,7 @@ import triton_stn
 from triton_stn import augment, geometry, plot
 from triton_stn.nn import SpatialTransformer
 from triton_stn.transforms import MatrixTransform, Transform, resolve
-from triton_stn.types import Fill, Mode, PaddingMode, Size
+from triton_stn.types import Fill, Mode, Normalize, PaddingMode, Size
 
 IMAGE = torch.rand(2, 3, 6, 8)
 THETA = torch.eye(2, 3)
@@ -42,6 +42,19 @@ def sampling(mode: Mode = "nearest", padding: PaddingMode = "border", size: Size
     assert_type(triton_stn.grid_splat(torch.rand(2, 3, 4, 4), GRID, size), Tensor)
     with triton_stn.use_backend("torch"):
         assert_type(triton_stn.spatial_transform(IMAGE, THETA), Tensor)
+
+
+def of_bytes() -> None:
+    frames = torch.zeros(2, 6, 8, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    numbers: list[Normalize] = [(0.5, 0.2), ([0.4, 0.5, 0.6], 0.2), (torch.zeros(3), [1, 2, 3])]
+    for normalize in numbers:
+        triton_stn.spatial_transform(
+            frames, THETA, output_dtype=torch.bfloat16, normalize=normalize
+        )
+        triton_stn.grid_sample(frames, GRID, normalize=normalize)
+        triton_stn.flow_warp(frames, torch.zeros(2, 2, 6, 8), normalize=normalize)
+        SpatialTransformer(nn.Flatten(), 144, output_dtype=torch.half, normalize=normalize)
+    assert_type(triton_stn.spatial_transform(frames, THETA), Tensor)
 
 
 class Shift(MatrixTransform):
@@ -152,6 +165,6 @@ def refused() -> None:
 
 
 if __name__ == "__main__":
-    for part in (sampling, transforms, modules, geometries, labels, pictures, refused):
+    for part in (sampling, of_bytes, transforms, modules, geometries, labels, pictures, refused):
         part()
     print(f"triton_stn {triton_stn.__version__} of {triton_stn.__path__[0]}")

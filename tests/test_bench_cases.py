@@ -103,6 +103,17 @@ def test_least_bytes_of_a_pass(pass_name, elements, dtype, size):
     assert min_bytes(Task(TINY, pass_name, "zoom_in_2", dtype)) == elements * size
 
 
+@pytest.mark.parametrize(
+    ("pass_name", "expected"),
+    [
+        ("forward", 6 * (36 * 1 + 64 * 2)),  # a byte read, a bfloat16 written
+        ("backward_theta", 6 * (64 * 2 + 36 * 1)),
+    ],
+)
+def test_least_bytes_of_a_pass_on_bytes(pass_name, expected):
+    assert min_bytes(Task(TINY, pass_name, "zoom_in_2", "uint8")) == expected
+
+
 def test_theta_kinds_are_what_they_say():
     assert theta_of("identity").tolist() == [[[1, 0, 0], [0, 1, 0]]]
     assert theta_of("rotation_90").tolist() == [[[0, -1, 0], [1, 0, 0]]]

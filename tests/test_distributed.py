@@ -128,7 +128,8 @@ def alone(tensors):
 def agree(got, expected):
     for ours, right in zip(got, expected, strict=True):
         assert ours.shape == right.shape
-        torch.testing.assert_close(ours.full_tensor(), right, rtol=1e-10, atol=1e-12)
+        near = {} if right.dtype == torch.float32 else dict(rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(ours.full_tensor(), right, **near)
 
 
 def splits(function, tensors):
@@ -178,6 +179,26 @@ def test_their_second_derivatives_too(case):
     for dims, _ in splits(function, tensors):
         sharded = [shard(tensor, dim) for tensor, dim in zip(tensors, dims, strict=True)]
         agree(results(function, sharded, second=True), expected)
+
+
+@together
+def test_bytes_are_normalised_shard_by_shard():
+    from torch.distributed.tensor import distribute_tensor
+
+    frames = (50 * IMAGES + 128).clamp(0, 255).byte()
+    mean = noise(C).float()
+
+    def results(frames, theta, mean):
+        normalize = mean, [0.25, 0.5, 0.75, 1, 2]
+        y = triton_stn.spatial_transform(frames, theta, SIZE, fill_value=9, normalize=normalize)
+        return [y, *torch.autograd.grad(y.square().sum(), theta)]
+
+    theta = maps(N).float().requires_grad_()
+    expected = results(frames, theta, mean)
+    for of_frames, of_theta, of_mean in ((0, 0, None), (1, None, 0), (1, 0, None), (2, None, None)):
+        shards = distribute_tensor(frames, line(), placements(of_frames))
+        numbers = distribute_tensor(mean, line(), placements(of_mean))
+        agree(results(shards, shard(theta.detach(), of_theta), numbers), expected)
 
 
 @together

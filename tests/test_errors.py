@@ -314,7 +314,9 @@ def test_what_is_made_of_bytes_is_checked_by_every_function(function, name):
     image, options, error, said = FINISHES[name]
     other = {"spatial_transform": T, "grid_sample": torch.zeros(2, 4, 5, 2)}
     with pytest.raises(error, match=said):
-        getattr(triton_stn, function)(image, other.get(function, torch.zeros(2, 2, 4, 5)), **options)
+        getattr(triton_stn, function)(
+            image, other.get(function, torch.zeros(2, 2, 4, 5)), **options
+        )
 
 
 @pytest.mark.parametrize("splat", [triton_stn.splat, triton_stn.grid_splat])

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
+import triton_stn
 from triton_stn import geometry, nn
 from triton_stn.backends import numbers
+from triton_stn.backends.finish import finish_of
 from triton_stn.transforms import Affine, Attention, Projective, Similarity, ThinPlateSpline
 
 AWAY = torch.device("meta")
@@ -67,6 +69,23 @@ def test_a_vector_is_filled_in(host_copies):
         got = numbers.vector([0.5, 2], torch.empty((), dtype=torch.float64, device=AWAY))
     assert got.shape == (2,)
     assert got.dtype == torch.float64
+
+
+@pytest.mark.parametrize("std", [0.25, [0.2, 0.3, 0.4], torch.ones(3, device=AWAY)], ids=str)
+def test_bytes_are_normalised_by_numbers_of_the_device(std, host_copies):
+    x = torch.empty(2, 3, 4, 5, dtype=torch.uint8, device=AWAY)
+    theta = torch.empty(2, 2, 3, device=AWAY)
+    with host_copies:
+        y = triton_stn.spatial_transform(x, theta, 6, normalize=([0.5, 0.4, 0.3], std))
+    assert y.dtype == torch.float32 and y.device == AWAY
+
+
+def test_the_numbers_of_a_call_are_made_once():
+    like = torch.empty(1, 3, 2, 2, dtype=torch.uint8)
+    first, again, other = (
+        finish_of(None, (0.5, std), like).table for std in (0.25, 0.25, [0.25, 0.5, 0.125])
+    )
+    assert first is again and first.shape == (2,) and other.shape == (2, 3)
 
 
 def theta_of(transform):

@@ -36,7 +36,9 @@ def spatial_transform(
 
     Args:
         input: images, ``(N, C, H, W)``, or volumes, ``(N, C, D, H, W)``, under an affine map;
-            float16, bfloat16, float32 or float64; any strides.
+            float16, bfloat16, float32 or float64, or uint8, which has no gradient; any strides.
+            Frames that come as ``(N, H, W, C)`` are ``frames.permute(0, 3, 1, 2)``, of which
+            nothing is copied.
         theta: maps normalised output coordinates to normalised input coordinates, in (x, y)
             order, (x, y, z) of a volume, both in [-1, 1] over the image. Its last dimensions are
             the transform's ``theta_shape``, ``(2, 3)`` for an affine map, ``(3, 4)`` for one of a
@@ -54,7 +56,7 @@ def spatial_transform(
             pixel) or ``"reflection"``.
         fill_value: with ``padding_mode="zeros"``, what lies outside instead of 0: a number, or one
             a channel, a list or a tensor ``(C,)``, which may want a gradient. That of ``theta``
-            knows of it.
+            knows of it. In the units of ``input``: of uint8 from 0 to 255.
         align_corners: whether -1 and 1 are the centres of the corner pixels (True) or the outer
             edges of the image (False).
         antialias: where the map minifies, take the mean over what each output pixel covers instead
@@ -62,13 +64,19 @@ def spatial_transform(
             each axis, counted per output pixel from the local scale of the map. With
             ``mode="bilinear"``. Any transform but affine, attention and similarity then stores
             six numbers an output pixel, its `Transform.patches`.
+        output_dtype: of a uint8 ``input`` what is returned: uint8 (None), float32, float16 or
+            bfloat16, still from 0 to 255.
+        normalize: of a uint8 ``input``, ``(mean, std)``, each a number, or one a channel, a list or
+            a tensor ``(C,)``: what is returned is ``(x / 255 - mean) / std``, in float32 where
+            ``output_dtype`` is None.
 
     Returns:
         ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)`` when ``theta`` has K, with D_out
         before H_out for a volume, in the dtype and the memory format of ``input``. Coordinates,
         weights and sums are float32 (float64 for a float64 input) and are rounded once, at the
-        store. A finite source coordinate, however large, is out of view; a non-finite one gives
-        NaN at that output and nowhere else.
+        store; to uint8 halves to even, between 0 and 255, and without a gradient of ``theta``. A
+        finite source coordinate, however large, is out of view; a non-finite one gives NaN at that
+        output, of uint8 0, and nowhere else.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -87,6 +95,13 @@ def spatial_transform(
         >>> both = torch.stack((upper_right, torch.eye(2, 3)))[None]  # K = 2 crops of the image
         >>> triton_stn.spatial_transform(image, both, 2).shape
         torch.Size([1, 2, 1, 2, 2])
+        >>> frames = torch.randint(0, 256, (8, 48, 64, 3), dtype=torch.uint8)  # of a camera
+        >>> ready = triton_stn.spatial_transform(  # for a network; the frames are read once
+        ...     frames.permute(0, 3, 1, 2), torch.eye(2, 3), 32, output_dtype=torch.bfloat16,
+        ...     normalize=([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ... )
+        >>> ready.shape, ready.dtype, ready.is_contiguous(memory_format=torch.channels_last)
+        (torch.Size([8, 3, 32, 32]), torch.bfloat16, True)
 
     Source: Jaderberg et al., "Spatial Transformer Networks", 2015, arXiv 1506.02025, section 3.
     """
@@ -134,18 +149,20 @@ def grid_sample(
     """Sample ``input`` at the normalised coordinates of ``grid``, as ``F.grid_sample`` does.
 
     Args:
-        input: images, ``(N, C, H, W)``, or volumes, ``(N, C, D, H, W)``; float16, bfloat16, float32
-            or float64; any strides.
+        input: images, ``(N, C, H, W)``, or volumes, ``(N, C, D, H, W)``; float16, bfloat16,
+            float32, float64 or uint8; any strides.
         grid: source coordinates, (x, y) last, in [-1, 1] over the image: ``(N, H_out, W_out, 2)``,
             or ``(N, K, H_out, W_out, 2)`` for K grids an image, without copying the image; of a
             volume (x, y, z), ``(N, [K,] D_out, H_out, W_out, 3)``. Sparse points are a grid of one
             row. Any floating dtype: a float32 grid over a half-precision
             image loses nothing. Any strides.
-        mode, padding_mode, align_corners, fill_value: as in `spatial_transform`; None is False.
+        mode, padding_mode, align_corners, fill_value, output_dtype, normalize: as in
+            `spatial_transform`; of ``align_corners`` None is False.
 
     Returns:
         ``(N, C, H_out, W_out)``, or ``(N, K, C, H_out, W_out)``, with D_out before H_out for a
-        volume, in the dtype and the memory format of ``input``. Both arguments get a gradient.
+        volume, in the memory format of ``input``, and its dtype or ``output_dtype``. Both arguments
+        get a gradient, but for bytes.
 
     Raises:
         TypeError, ValueError: as in `spatial_transform`.
@@ -155,6 +172,8 @@ def grid_sample(
         >>> points = torch.tensor([[-0.75, -0.75], [0.0, 0.0], [9.0, 0.0]])  # the last is outside
         >>> triton_stn.grid_sample(image, points.view(1, 1, 3, 2), fill_value=-1).tolist()
         [[[[0.0, 7.5, -1.0]]]]
+        >>> triton_stn.grid_sample(image.byte(), points.view(1, 1, 3, 2), fill_value=9).tolist()
+        [[[[0, 8, 9]]]]
     """
     align_corners = False if align_corners is None else align_corners
     checks.check_input(input)
@@ -187,18 +206,19 @@ def flow_warp(
     """Backward warping by optical flow: the output at (i, j) is ``input`` at (i, j) + flow.
 
     Args:
-        input: images, ``(N, C, H, W)``, or volumes, ``(N, C, D, H, W)``; float16, bfloat16, float32
-            or float64; any strides.
+        input: images, ``(N, C, H, W)``, or volumes, ``(N, C, D, H, W)``; float16, bfloat16,
+            float32, float64 or uint8; any strides.
         flow: displacements in pixels of ``input``, ``(N, 2, H_out, W_out)``: along x (columns)
             first, then along y (rows), as optical-flow networks give it; of a volume
             ``(N, 3, D_out, H_out, W_out)``, along z (slices) last. Any floating dtype.
-        mode, padding_mode, fill_value: as in `spatial_transform`.
+        mode, padding_mode, fill_value, output_dtype, normalize: as in `spatial_transform`.
         align_corners: whether ``"reflection"`` turns at the centres of the pixels at the edge or at
             their outer edges; displacements are pixels with either.
 
     Returns:
-        ``(N, C, H_out, W_out)``, with D_out before H_out for a volume, in the dtype and the memory
-        format of ``input``. Both arguments get a gradient. The kernels store no grid.
+        ``(N, C, H_out, W_out)``, with D_out before H_out for a volume, in the memory format of
+        ``input``, and its dtype or ``output_dtype``. Both arguments get a gradient, but for bytes.
+        The kernels store no grid.
 
     Raises:
         TypeError, ValueError: as in `spatial_transform`.

@@ -125,9 +125,7 @@ def backward_tile(moments, at, X, dY, INTO, P, JOB, RULES: tl.constexpr, TILING:
     if RULES.mode == "nearest":
         scatter_nearest(INTO, G, place, at, mask, part.count, frame, RULES, TILING)
     elif RULES.mode == "bilinear":
-        slopes = backward_linear(
-            X, INTO, G, JOB, place, at, mask, part.count, frame, RULES, TILING
-        )
+        slopes = backward_linear(X, INTO, G, JOB, place, at, mask, part.count, frame, RULES, TILING)
     elif RULES.mode == "bicubic":
         slopes = backward_bicubic(X, INTO, G, place, at, mask, part.count, frame, RULES, TILING)
     else:
