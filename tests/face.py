@@ -6,7 +6,7 @@ must be one, and runs it against the built wheel, without this checkout.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -55,6 +55,16 @@ def of_bytes() -> None:
         triton_stn.flow_warp(frames, torch.zeros(2, 2, 6, 8), normalize=normalize)
         SpatialTransformer(nn.Flatten(), 144, output_dtype=torch.half, normalize=normalize)
     assert_type(triton_stn.spatial_transform(frames, THETA), Tensor)
+
+
+def patched() -> None:
+    with triton_stn.patch() as patch:
+        grid = nn.functional.affine_grid(THETA.expand(2, 2, 3), [2, 3, 4, 5], align_corners=False)
+        assert_type(nn.functional.grid_sample(IMAGE, grid, align_corners=False), Tensor)
+    assert_type(patch.report().spatial_transform, int)
+    assert_type(triton_stn.patch.report().left, Mapping[str, int])
+    triton_stn.patch()
+    triton_stn.unpatch()
 
 
 class Shift(MatrixTransform):
@@ -165,6 +175,7 @@ def refused() -> None:
 
 
 if __name__ == "__main__":
-    for part in (sampling, of_bytes, transforms, modules, geometries, labels, pictures, refused):
+    parts = (sampling, of_bytes, patched, transforms, modules, geometries, labels, pictures, refused)
+    for part in parts:
         part()
     print(f"triton_stn {triton_stn.__version__} of {triton_stn.__path__[0]}")

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import triton_stn
-from triton_stn import backends, functional, geometry, labels, nn, plot, transforms
+from triton_stn import augment, backends, functional, geometry, labels, nn, patching, plot, transforms
 from triton_stn.transforms import base, matrices, spline
 
-MODULES = [functional, backends, transforms, base, matrices, spline, geometry, labels, nn, plot]
+PUBLIC = [functional, geometry, labels, augment, nn, plot, transforms, base, matrices, spline, patching]
+MODULES = [*PUBLIC, backends]
 # Bases, of which docs/extending.md makes examples; what needs TensorBoard; a helper.
 WITHOUT = {"Transform", "MatrixTransform", "log_figure", "check_size"}
 GLOBALS = {"torch": torch, "triton_stn": triton_stn}
@@ -37,7 +38,7 @@ def test_an_example_prints_what_it_says(example):
 def test_all_that_is_public_has_an_example():
     without = {
         name
-        for module in (functional, geometry, labels, nn, plot, transforms, base, matrices, spline)
+        for module in PUBLIC
         for name, thing in vars(module).items()
         if (isclass(thing) or isfunction(thing)) and thing.__module__.startswith(module.__name__)
         if not name.startswith("_") and ">>>" not in thing.__doc__

@@ -10,6 +10,7 @@ from triton_stn.functional import (
     spatial_transform,
     splat,
 )
+from triton_stn.patching import patch, unpatch
 from triton_stn.transforms import Affine, Attention, Projective, Similarity, ThinPlateSpline
 
 __all__ = [
@@ -25,10 +26,12 @@ __all__ = [
     "grid_sample",
     "grid_splat",
     "nn",
+    "patch",
     "plot",
     "spatial_transform",
     "splat",
     "transforms",
     "types",
+    "unpatch",
     "use_backend",
 ]

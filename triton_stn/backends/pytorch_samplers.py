@@ -1,4 +1,7 @@
-"""The PyTorch path's ways to sample: F.grid_sample on planes, and sums of channels-last pixels."""
+"""The PyTorch path's ways to sample: F.grid_sample on planes, and sums of channels-last pixels.
+
+By its operators, ``torch.ops.aten``: `triton_stn.patch` replaces the function.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from triton_stn.backends.pytorch_grid import in_float, safe_grid, theta_gradient
 # F.grid_sample goes through the planes of a tensor point by point: with more planes at a time than
 # this, of all tensors, their rows push one another out of the first-level cache.
 _PLANES = 32
+# Whose places are their numbers in PyTorch's operators.
+PYTORCH_MODES = ("bilinear", "nearest", "bicubic")
+PYTORCH_PADDING_MODES = ("zeros", "border", "reflection")
 
 
 def sample_planes(input, theta, rules):
@@ -32,8 +38,14 @@ def sample_planes(input, theta, rules):
     elif groups > 1:
         x = x.view(n * groups, c // groups, *extent)
         grid = _for_each_group(grid, groups)
-    y = F.grid_sample(x, grid, *rules[1:]).view(n, c, *canvas)
+    y = torch.ops.aten.grid_sampler(x, grid, *_in_numbers(rules)).view(n, c, *canvas)
     return _finish(y, hole, theta.shape[1])
+
+
+def _in_numbers(rules) -> tuple[int, int, bool]:
+    """(mode, padding_mode, align_corners) as PyTorch's operators take them."""
+    mode = PYTORCH_MODES.index(rules.mode)
+    return mode, PYTORCH_PADDING_MODES.index(rules.padding_mode), rules.align_corners
 
 
 def sample_rows(input, theta, rules):
@@ -95,10 +107,7 @@ def gradients(grad_output, input, theta, rules, needs_input, needs_theta):
         grid = _for_each_group(grid, groups)
     of_images = torch.ops.aten.grid_sampler_2d_backward
     backward = of_images if len(extent) == 2 else torch.ops.aten.grid_sampler_3d_backward
-    mode = ("bilinear", "nearest", "bicubic").index(rules.mode)
-    padding_mode = ("zeros", "border", "reflection").index(rules.padding_mode)
-    wanted = (needs_input, True)
-    grad_input, grad_grid = backward(grad, x, grid, mode, padding_mode, rules.align_corners, wanted)
+    grad_input, grad_grid = backward(grad, x, grid, *_in_numbers(rules), (needs_input, True))
     grad_input = grad_input.view(input.shape).to(input.dtype) if needs_input else None
     if needs_input and torch.compiler.is_compiling():
         # A compiled `splat` returns it; in torch 2.11 what is written in place has no gradient.
