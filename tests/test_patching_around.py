@@ -22,6 +22,7 @@ import triton_stn
 from triton_stn.deferred import Deferred
 
 PLAIN_SAMPLER, PLAIN_GENERATOR = torch.grid_sampler, torch.affine_grid_generator
+LANDING = pytest.mark.landing
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "patching.md"
 
 
@@ -239,7 +240,7 @@ def test_pytorchs_warnings_come_from_the_callers_line(corners):
         assert warned() == theirs and theirs
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [pytest.param("eager", marks=LANDING), "aot_eager"])
 @pytest.mark.parametrize("made", ["inside", "outside", "across a break"])
 def test_a_compiler_gets_pytorchs_result(backend, made):
     input, theta, size = operands()
@@ -326,6 +327,15 @@ def test_a_subclass_keeps_its_type(which):
     assert isinstance(ours[0], Named)
     assert patched.report().spatial_transform == (which == "input")
     assert patched.report().grid_sample == (which != "input")
+    check_alike([t.as_subclass(torch.Tensor) for t in ours], theirs)
+
+
+def test_a_lazy_grid_becomes_another_subclass():
+    input, theta, size = operands()
+    theirs = results(by_name, input, theta, size)
+    with triton_stn.patch():
+        ours = results(lambda x, t: sample(x, lazy(t, size).as_subclass(Named)), input, theta)
+    assert isinstance(ours[0], Named)
     check_alike([t.as_subclass(torch.Tensor) for t in ours], theirs)
 
 

@@ -85,6 +85,9 @@ class Deferred(torch.Tensor):
         with torch.no_grad():
             return self.plain().requires_grad_(self.requires_grad)
 
+    def as_subclass(self, cls: type[torch.Tensor]) -> torch.Tensor:
+        return self.plain().as_subclass(cls)
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
