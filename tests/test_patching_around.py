@@ -9,6 +9,7 @@ import threading
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -222,6 +223,16 @@ def test_a_fake_does_not_become_the_grids_values():
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             assert sample(mode.from_tensor(input), grid).shape == size
     assert torch.equal(grid, expected)
+
+
+@pytest.mark.parametrize("as_int", [int, np.int64, torch.tensor], ids=["int", "NumPy", "tensor"])
+def test_a_size_may_be_of_whatever_is_an_int(as_int):
+    input, theta, size = operands()
+    theirs = by_name(input, theta, size)
+    with triton_stn.patch() as patched:
+        ours = by_name(input, theta, [as_int(n) for n in size])
+    assert patched.report().spatial_transform == 1
+    check_alike([ours], [theirs])
 
 
 @pytest.mark.parametrize("corners", [None, True], ids=["None", "a side of one"])

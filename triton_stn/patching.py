@@ -152,7 +152,7 @@ def _affine_grid_generator(theta: Any, size: Any, align_corners: Any) -> torch.T
     dtype, kind = theta.dtype, theta.device.type
     if dtype != torch.float64 and torch.is_autocast_enabled(kind):  # which reaches its product
         dtype = torch.get_autocast_dtype(kind)
-    return lazy.affine_grid(theta, size, align_corners, dtype)
+    return lazy.affine_grid(theta, reasons.ints(size), align_corners, dtype)
 
 
 def _grid_sampler(

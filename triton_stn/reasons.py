@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import operator
 from typing import Any
 
 import torch
@@ -23,8 +25,8 @@ def against_lazy_grid(theta: Any, size: Any, align_corners: Any) -> str | None:
         return reason
     if type(theta) not in backends.PLAIN:
         return f"theta is a {type(theta).__name__}"
-    ints = isinstance(size, (tuple, list)) and all(type(n) is int and n > 0 for n in size)
-    ndim = len(size) - 2 if ints else 0
+    size = ints(size)
+    ndim = len(size) - 2
     fits = ndim in (2, 3) and theta.shape == (size[0], ndim, ndim + 1)
     return None if fits and type(align_corners) is bool else _REFUSED
 
@@ -54,6 +56,18 @@ def against_sampling(
     if ndim == 3 and not is_lazy(grid, align_corners):
         return "volumes at a plain grid"
     return None
+
+
+def ints(size: Any) -> tuple[int, ...]:
+    """The positive ints of a size, NumPy's and tensors of one too; empty if it has others."""
+    if not isinstance(size, (tuple, list)):
+        return ()
+    whole = all(isinstance(n, (numbers.Integral, torch.Tensor)) for n in size)
+    try:
+        size = tuple(operator.index(n) for n in size) if whole else ()
+    except (TypeError, ValueError, RuntimeError):  # a tensor of floats, or of several
+        return ()
+    return size if all(n > 0 for n in size) else ()
 
 
 def is_lazy(grid: torch.Tensor, align_corners: bool) -> bool:
