@@ -175,7 +175,17 @@ def refused() -> None:
 
 
 if __name__ == "__main__":
-    parts = (sampling, of_bytes, patched, transforms, modules, geometries, labels, pictures, refused)
+    parts = (
+        sampling,
+        of_bytes,
+        patched,
+        transforms,
+        modules,
+        geometries,
+        labels,
+        pictures,
+        refused,
+    )
     for part in parts:
         part()
     print(f"triton_stn {triton_stn.__version__} of {triton_stn.__path__[0]}")

@@ -9,10 +9,32 @@ import pytest
 import torch
 
 import triton_stn
-from triton_stn import augment, backends, functional, geometry, labels, nn, patching, plot, transforms
+from triton_stn import (
+    augment,
+    backends,
+    functional,
+    geometry,
+    labels,
+    nn,
+    patching,
+    plot,
+    transforms,
+)
 from triton_stn.transforms import base, matrices, spline
 
-PUBLIC = [functional, geometry, labels, augment, nn, plot, transforms, base, matrices, spline, patching]
+PUBLIC = [
+    functional,
+    geometry,
+    labels,
+    augment,
+    nn,
+    plot,
+    transforms,
+    base,
+    matrices,
+    spline,
+    patching,
+]
 MODULES = [*PUBLIC, backends]
 # Bases, of which docs/extending.md makes examples; what needs TensorBoard; a helper.
 WITHOUT = {"Transform", "MatrixTransform", "log_figure", "check_size"}

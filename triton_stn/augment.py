@@ -14,7 +14,7 @@ from triton_stn.backends.numbers import vector
 from triton_stn.frames import check_sizes, half_extent, outline
 from triton_stn.functional import spatial_transform
 from triton_stn.transforms import Affine, Projective, ThinPlateSpline, Transform
-from triton_stn.types import Fill, Mode, PaddingMode, Size
+from triton_stn.types import Fill, Mode, Normalize, PaddingMode, Size
 
 # A column of uniform numbers each, whatever is asked for: an angle stays when flips are added.
 _DRAWS = ("chosen", "angle", "x", "y", "scale", "shear_x", "shear_y", "flip_x", "flip_y")
@@ -22,7 +22,13 @@ _CORNERS = 8
 
 
 class Augmented(NamedTuple):
-    """A batch after `RandomTransform`. What was not given is None."""
+    """A batch after `RandomTransform`. What was not given is None.
+
+    Example:
+        >>> made = triton_stn.augment.RandomTransform(horizontal_flip=1)(torch.eye(2)[None, None])
+        >>> made.images.tolist(), made.theta.shape, made.masks
+        ([[[[0.0, 1.0], [1.0, 0.0]]]], torch.Size([1, 2, 3]), None)
+    """
 
     images: torch.Tensor
     theta: torch.Tensor  # output -> input, for `spatial_transform` and `geometry`
@@ -52,7 +58,8 @@ class RandomTransform(nn.Module):
         p: how probable it is that an image is changed at all.
         output_size: ``(H_out, W_out)``, or an int; None: the input's. A pixel stays as large as
             it is: another size shows more or less of the middle.
-        mode, padding_mode, fill_value, align_corners, antialias: as in `spatial_transform`. Masks
+        mode, padding_mode, fill_value, align_corners, antialias, output_dtype, normalize: as in
+            `spatial_transform`: uint8 images come out as bytes, or normalised for a network. Masks
             are ``"nearest"``, with zeros where the padding is zeros.
 
     With ``elastic`` the map is the spline through the moved control points, which a perspective
@@ -90,6 +97,8 @@ class RandomTransform(nn.Module):
         fill_value: Fill | None = None,
         align_corners: bool = False,
         antialias: bool = False,
+        output_dtype: torch.dtype | None = None,
+        normalize: Normalize | None = None,
     ) -> None:
         super().__init__()
         self.degrees = _range("degrees", degrees)
@@ -112,6 +121,7 @@ class RandomTransform(nn.Module):
         self.align_corners = align_corners
         self.padding_mode = padding_mode
         self.options = dict(mode=mode, fill_value=fill_value, antialias=antialias)
+        self.options |= dict(output_dtype=output_dtype, normalize=normalize)
         self.transform: Transform = Affine()
         if self.elastic:
             self.transform = ThinPlateSpline(*control_points)
