@@ -20,7 +20,7 @@ ADDED_UP = [
     "area", "area_border_maps", "patch", "grid", "grid_nearest", "grid_of_many_channels",
     "flow_reflection", "spline_maps", "homography_rest", "homography_border",
     "volume_border", "volume_grid_corners", "volume_grid_two_maps_bfloat",
-    "volume_flow_border_run_of_8_halves",
+    "volume_flow_border_run_of_8_halves", "volume_bicubic",
 ]  # fmt: skip
 MORE = {
     "maps_border": Case(maps=3, options=dict(padding_mode="border")),

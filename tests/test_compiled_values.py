@@ -134,6 +134,10 @@ CASES = {
         of="flow", channels=8, channels_last=True, dtype=HALF, options=BORDER
     ),
     "volume_flow_run_of_40": volume(of="flow", channels=40, channels_last=True),
+    "volume_bicubic": volume(options=BICUBIC),
+    "volume_bicubic_run_of_8": volume(
+        of="grid", channels=8, channels_last=True, options=BICUBIC | BORDER
+    ),
 }
 
 

@@ -111,17 +111,13 @@ def test_the_table_says_how_grad_input_is_made(place: Place, launches, combinati
         assert launches[2].constants["RULES"].rest
     elif made == "scattered":
         assert kernels == ["forward", "scatter", *half]
-    elif made == "PyTorch's":
-        assert kernels == []
     else:
         assert made == "gathered" and kernels == ["forward", "gather"]
     assert y.dtype == image.grad.dtype == dtype and image.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("place", [INTERPRETED])
-@pytest.mark.parametrize(
-    ("combination", "_", "made"), [row for row in ROWS if row[2] != "PyTorch's"]
-)
+@pytest.mark.parametrize(("combination", "_", "made"), ROWS)
 def test_what_is_scattered_is_fixed_point_when_deterministic_and_float64_is_refused(
     place: Place, deterministic, launches, combination, _, made
 ):

@@ -127,7 +127,7 @@ def spatial_transform(
         call = partial(spatial_transform, output_size=size, transform=transform, **rules)
         leading = theta.ndim - len(transform.theta_shape)
         return _distributed().sample(call, input, theta, leading, fill_value, normalize)
-    if usual and _by_kernels(input, "affine", mode) and type(transform) is transforms.Affine:
+    if usual and backends.uses_triton(input) and type(transform) is transforms.Affine:
         calls.keep(input, theta, options, size, (mode, padding_mode, align_corners))
     source, theta, has_k = _operand(transform, theta, input, size, align_corners, antialias)
     rules = ("area" if antialias else mode, padding_mode, align_corners, source)
@@ -240,7 +240,7 @@ def flow_warp(
         return _distributed().sample(call, input, flow, 1, fill_value, normalize)
     field, source = flow.movedim(1, -1)[:, None], "flow"
     align_corners = align_corners and padding_mode == "reflection"  # else it changes nothing
-    if not _by_kernels(input, source, mode):
+    if not backends.uses_triton(input):
         dtype = torch.promote_types(input.dtype, torch.float32)
         field, source = flow_grid(field.to(dtype), input.shape[2:], align_corners), "grid"
     rules = (mode, padding_mode, align_corners, source)
@@ -406,8 +406,7 @@ def _sample(input, theta, size, rules, fill_value, has_k, finish) -> torch.Tenso
 
 def _sample_all(input, theta, size, rules, fill_value, finish=None) -> torch.Tensor:
     """(N, K, C, *size) of batches alike."""
-    mode, _, _, source = rules
-    how = autograd.How(tuple(size), *rules, _by_kernels(input, source, mode))
+    how = autograd.How(tuple(size), *rules, backends.uses_triton(input))
     sample = autograd.sample
     if finish is not None:
         wanted = (t for t in (fill_value, finish.table) if isinstance(t, torch.Tensor))
@@ -447,12 +446,6 @@ def _takes_numbers(how) -> bool:
     return how.triton and how.mode in ("bilinear", "nearest") and not backends.is_transformed()
 
 
-def _by_kernels(input, source, mode) -> bool:
-    """Whether the Triton kernels do it: of volumes all but tricubic."""
-    some = input.ndim == 4 or mode != "bicubic"
-    return backends.uses_triton(input) and some
-
-
 def _planes(input, theta, with_k: int, ndim: int | None = None) -> torch.Tensor:
     """What is splatted, checked, as (N, K, C, h, w); ``with_k`` is theta's ndim where it has K."""
     has_k = isinstance(theta, torch.Tensor) and theta.ndim == with_k
@@ -462,9 +455,7 @@ def _planes(input, theta, with_k: int, ndim: int | None = None) -> torch.Tensor:
 
 def _splat(planes, theta, size, rules, normalize) -> torch.Tensor:
     """(N, K, C, h, w) -> (N, C, H, W)."""
-    mode, _, _, source = rules
-    by_kernels = _by_kernels(one_of(planes), source, mode)
-    how = autograd.How(tuple(planes.shape[3:]), *rules, by_kernels)
+    how = autograd.How(tuple(planes.shape[3:]), *rules, backends.uses_triton(planes))
     n = theta.shape[0] if planes.shape[0] == 1 else planes.shape[0]
     planes, theta = (t.expand(n, *t.shape[1:]) for t in (planes, theta))
     output = autograd.splat(planes, theta, size, how)

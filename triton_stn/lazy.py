@@ -101,7 +101,7 @@ class GridSampler(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, grid, options):
         ctx.save_for_backward(input, grid)
-        by_kernels = functional._by_kernels(input, "affine", options[0])
+        by_kernels = backends.uses_triton(input)
         ctx.how = autograd.How(tuple(grid.shape[1:-1]), *options, "affine", by_kernels)
         return _sample(input, grid, options)
 
@@ -144,7 +144,7 @@ def _gradients(grad, input, theta, how: autograd.How, needs):
 
 def _at_grid(grad, input, grid, how: autograd.How, needs):
     """(grad_input, grad_grid), None where not needed; with a history where that is wanted."""
-    by_kernels = functional._by_kernels(input, "grid", how.mode)
+    by_kernels = backends.uses_triton(input)
     how = replace(how, source="grid", triton=by_kernels, needs=needs)
     if isinstance(grid, Deferred) and not torch.is_grad_enabled():
         grid = grid.recipe.values  # of which no view is left behind

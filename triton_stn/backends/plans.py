@@ -249,8 +249,9 @@ class _BackwardCall:
         k = self.grad_output.shape[1]
         pixels = math.prod(self.grad_output.shape[3:])
         dtype = torch.int64 if self.into == "fixed" else sum_dtype(self.input.dtype)
-        # An output pixel's weights, of bicubic too, add up to less than 2.
-        room = FIXED_BITS - (2 * k * pixels).bit_length()
+        # An output pixel's weights, of bicubic too, add up to less than 2; of tricubic to 2.6.
+        most = 2 if len(self.input.shape) == 4 else 4
+        room = FIXED_BITS - (most * k * pixels).bit_length()
         return InputSums(dtype, math.prod(self.input.shape), room)
 
     def plan_reduce(self, slots: int, wide: int, columns: int, affine: int) -> Plan:
