@@ -101,6 +101,7 @@ def transforms() -> None:
     assert_type(affine.theta_shape, tuple[int, ...])
     assert_type(affine.matrix(torch.eye(3, 4)), Tensor)
     assert_type(affine.source(torch.eye(3, 4), torch.zeros(1, 3)), Tensor)
+    assert_type(affine.target(torch.eye(3, 4), torch.zeros(1, 3)), Tensor)
     assert_type(triton_stn.ThinPlateSpline(2, 2).coefficients(torch.zeros(4, 2)), Tensor)
 
 
@@ -127,6 +128,16 @@ def geometries() -> None:
     assert_type(geometry.quadrilateral(theta, [6, 8], points_per_edge=2), Tensor)
     assert_type(geometry.inside_mask(theta, 6, transform="affine"), Tensor)
     assert_type(geometry.valid_fraction(theta, 6), Tensor)
+    points, boxes = torch.rand(2, 5, 2), torch.tensor([[1.0, 0.0, 4.0, 5.0]])
+    read = geometry.map_points(theta, points, (6, 8), [4, 4], direction="output_to_input")
+    assert_type(read, Tensor)
+    assert_type(geometry.map_points(theta, read, 6, transform="affine", pixels=False), Tensor)
+    mapped = geometry.map_boxes(theta, boxes, (6, 8), 4, points_per_edge=2)
+    assert_type(mapped, geometry.MappedBoxes)
+    assert_type(mapped.boxes[mapped.valid], Tensor)
+    assert_type(mapped.visible, Tensor)
+    assert_type(geometry.from_boxes(boxes, (6, 8), 4, align_corners=True), Tensor)
+    assert_type(geometry.from_rotated_boxes(torch.rand(2, 3, 5), [6, 8]), Tensor)
 
 
 def labels() -> None:

@@ -87,13 +87,13 @@ def test_a_keypoint_lands_where_its_pixels_do(kind, align_corners):
     """A blob drawn around it is found, as a centroid, at the mapped point."""
     transform, theta, size, out_size = case(kind)
     extent = torch.tensor(size[::-1]).double()
-    points = (0.2 + 0.6 * uniform(30, transform.ndim)) * extent
+    points = (0.2 + 0.6 * uniform(20, transform.ndim)) * extent
     mapped = geometry.map_points(
         theta, points, size, out_size, transform=transform, align_corners=align_corners
     )
     last = torch.tensor(out_size[::-1]) - 1
     seen = ((mapped > 6) & (mapped < last - 6)).all(-1)
-    assert seen.sum() >= 5
+    assert seen.sum() >= 3
     points, mapped = points[seen], mapped[seen]
     distance = (grid_of(size) - points[:, None]).square().sum(-1)
     blobs = torch.exp(-distance / 4.5).view(-1, 1, *size)
@@ -182,16 +182,16 @@ def test_results_are_of_the_wider_dtype_and_at_least_float32():
 @directions
 def test_gradcheck_of_points(kind, direction):
     transform, theta, size, out_size = case(kind)
-    theta = torch.stack((theta, 1.05 * theta)).requires_grad_()
-    points = (10 + 8 * uniform(2, 3, transform.ndim)).requires_grad_()
+    theta = theta.requires_grad_()
+    points = (10 + 8 * uniform(2, transform.ndim)).requires_grad_()
 
     def call(theta, points):
         return geometry.map_points(
             theta, points, size, out_size, transform=transform, direction=direction
         )
 
-    assert torch.autograd.gradcheck(call, (theta, points), check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(call, (theta, points))
+    assert torch.autograd.gradcheck(call, (theta, points), check_forward_ad=True, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, (theta, points), fast_mode=True)
 
 
 @directions
@@ -251,10 +251,10 @@ def test_a_box_holds_all_that_it_held(kind, align_corners, direction):
     transform, theta, *sizes = case(kind)
     options = dict(transform=transform, align_corners=align_corners, direction=direction)
     here, there = sizes if direction == "input_to_output" else sizes[::-1]
-    low = torch.tensor([0.3 * here[1], 0.35 * here[0]]) + 4 * uniform(6, 2)
-    boxes = torch.cat((low, low + 5 + 8 * uniform(6, 2, seed=1)), -1)
+    low = torch.tensor([0.3 * here[1], 0.35 * here[0]]) + 4 * uniform(3, 2)
+    boxes = torch.cat((low, low + 5 + 8 * uniform(3, 2, seed=1)), -1)
     mapped = geometry.map_boxes(theta, boxes, *sizes, **options)
-    t = torch.linspace(0, 1, 65).double()
+    t = torch.linspace(0, 1, 17).double()
     dense = low[:, None] + torch.cartesian_prod(t, t) * (boxes[:, None, 2:] - low[:, None])
     moved = geometry.map_points(theta, dense - 0.5, *sizes, **options) + 0.5
     box = torch.cat((moved.amin(1), moved.amax(1)), -1)
@@ -293,7 +293,8 @@ def test_gradcheck_of_boxes():
     def call(theta, boxes):
         return geometry.map_boxes(theta, boxes, size, out_size, transform=transform)[:2]
 
-    assert torch.autograd.gradcheck(call, (theta.requires_grad_(), boxes.requires_grad_()))
+    tensors = (theta.requires_grad_(), boxes.requires_grad_())
+    assert torch.autograd.gradcheck(call, tensors, fast_mode=True)
 
 
 # Crops
@@ -462,7 +463,7 @@ WRONG = {
         TypeError,
         "bool, got int",
     ),
-    "input_size": (lambda: geometry.map_boxes(I, B, (4,)), ValueError, "2 ints"),
+    "input_size": (lambda: geometry.map_boxes(I, B, (4, 0)), ValueError, "positive"),
     "boxes": (lambda: geometry.map_boxes(I, P, 4), ValueError, "(..., B, 4), got (5, 2)"),
     "boxes to crop": (lambda: geometry.from_boxes(P, 4), ValueError, "(..., 4), got (5, 2)"),
     "boxes that turn": (lambda: geometry.from_rotated_boxes(B, 4), ValueError, "(..., 5), got"),

@@ -1,6 +1,12 @@
 """Labels under θ: points and boxes that follow the image, and the θ of boxes to crop.
 
-All are public as ``triton_stn.geometry``. A mask follows by sampling, with ``mode="nearest"``.
+All are public as ``triton_stn.geometry``. A mask follows by sampling, with ``mode="nearest"``:
+
+    >>> mask = torch.tensor([[0, 0, 1, 2]]).view(1, 1, 1, 4)  # of class numbers
+    >>> shift = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]])
+    >>> moved = triton_stn.spatial_transform(mask.float(), shift, mode="nearest", fill_value=255)
+    >>> moved.to(mask.dtype).tolist()  # 255 where the image is not
+    [[[[1, 2, 255, 255]]]]
 """
 
 from __future__ import annotations
