@@ -6,7 +6,7 @@ All are public as ``triton_stn.geometry``. A mask follows by sampling, with ``mo
     >>> shift = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]])
     >>> moved = triton_stn.spatial_transform(mask.float(), shift, mode="nearest", fill_value=255)
     >>> moved.to(mask.dtype).tolist()  # 255 where the image is not
-    [[[[1, 2, 255, 255]]]]
+    [[[[0, 1, 2, 255]]]]
 """
 
 from __future__ import annotations
