@@ -52,6 +52,11 @@ KINDS = {
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 corners = pytest.mark.parametrize("align_corners", [False, True])
+thinned = pytest.mark.thinned()
+one_kind = pytest.mark.parametrize(  # Newton's steps take a compiler seconds
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.landing] * (kind != "a user's")) for kind in KINDS],
+)
 directions = pytest.mark.parametrize("direction", ["output_to_input", "input_to_output"])
 
 
@@ -81,6 +86,7 @@ def grid_of(size):
 # Points
 
 
+@thinned
 @every_kind
 @corners
 def test_a_keypoint_lands_where_its_pixels_do(kind, align_corners):
@@ -106,6 +112,7 @@ def test_a_keypoint_lands_where_its_pixels_do(kind, align_corners):
     assert (centroid - mapped).abs().max() < (0.5 if kind != "affine" else 0.05)
 
 
+@thinned
 @every_kind
 @corners
 def test_what_an_output_pixel_reads_is_its_place_on_the_grid(kind, align_corners):
@@ -124,6 +131,7 @@ def test_what_an_output_pixel_reads_is_its_place_on_the_grid(kind, align_corners
     assert_close(read, grid * extent / 2 + (torch.tensor(size[::-1]) - 1) / 2)
 
 
+@thinned
 @every_kind
 @corners
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-10)])
@@ -153,6 +161,7 @@ def test_a_keypoint_by_hand():
     assert there.tolist() == [[0, 1]]
 
 
+@thinned
 @every_kind
 @directions
 def test_leading_dimensions_broadcast(kind, direction):
@@ -243,6 +252,7 @@ def test_boxes_of_a_turned_image_by_hand():
     assert mapped.valid.tolist() == [True, True, False]
 
 
+@thinned
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "3-D"])
 @corners
 @directions
@@ -396,7 +406,7 @@ def operands(kind):
     return everything(transform, *sizes), (theta, points, boxes)
 
 
-@every_kind
+@one_kind
 def test_labels_are_moved_without_their_values(kind):
     call, tensors = operands(kind)
     shapes = [result.shape for result in call(*tensors)]
@@ -408,7 +418,7 @@ def test_labels_are_moved_without_their_values(kind):
     assert [result.shape for result in fakes] == shapes
 
 
-@every_kind
+@one_kind
 def test_a_compiler_traces_labels_whole(kind):
     torch._dynamo.reset()
     call, tensors = operands(kind)
@@ -424,7 +434,7 @@ def test_a_compiler_traces_labels_whole(kind):
     assert_close(slopes, wanted)
 
 
-@every_kind
+@one_kind
 def test_labels_are_moved_under_vmap(kind):
     call, tensors = operands(kind)
     assert_close(torch.func.vmap(call)(*tensors), call(*tensors))
