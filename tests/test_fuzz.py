@@ -142,7 +142,7 @@ def cases(draw, place: Place, **fixed) -> Case:
         splat=source != "flow" and one_of(False, False, True),
         n=draw(st.integers(1, most)),
         k=one_of("each", "one", *range(1, most + 1)),  # a flow is one for each
-        c=one_of(1, 2, 3, 5, 17) if ndim == 2 else one_of(1, 2, 3),
+        c=one_of(1, 2, 3, 5, 17) if ndim == 2 else one_of(1, 2, 3, 9),
         extent=extent,
         size=one_of(extent, draw(sides)),
         dtype=one_of(*DTYPES),
