@@ -55,7 +55,7 @@ BUDGETS = {
     ("forward", "1", "512x512"): {"per_tile": 72},
     ("forward", "3", "512x512"): {"per_tile": 124},
     ("forward", "64", "56x56"): {"per_channel": 16},
-    ("forward", "3", f"{BYTES} 512x512 to bfloat16"): {"per_tile": 150},
+    ("forward", "3", f"{BYTES} 512x512 to bfloat16"): {"per_tile": 136},
     ("gather", "1", "512x512 → input+θ"): _gather("per_tile", 118, THREE=178, OUTPUT=80)
     | {"registers": 80},
     ("gather", "3", "512x512 → input+θ"): _gather("per_tile", 170, THREE=245, OUTPUT=115)
