@@ -18,7 +18,7 @@ import triton_stn
 from triton_stn import augment, geometry, plot
 from triton_stn.nn import SpatialTransformer
 from triton_stn.transforms import MatrixTransform, Transform, resolve
-from triton_stn.types import Fill, Mode, Normalize, PaddingMode, Size
+from triton_stn.types import Differences, Fill, Mode, Normalize, PaddingMode, Size
 
 IMAGE = torch.rand(2, 3, 6, 8)
 THETA = torch.eye(2, 3)
@@ -116,6 +116,7 @@ def modules() -> None:
     torch.optim.SGD(triton_stn.nn.parameter_groups(module, 1e-3))
     assert_type(triton_stn.nn.out_of_view_penalty(THETA, (4, 5)), Tensor)
     assert_type(triton_stn.nn.identity_penalty(start, "attention"), Tensor)
+    assert_type(triton_stn.nn.integrate_velocity(torch.zeros(2, 2, 6, 8), steps=3), Tensor)
 
 
 def geometries() -> None:
@@ -159,6 +160,13 @@ def labels() -> None:
     assert_type(geometry.from_rotated_boxes(torch.zeros(1, 1, 5), [6, 8]), Tensor)
 
 
+def flows(differences: Differences = "corners") -> None:
+    flow = torch.zeros(2, 2, 6, 8)
+    assert_type(geometry.compose_flows(flow, flow), Tensor)
+    assert_type(geometry.flow_inside_mask(flow, (4, 5)), Tensor)
+    assert_type(geometry.jacobian_determinant(flow, differences), Tensor)
+
+
 def pictures() -> None:
     assert_type(plot.show(IMAGE, THETA, IMAGE), Figure)
     assert_type(plot.grid_image(IMAGE), Figure)
@@ -174,6 +182,7 @@ def refused() -> None:
         lambda: triton_stn.Affine().identity("2"),  # type: ignore[arg-type]
         lambda: geometry.affine("64"),  # type: ignore[arg-type]
         lambda: geometry.inside_mask(THETA, "6"),  # type: ignore[arg-type]
+        lambda: geometry.jacobian_determinant(IMAGE[:, :2], "all"),  # type: ignore[arg-type]
         lambda: SpatialTransformer(nn.Flatten(), 144, output_size="64"),  # type: ignore[arg-type]
         lambda: SpatialTransformer(nn.Flatten(), 144, "rigid"),  # type: ignore[arg-type]
     ]
@@ -186,17 +195,7 @@ def refused() -> None:
 
 
 if __name__ == "__main__":
-    parts = (
-        sampling,
-        of_bytes,
-        patched,
-        transforms,
-        modules,
-        geometries,
-        labels,
-        pictures,
-        refused,
-    )
-    for part in parts:
+    of_calls = (sampling, of_bytes, patched, transforms, modules)
+    for part in (*of_calls, geometries, flows, labels, pictures, refused):
         part()
     print(f"triton_stn {triton_stn.__version__} of {triton_stn.__path__[0]}")

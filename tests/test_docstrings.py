@@ -12,6 +12,7 @@ import triton_stn
 from triton_stn import (
     augment,
     backends,
+    flows,
     functional,
     geometry,
     labels,
@@ -24,6 +25,7 @@ from triton_stn.transforms import base, matrices, spline
 
 PUBLIC = [
     functional,
+    flows,
     geometry,
     labels,
     augment,

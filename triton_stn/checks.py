@@ -299,6 +299,13 @@ def check_flow(flow: Any, input: torch.Tensor) -> None:
     check_beside("flow", flow, input)
 
 
+def check_field(name: str, field: Any) -> None:
+    """Displacements of an image or of a volume, of no input in particular."""
+    check_floating(name, field)
+    fits = field.ndim in (4, 5) and field.shape[1] == field.ndim - 2 and 0 not in field.shape[2:]
+    check_shape(name, field, fits, "(N, 2, H, W) or (N, 3, D, H, W)")
+
+
 def check_beside(name: str, tensor: torch.Tensor, input: torch.Tensor, batch: bool = True) -> None:
     """On the device of ``input``, and with ``batch`` of as many samples, or one, or of one."""
     if batch and tensor.shape[0] != input.shape[0] and 1 not in (tensor.shape[0], input.shape[0]):

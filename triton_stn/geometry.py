@@ -1,4 +1,4 @@
-"""Build, compose and invert θ; pixel matrices; where the output lies in the input.
+"""Build, compose and invert θ; pixel matrices; where the output lies in the input; flows.
 
 θ maps normalised output coordinates to normalised input coordinates, (x, y) order. Pixel
 coordinates count pixel centres from 0 at the top left, as OpenCV and kornia do, so an image of
@@ -18,6 +18,7 @@ import torch
 from triton_stn import checks
 from triton_stn.backends import is_plain
 from triton_stn.backends.numbers import vector
+from triton_stn.flows import compose_flows, flow_inside_mask, jacobian_determinant
 from triton_stn.frames import centre, check_sizes, half_extent, in_pixels, outline, resolve_for
 from triton_stn.labels import MappedBoxes, from_boxes, from_rotated_boxes, map_boxes, map_points
 from triton_stn.transforms import Transform, resolve
@@ -27,12 +28,15 @@ __all__ = [
     "MappedBoxes",
     "affine",
     "compose",
+    "compose_flows",
+    "flow_inside_mask",
     "from_boxes",
     "from_pixel_matrix",
     "from_rotated_boxes",
     "homography",
     "inside_mask",
     "invert",
+    "jacobian_determinant",
     "map_boxes",
     "map_points",
     "quadrilateral",
