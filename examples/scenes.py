@@ -192,15 +192,25 @@ def birds(digits: Digits, pool: Digits, generator: Generator, size: int = 84) ->
 
 def extruded(digits: Digits, pool: Digits, generator: Generator, size: int = 60) -> Scene:
     """Digits drawn out in depth into a volume of 60³, turned about all axes, scaled and moved."""
-    n, device = len(digits), digits.images.device
-    volume = digits.images[:, :, None].expand(-1, -1, SIZE, -1, -1)
-    about_x, about_y, about_z = uniform(generator, -math.pi / 4, math.pi / 4, 3, n).to(device)
+    n = len(digits)
+    angles = uniform(generator, -math.pi / 4, math.pi / 4, 3, n)
+    scale = uniform(generator, 0.8, 1.4, n)
+    centre = uniform(generator, -0.25, 0.25, n, 3)
+    return Scene(extrude(digits.images, size, angles, scale, centre), digits.labels)
+
+
+def extrude(images: Tensor, size: int, angles: Tensor, scale: Tensor, centre: Tensor) -> Tensor:
+    """Images (N, C, S, S), drawn out S deep, in volumes (N, C, size, size, size) of zeros.
+
+    Each is turned by ``angles`` (3, N) about x, y and z, enlarged by ``scale`` (N,), and its middle
+    lies at ``centre`` (N, 3), normalised.
+    """
+    about_x, about_y, about_z = angles.to(images)
     turn = _turn(about_z, 0, 1) @ _turn(about_y, 2, 0) @ _turn(about_x, 1, 2)
-    scale = uniform(generator, 0.8, 1.4, n, 1, 1).to(device)
-    linear = turn * (size / SIZE) / scale
-    centre = uniform(generator, -0.25, 0.25, n, 3, 1).to(device)
-    theta = torch.cat((linear, -linear @ centre), 2)
-    return Scene(spatial_transform(volume, theta, size, transform="affine"), digits.labels)
+    linear = turn * (size / images.shape[-1]) / scale.to(images)[:, None, None]
+    theta = torch.cat((linear, -linear @ centre.to(images)[:, :, None]), 2)
+    volume = images[:, :, None].expand(-1, -1, images.shape[-1], -1, -1)
+    return spatial_transform(volume, theta, size, transform="affine")
 
 
 def _turn(angle: Tensor, a: int, b: int) -> Tensor:

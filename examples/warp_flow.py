@@ -28,7 +28,7 @@ from torch import Tensor
 
 from examples.align_photo import read_photo
 from examples.options import RUNS, check_device, check_out
-from triton_stn import flow_warp
+from triton_stn import flow_warp, geometry
 
 PAN, STEP = (9.5, 4.25), (-14.5, 10.25)  # pixels that background and balloon move, (x, y)
 
@@ -74,11 +74,11 @@ def occlusion(forward: Tensor, backward: Tensor) -> Tensor:
     not lead out of the picture. Source: Sundaram, Brox and Keutzer, "Dense Point Trajectories by
     GPU-Accelerated Large Displacement Optical Flow", ECCV 2010, equation 5.
     """
-    back = flow_warp(backward, forward)
+    back = flow_warp(backward, forward, padding_mode="border")
     gap = (forward + back).square().sum(1, keepdim=True)
     length = (forward.square() + back.square()).sum(1, keepdim=True)
-    seen = flow_warp(torch.ones_like(forward[:, :1]), forward)
-    return (gap > 0.01 * length + 0.5) | (seen < 0.999)
+    seen = geometry.flow_inside_mask(forward, backward.shape[2:])[:, None]
+    return (gap > 0.01 * length + 0.5) | ~seen
 
 
 def error(a: Tensor, b: Tensor, mask: Tensor) -> float:
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(problem, file=sys.stderr)
         return 1
     pair = Pair(*(tensor.to(arguments.device) for tensor in vars(pair).values()))
-    warped = flow_warp(pair.second, pair.forward)
+    warped = flow_warp(pair.second, pair.forward, padding_mode="border")
     hidden = occlusion(pair.forward, pair.backward)
     everywhere = torch.ones_like(hidden)
     rows = [
