@@ -29,24 +29,28 @@ from examples.options import RUNS, check_device, check_least, check_out
 from triton_stn import Affine, flow_warp, geometry, nn, spatial_transform
 
 COARSEST = 15  # voxels on the longest side of the smallest copy
-POSE = dict(angles=(0.3, -0.35, 0.3), scale=1.25, centre=(0.12, -0.1, 0.08))  # of the moving digit
+POSE = dict(angles=(0.3, -0.35, 0.3), scale=1.0, centre=(0.12, -0.1, 0.08))  # of the moving digit
+TURN = 0.5  # radians about each axis, either way: where the affine map starts, besides at none
+HANDS = 20  # of which the likest is taken
 SQUARINGS = 5  # of a velocity of a few pixels, which 2^-5 makes a fraction of one
 LEVEL = 0.5  # what is brighter is the object
 
 
 def digit_pair(folder: Path | None, digit: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(fixed, moving): two digits of a kind, drawn at random, in volumes (1, 1, size³)."""
+    """(fixed, moving) (1, 1, size³): a digit drawn at random, and the likest of some other hands'.
+
+    Hands that are not alike differ in their holes, which no field that folds nowhere can mend.
+    """
     digits, _ = data.load(folder)
-    kind = digits.of(digit, digit + 1)
-    pick = torch.randperm(len(kind), generator=torch.Generator().manual_seed(seed))[:2]
-    angles, scale, centre = (torch.tensor(value) for value in POSE.values())
-    both = scenes.extrude(
-        kind.images[pick],
-        size,
-        angles=torch.stack((torch.zeros(3), angles), 1),
-        scale=torch.stack((1.2 * torch.ones(()), scale)),
-        centre=torch.stack((torch.zeros(3), centre)),
+    kind = digits.of(digit, digit + 1).images
+    order = torch.randperm(len(kind), generator=torch.Generator().manual_seed(seed))
+    fixed, *others = kind[order[: 1 + HANDS]]
+    moving = max(others, key=lambda other: dice(other, fixed))
+    scale = torch.tensor((1.2, POSE["scale"])) * size / 60
+    angles, centre = (
+        torch.stack((torch.zeros(3), torch.tensor(POSE[name]))) for name in ("angles", "centre")
     )
+    both = scenes.extrude(torch.stack((fixed, moving)), size, angles.T, scale, centre)
     return both[:1], both[1:]
 
 
@@ -82,18 +86,29 @@ def pyramid(shape: Sequence[int], finest: int | None = None) -> list[tuple[int, 
 
 
 def fit_affine(fixed: Tensor, moving: Tensor, steps: int) -> Tensor:
-    """θ (3, 4) that makes the moving volume look like the fixed one; centres of mass come first."""
-    theta = torch.eye(3, 4, device=fixed.device)
-    theta[:, 3] = centre_of_mass(moving) - centre_of_mass(fixed)
+    """θ (3, 4) that makes the moving volume look like the fixed one.
+
+    On the smallest copy several rotations about the centre of mass start at once, K transforms of
+    one volume, and the best of them goes on.
+    """
+    here, there = centre_of_mass(fixed), centre_of_mass(moving)
+    turns = scenes.turns(TURN * torch.cat((torch.zeros(3, 1), torch.eye(3), -torch.eye(3)), 1)).to(
+        fixed
+    )
+    theta = torch.cat((turns, (there - turns @ here)[:, :, None]), 2)[None]  # (1, K, 3, 4)
     for level, size in enumerate(pyramid(fixed.shape[2:], finest=30)):
         target, source = resized(fixed, size), resized(moving, size)
         theta = theta.detach().requires_grad_()
         optimizer = torch.optim.Adam([theta], lr=0.02 / 2**level)
         for _ in tqdm(range(steps), f"affine {size[-1]}", leave=False, disable=steps == 0):
             optimizer.zero_grad()
-            (spatial_transform(source, theta) - target).square().mean().backward()
+            gap = spatial_transform(source, theta) - target[:, None]
+            losses = gap.square().mean((2, 3, 4, 5))
+            losses.sum().backward()
             optimizer.step()
-    return theta.detach()
+        if level == 0 and steps:
+            theta = theta[:, losses.argmin(), None]
+    return theta.detach()[0, 0]
 
 
 def centre_of_mass(volume: Tensor) -> Tensor:
@@ -170,13 +185,13 @@ def draw(path: Path, fixed: Tensor, images: dict[str, Tensor], flow: Tensor) -> 
         for column, name in enumerate((*panels, "grid of the field")):
             axes = figure.add_subplot(2, len(panels) + 1, row * (len(panels) + 1) + column + 1)
             image = panels.get(name, panels["after affine"])[tuple(cut)]
-            axes.imshow(image, cmap="gray", vmin=0, vmax=1, alpha=1.0 if name in panels else 0.4)
+            axes.imshow(image, cmap="gray", vmin=0, vmax=1 if name in panels else 2.5)
             if name in panels:
                 axes.contour(outline, [LEVEL], colors="#ff7f0e", linewidths=1)
             else:
                 x, y = moved[right][tuple(cut)], moved[down][tuple(cut)]
                 for lines in ((x[::2].T, y[::2].T), (x[:, ::2], y[:, ::2])):
-                    axes.plot(*lines, color="#1f77b4", linewidth=0.5)
+                    axes.plot(*lines, color="#6db3f2", linewidth=0.5)
             h, w = image.shape
             axes.set(xticks=[], yticks=[], xlim=(-0.5, w - 0.5), ylim=(h - 0.5, -0.5))
             axes.set(title="" if row else name, ylabel="" if column else f"across {across}")
@@ -192,7 +207,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=60, help="voxels a side (%(default)s)")
     parser.add_argument("--steps", type=int, default=60, help="at each size (%(default)s)")
     parser.add_argument(
-        "--smoothness", type=float, default=0.02, help="of the velocity (%(default)s)"
+        "--smoothness", type=float, default=0.04, help="of the velocity (%(default)s)"
     )
     parser.add_argument("--out", type=Path, default=RUNS / "register.png", help="the picture")
     parser.add_argument("--device", default="cpu", help="a torch device (%(default)s)")

@@ -205,12 +205,16 @@ def extrude(images: Tensor, size: int, angles: Tensor, scale: Tensor, centre: Te
     Each is turned by ``angles`` (3, N) about x, y and z, enlarged by ``scale`` (N,), and its middle
     lies at ``centre`` (N, 3), normalised.
     """
-    about_x, about_y, about_z = angles.to(images)
-    turn = _turn(about_z, 0, 1) @ _turn(about_y, 2, 0) @ _turn(about_x, 1, 2)
-    linear = turn * (size / images.shape[-1]) / scale.to(images)[:, None, None]
+    linear = turns(angles.to(images)) * (size / images.shape[-1]) / scale.to(images)[:, None, None]
     theta = torch.cat((linear, -linear @ centre.to(images)[:, :, None]), 2)
     volume = images[:, :, None].expand(-1, -1, images.shape[-1], -1, -1)
     return spatial_transform(volume, theta, size, transform="affine")
+
+
+def turns(angles: Tensor) -> Tensor:
+    """(N, 3, 3): rotations by ``angles`` (3, N) about x, then y, then z."""
+    about_x, about_y, about_z = angles
+    return _turn(about_z, 0, 1) @ _turn(about_y, 2, 0) @ _turn(about_x, 1, 2)
 
 
 def _turn(angle: Tensor, a: int, b: int) -> Tensor:

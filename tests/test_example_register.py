@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from digits import idx, made_up, write
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tabulate")
@@ -29,9 +30,9 @@ def test_an_ellipsoid_is_found_by_the_affine_map_and_a_dent_by_the_field():
     fixed = ellipsoid(size, (8.0, 7.0, 6.0), (5.0, 4.0, 4.0))
     moving = ellipsoid(size, (11.0, 9.0, 7.0), (4.0, 5.0, 4.5))
     moving = (moving - ellipsoid(size, (11.0, 13.0, 7.0), (2.0, 2.5, 2.5))).clamp(min=0)
-    theta = register.fit_affine(fixed, moving, 30)
+    theta = register.fit_affine(fixed, moving, 20)
     aligned = spatial_transform(moving, theta)
-    flow = register.fit_field(fixed, aligned, 30, 0.02)
+    flow = register.fit_field(fixed, aligned, 20, 0.02)
     warped = flow_warp(aligned, flow)
     overlaps = [register.dice(image, fixed) for image in (moving, aligned, warped)]
     assert overlaps[0] < 0.6 and overlaps[1] > overlaps[0] + 0.2
@@ -67,13 +68,14 @@ def test_the_copies_double_from_the_coarsest_on():
 
 
 def test_the_command_prints_and_draws(tmp_path, capsys):
-    pytest.importorskip("sklearn")
+    folder = write(tmp_path, *map(idx, made_up(100)))
     out = tmp_path / "picture.png"
-    assert register.main(["--size", "16", "--steps", "15", "--out", str(out)]) == 0
+    options = ["--size", "16", "--steps", "15", "--smoothness", "0.1", "--out", str(out)]
+    assert register.main([*folder, *options]) == 0
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines() if line.startswith(("before", "after"))]
     before, affine, field = (float(row[1 if row[0] == "before" else 2]) for row in rows)
-    assert before < affine < field
+    assert before < 0.6 and min(affine, field) > 0.9  # the bars of one kind are all alike
     assert " 0 cells are folded" in printed
     with Image.open(out) as picture:
         assert picture.width > 600
