@@ -43,6 +43,8 @@ def digit_pair(folder: Path | None, digit: int, size: int, seed: int) -> tuple[T
     """
     digits, _ = data.load(folder)
     kind = digits.of(digit, digit + 1).images
+    if len(kind) < 2:
+        raise data.DataError(f"there must be at least 2 digits {digit}, got {len(kind)}")
     order = torch.randperm(len(kind), generator=torch.Generator().manual_seed(seed))
     fixed, *others = kind[order[: 1 + HANDS]]
     moving = max(others, key=lambda other: dice(other, fixed))
@@ -92,9 +94,8 @@ def fit_affine(fixed: Tensor, moving: Tensor, steps: int) -> Tensor:
     one volume, and the best of them goes on.
     """
     here, there = centre_of_mass(fixed), centre_of_mass(moving)
-    turns = scenes.turns(TURN * torch.cat((torch.zeros(3, 1), torch.eye(3), -torch.eye(3)), 1)).to(
-        fixed
-    )
+    axes = torch.eye(3, device=fixed.device)
+    turns = scenes.turns(TURN * torch.cat((0 * axes[:, :1], axes, -axes), 1))
     theta = torch.cat((turns, (there - turns @ here)[:, :, None]), 2)[None]  # (1, K, 3, 4)
     for level, size in enumerate(pyramid(fixed.shape[2:], finest=30)):
         target, source = resized(fixed, size), resized(moving, size)
