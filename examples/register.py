@@ -33,6 +33,7 @@ POSE = dict(angles=(0.3, -0.35, 0.3), scale=1.0, centre=(0.12, -0.1, 0.08))  # o
 TURN = 0.5  # radians about each axis, either way: where the affine map starts, besides at none
 HANDS = 20  # of which the likest is taken
 SQUARINGS = 5  # of a velocity of a few pixels, which 2^-5 makes a fraction of one
+SMALLEST = 0.2  # of the Jacobian's determinant: a cell that is squeezed more is held back
 LEVEL = 0.5  # what is brighter is the object
 
 
@@ -123,7 +124,7 @@ def fit_field(fixed: Tensor, moving: Tensor, steps: int, smoothness: float) -> T
     """The flow (1, 3, D, H, W) of a velocity field of half the size, which takes moving to fixed.
 
     What is minimised is the mean square difference plus ``smoothness`` times the mean square
-    derivative of the velocity, in pixels to a pixel.
+    derivative of the velocity, in pixels to a pixel, plus what nears a fold.
     """
     velocity = fixed.new_zeros(1, 3, 2, 2, 2)
     for size in pyramid(fixed.shape[2:]):
@@ -133,9 +134,10 @@ def fit_field(fixed: Tensor, moving: Tensor, steps: int, smoothness: float) -> T
         optimizer = torch.optim.Adam([velocity], lr=0.1)
         for _ in tqdm(range(steps), f"field {size[-1]}", leave=False, disable=steps == 0):
             optimizer.zero_grad()
-            flow = rescaled(nn.integrate_velocity(velocity, SQUARINGS), size)
-            gap = (flow_warp(source, flow, padding_mode="border") - target).square().mean()
-            (gap + smoothness * roughness(velocity)).backward()
+            flow = nn.integrate_velocity(velocity, SQUARINGS)
+            image = flow_warp(source, rescaled(flow, size), padding_mode="border")
+            gap = (image - target).square().mean()
+            (gap + smoothness * roughness(velocity) + folding(flow)).backward()
             optimizer.step()
         velocity = velocity.detach()
     return rescaled(nn.integrate_velocity(velocity, SQUARINGS), fixed.shape[2:])
@@ -149,6 +151,15 @@ def rescaled(field: Tensor, size: Sequence[int]) -> Tensor:
 
 def roughness(field: Tensor) -> Tensor:
     return sum(field.diff(dim=axis).square().mean() for axis in (2, 3, 4))
+
+
+def folding(flow: Tensor) -> Tensor:
+    """By how much cells fall short of a determinant of ``SMALLEST``, on average.
+
+    The flow of a velocity folds nowhere, but its samples on a grid do where they are too few.
+    """
+    determinant = geometry.jacobian_determinant(flow, "corners")
+    return (SMALLEST - determinant).clamp(min=0).mean()
 
 
 def flow_of(theta: Tensor, input_size: Sequence[int], size: Sequence[int]) -> Tensor:
