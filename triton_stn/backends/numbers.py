@@ -17,9 +17,10 @@ _KEPT = 64
 def vector(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     """``values`` (n,) in the dtype and on the device of ``like``, without a copy from the host.
 
-    A copy would wait for the device, and a CUDA graph that is being captured refuses it.
+    A copy would wait for the device, and a CUDA graph that is being captured refuses it. Who traces
+    would see it detached in place, which `ExportedProgram.run_decompositions` refuses.
     """
-    if like.device.type == "cpu":
+    if like.device.type == "cpu" and is_plain():
         return like.new_tensor(values)
     return torch.stack([like.new_full((), value) for value in values])
 

@@ -39,7 +39,7 @@ def sample_planes(input, theta, rules):
         x = x.view(n * groups, c // groups, *extent)
         grid = _for_each_group(grid, groups)
     y = torch.ops.aten.grid_sampler(x, grid, *_in_numbers(rules)).view(n, c, *canvas)
-    return _finish(y, hole, theta.shape[1])
+    return with_holes(y, hole, theta.shape[1])
 
 
 def _in_numbers(rules) -> tuple[int, int, bool]:
@@ -63,10 +63,10 @@ def sample_rows(input, theta, rules):
     if not is_plain(y) or unread.any():
         y = torch.where(unread[:, None], 0.0, y)
     y = y.view(*grid.shape[:3], c).permute(0, 3, 1, 2)
-    return _finish(y, hole, theta.shape[1])
+    return with_holes(y, hole, theta.shape[1])
 
 
-def _finish(y, hole, k):
+def with_holes(y, hole, k):
     """Restore the NaNs; (N, C, K·H_out, W_out) -> (N, K, C, H_out, W_out), or of volumes."""
     if hole is not None:
         y = torch.where(hole[:, None], torch.nan, y)  # keeps the layout, which masked_fill does not
