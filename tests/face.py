@@ -141,6 +141,14 @@ def geometries() -> None:
     assert_type(geometry.from_rotated_boxes(torch.rand(2, 3, 5), [6, 8]), Tensor)
 
 
+def conventions() -> None:
+    square = [[0, 0], [8, 0], [8, 6], [0, 6]]
+    assert_type(geometry.normalize_points(torch.rand(5, 2), (6, 8)), Tensor)
+    assert_type(geometry.from_torchvision_affine((6, 8), 30.0, center=(2, 3)), Tensor)
+    assert_type(geometry.from_torchvision_perspective(square, square, (6, 8)), Tensor)
+    assert_type(geometry.from_monai(THETA.tolist(), (6, 8), [4, 4]), Tensor)
+
+
 def labels() -> None:
     square = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
     assert_type(geometry.homography(square, square), Tensor)
@@ -196,6 +204,6 @@ def refused() -> None:
 
 if __name__ == "__main__":
     of_calls = (sampling, of_bytes, patched, transforms, modules)
-    for part in (*of_calls, geometries, flows, labels, pictures, refused):
+    for part in (*of_calls, geometries, conventions, flows, labels, pictures, refused):
         part()
     print(f"triton_stn {triton_stn.__version__} of {triton_stn.__path__[0]}")

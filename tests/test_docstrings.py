@@ -9,34 +9,13 @@ import pytest
 import torch
 
 import triton_stn
-from triton_stn import (
-    augment,
-    backends,
-    flows,
-    functional,
-    geometry,
-    labels,
-    nn,
-    patching,
-    plot,
-    transforms,
-)
+from triton_stn import augment, backends, functional, nn, patching, plot, transforms
+from triton_stn.geometry import conventions, flows, labels
+from triton_stn.geometry import matrices as of_theta
 from triton_stn.transforms import base, matrices, spline
 
-PUBLIC = [
-    functional,
-    flows,
-    geometry,
-    labels,
-    augment,
-    nn,
-    plot,
-    transforms,
-    base,
-    matrices,
-    spline,
-    patching,
-]
+GEOMETRY = [of_theta, labels, flows, conventions]
+PUBLIC = [functional, *GEOMETRY, augment, nn, plot, transforms, base, matrices, spline, patching]
 MODULES = [*PUBLIC, backends]
 # Bases, of which docs/extending.md makes examples; what needs TensorBoard; a helper.
 WITHOUT = {"Transform", "MatrixTransform", "log_figure", "check_size"}

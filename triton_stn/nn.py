@@ -11,8 +11,8 @@ from torch import nn
 
 from triton_stn import checks
 from triton_stn.backends.numbers import without_autocast
-from triton_stn.flows import integrate_velocity as integrate_velocity
 from triton_stn.functional import spatial_transform
+from triton_stn.geometry.flows import integrate_velocity as integrate_velocity
 from triton_stn.transforms import Transform, resolve
 from triton_stn.types import Fill, Mode, Normalize, PaddingMode, Size, TransformName
 

@@ -18,31 +18,16 @@ import torch
 from triton_stn import checks
 from triton_stn.backends import is_plain
 from triton_stn.backends.numbers import vector
-from triton_stn.flows import compose_flows, flow_inside_mask, jacobian_determinant
-from triton_stn.frames import centre, check_sizes, half_extent, in_pixels, outline, resolve_for
-from triton_stn.labels import MappedBoxes, from_boxes, from_rotated_boxes, map_boxes, map_points
+from triton_stn.geometry.frames import (
+    centre,
+    check_sizes,
+    half_extent,
+    in_pixels,
+    outline,
+    resolve_for,
+)
 from triton_stn.transforms import Transform, resolve
 from triton_stn.types import Direction, Size, TransformName
-
-__all__ = [
-    "MappedBoxes",
-    "affine",
-    "compose",
-    "compose_flows",
-    "flow_inside_mask",
-    "from_boxes",
-    "from_pixel_matrix",
-    "from_rotated_boxes",
-    "homography",
-    "inside_mask",
-    "invert",
-    "jacobian_determinant",
-    "map_boxes",
-    "map_points",
-    "quadrilateral",
-    "to_pixel_matrix",
-    "valid_fraction",
-]
 
 Number = float | torch.Tensor
 Pair = Sequence[Number] | torch.Tensor

@@ -18,7 +18,7 @@ import torch
 from triton_stn import checks
 from triton_stn.backends.maps import OUT_OF_VIEW
 from triton_stn.backends.numbers import vector
-from triton_stn.frames import (
+from triton_stn.geometry.frames import (
     check_sizes,
     half_extent,
     in_pixels,
