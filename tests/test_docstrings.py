@@ -43,7 +43,7 @@ def test_all_that_is_public_has_an_example():
         name
         for module in PUBLIC
         for name, thing in vars(module).items()
-        if (isclass(thing) or isfunction(thing)) and thing.__module__.startswith(module.__name__)
+        if (isclass(thing) or isfunction(thing)) and thing.__module__ == module.__name__
         if not name.startswith("_") and ">>>" not in thing.__doc__
     }
     assert without == WITHOUT

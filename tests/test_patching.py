@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.functional import affine_grid, grid_sample  # by name, before anything is patched
 
 import triton_stn
-from triton_stn.deferred import Deferred
+from triton_stn.patching.deferred import Deferred
 
 SIZES = {"images": ((2, 3, 5, 6), (4, 7)), "volumes": ((2, 2, 4, 5, 3), (3, 4, 2))}
 CLOSE = {torch.float32: 1e-4, torch.float64: 1e-12}  # grad_θ is a sum that cancels

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import triton_stn
-from triton_stn.deferred import Deferred
+from triton_stn.patching.deferred import Deferred
 
 PLAIN_SAMPLER, PLAIN_GENERATOR = torch.grid_sampler, torch.affine_grid_generator
 LANDING = pytest.mark.landing

@@ -10,10 +10,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch._decomp import register_decomposition
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from triton_stn import checks
 from triton_stn.backends import maps
 from triton_stn.backends.finish import Finish
+from triton_stn.backends.layout import empty_output
 from triton_stn.backends.pytorch_grid import Rules, in_float, safe_grid
 from triton_stn.backends.pytorch_samplers import with_holes
 
@@ -29,6 +31,8 @@ def sample(
         NotImplementedError: a sampling that is no ``GridSample``.
     """
     checks.check_operands(input, theta, len(size), source)
+    if get_proxy_mode() is None:  # fake tensors of open sizes ask here for a shape alone
+        return empty_output(input, theta.shape[1], *size, dtype=dtype)
     if mode == "area":
         raise NotImplementedError(
             "antialias=True has no decomposition: what ONNX has is GridSample; "

@@ -15,7 +15,7 @@ import torch
 
 from triton_stn import autograd, backends, calls, functional
 from triton_stn.backends.batched import by_vmap
-from triton_stn.deferred import Deferred, Recipe
+from triton_stn.patching.deferred import Deferred, Recipe
 
 Options = tuple[str, str, bool]  # mode, padding_mode, align_corners
 

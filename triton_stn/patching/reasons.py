@@ -10,8 +10,8 @@ import torch
 from torch.autograd import forward_ad
 
 from triton_stn import backends, checks
-from triton_stn.deferred import Deferred
-from triton_stn.lazy import LazyGrid, recipe_of
+from triton_stn.patching.deferred import Deferred
+from triton_stn.patching.lazy import LazyGrid, recipe_of
 
 _REFUSED = "what PyTorch refuses"
 # On others PyTorch has kernels and we have none.

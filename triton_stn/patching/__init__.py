@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from triton_stn import functional, lazy, reasons
+from triton_stn import functional
 from triton_stn.backends.pytorch_samplers import PYTORCH_MODES, PYTORCH_PADDING_MODES
-from triton_stn.deferred import Deferred
+from triton_stn.patching import lazy, reasons
+from triton_stn.patching.deferred import Deferred
 
 _torchs_generator = torch.affine_grid_generator
 _torchs_sampler = torch.grid_sampler
