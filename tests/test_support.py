@@ -1,4 +1,4 @@
-"""The README's table of what is supported, against what the code accepts and launches."""
+"""docs/support.md's table of what is supported, against what the code accepts and launches."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from conftest import INTERPRETED, Place
 import triton_stn
 from triton_stn import checks
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-SUPPORTED = README.read_text(encoding="utf-8").split("## What is supported")[1]
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "support.md"
+SUPPORTED = PAGE.read_text(encoding="utf-8")
 TRANSFORMS = {name: name for name in ("affine", "attention", "similarity", "projective")}
 TRANSFORMS["ThinPlateSpline"] = triton_stn.ThinPlateSpline(2, 2)
 FIELDS = {
@@ -33,7 +33,7 @@ class Combination(NamedTuple):
 
 
 def rows():
-    """(combination, θ's cell, grad_input), as the README says."""
+    """(combination, θ's cell, grad_input), as the page says."""
     for line in re.findall(r"^\| (`.*) \|$", SUPPORTED, re.M):
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) == 6:
