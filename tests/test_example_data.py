@@ -181,15 +181,6 @@ def test_a_placed_image_is_turned_counter_clockwise_about_its_middle_and_enlarge
     assert placed.sum() == pytest.approx(4, abs=0.3)
 
 
-def test_a_homography_takes_its_points_to_their_targets():
-    torch.manual_seed(0)
-    square = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
-    points = square + 0.3 * torch.randn(5, 4, 2)
-    theta = scenes.homography(points, square.expand(5, 4, 2))
-    there = torch.cat((points, torch.ones(5, 4, 1)), 2) @ theta.mT
-    torch.testing.assert_close(there[..., :2] / there[..., 2:], square.expand(5, 4, 2))
-
-
 def test_no_digit_in_perspective_folds():
     many = data.Digits(torch.ones(500, 1, 28, 28), torch.zeros(500, dtype=int))
     seen = scenes.projected(many, many, seeded()).images.flatten(1).mean(1)
