@@ -14,6 +14,7 @@ TIMES = {
     "colocalise": "two minutes",
     "rectify_text": "a minute",
     "register": "a minute",
+    "augment": "seconds",
     "warp_flow": "seconds",
     "align_photo": "a minute",
 }
