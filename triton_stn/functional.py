@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from triton_stn import autograd, backends, calls, checks, decomposition, transforms  # noqa: F401
+from triton_stn import autograd, backends, calls, checks, transforms
 from triton_stn.backends.finish import Finish, finish_of
 from triton_stn.backends.layout import memory_format, one_of
 from triton_stn.backends.numbers import vector

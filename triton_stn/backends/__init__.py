@@ -67,7 +67,7 @@ def uses_triton(input: torch.Tensor) -> bool:
     Raises:
         ValueError: Triton is forced on a tensor that it can not run on.
     """
-    if _choice == "torch":
+    if _choice == "torch" or is_exported_to_onnx():
         return False
     device = input.device.type
     runs = HAS_TRITON and (device in TRITON_DEVICES or (INTERPRETED and device == "cpu"))
@@ -77,6 +77,11 @@ def uses_triton(input: torch.Tensor) -> bool:
             f"TRITON_INTERPRET=1 set before the import; got input on {input.device}"
         )
     return runs
+
+
+def is_exported_to_onnx() -> bool:
+    """Whether `torch.onnx.export` traces, whose operators are PyTorch's. It needs onnxscript."""
+    return "onnxscript" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
