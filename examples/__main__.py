@@ -6,14 +6,14 @@ from importlib import import_module
 
 from tabulate import tabulate
 
-# On two CPU cores with MNIST's 10,000 digits, as the commands are by default.
+# On two CPU cores that do nothing else, with MNIST's 10,000 digits.
 TIMES = {
     "mnist": "a minute",
     "train": "minutes",
     "table": "hours",
     "colocalise": "two minutes",
     "rectify_text": "a minute",
-    "register": "a minute",
+    "register": "seconds",
     "augment": "seconds",
     "warp_flow": "seconds",
     "align_photo": "a minute",
