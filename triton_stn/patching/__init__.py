@@ -169,7 +169,8 @@ def _grid_sampler(
         return _torchs_sampler(*arguments)
     input, grid = _autocast(reasons.as_plain(input), reasons.as_plain(grid))
     options = PYTORCH_MODES[interpolation_mode], PYTORCH_PADDING_MODES[padding_mode], align_corners
-    if reasons.is_lazy(grid, align_corners):
+    # Which pixel is the nearest a grid's rounding decides: it is made.
+    if options[0] != "nearest" and reasons.is_lazy(grid, align_corners):
         _fused["spatial_transform"] += 1
         return lazy.sample(input, grid, options)
     _fused["grid_sample"] += 1
