@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+ROOT = Path(__file__).resolve().parent.parent
 HAS_CUDA = torch.cuda.is_available()
 HAS_XPU = not HAS_CUDA and hasattr(torch, "xpu") and torch.xpu.is_available()
 GPU = "cuda" if HAS_CUDA else "xpu" if HAS_XPU else None
@@ -218,3 +223,18 @@ def _launches(monkeypatch):
 
     monkeypatch.setattr(fused, "launch", launch)
     return seen
+
+
+def run_uninterpreted(*command: str) -> subprocess.CompletedProcess[str]:
+    """``python *command`` in a process of its own, where Triton does not interpret."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, *command]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def check_refusal(name: str, call: Callable[[], object], error: type, fragment: str) -> None:
+    """That a call is refused by a sentence about the argument of that name."""
+    with pytest.raises(error) as caught:
+        call()
+    assert str(caught.value).startswith(f"{name} must ")
+    assert fragment in str(caught.value)

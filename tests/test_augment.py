@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import Place
+from conftest import Place, run_uninterpreted
 from test_host_copies import AWAY, HostCopies
 from torch.testing import assert_close
 
@@ -18,7 +14,6 @@ import triton_stn
 from triton_stn import geometry
 from triton_stn.augment import RandomTransform
 
-ROOT = Path(__file__).resolve().parent.parent
 KINDS = {
     "affine": dict(degrees=30, translate=(0.1, 0.05), scale=(0.8, 1.2), shear=(-8, 8, -5, 5)),
     "perspective": dict(degrees=20, distortion_scale=0.4),
@@ -174,10 +169,7 @@ def test_a_batch_with_boxes_and_keypoints_is_one_launch():
         "        print(*launched)\n"
         "        launched.clear()\n"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = run_uninterpreted("-c", program)
     assert done.stdout.split() == ["forward"] * 3, done.stderr
 
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from conftest import run_uninterpreted
 
-ROOT = Path(__file__).resolve().parent.parent
 MOST = {"forward": 2.0, "forward + backward": 2.0}  # times eager's; 0.85 and 1.15 where it is calm
 
 
 @pytest.fixture(scope="module")
 def printed() -> str:
     """By a process whose kernels are not interpreted: what is timed is the launcher."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench", "host", "--rounds", "15", "--repeats", "40"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_uninterpreted("-m", "bench", "host", "--rounds", "15", "--repeats", "40")
     assert done.returncode in (0, 1), done.stderr  # 1: a target is missed
     return done.stdout
 
@@ -41,8 +35,5 @@ def test_a_forward_is_one_launch_and_a_backward_two():
         "        print(*launched)\n"
         "        launched.clear()\n"
     )
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = run_uninterpreted("-c", program)
     assert done.stdout.split("\n")[:2] == ["forward", "forward gather reduce"], done.stderr

@@ -1,10 +1,4 @@
-"""Build, compose and invert θ; pixel matrices; where the output lies in the input; flows.
-
-θ maps normalised output coordinates to normalised input coordinates, (x, y) order. Pixel
-coordinates count pixel centres from 0 at the top left, as OpenCV and kornia do, so an image of
-width W reaches from -0.5 to W - 0.5. Leading dimensions are free and broadcast; results are
-float64 where an argument is, and float32 otherwise.
-"""
+"""θ built, composed and inverted; pixel matrices; where the output lies in the input."""
 
 from __future__ import annotations
 
