@@ -13,7 +13,8 @@ import torch
 from torch import Generator, Tensor
 
 from examples.data import LONGEST, NO_DIGIT, SIZE, Digits, Scene
-from triton_stn import ThinPlateSpline, geometry, spatial_transform
+from triton_stn import geometry, spatial_transform
+from triton_stn.augment import RandomTransform
 
 
 def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
@@ -41,17 +42,18 @@ def rotated(digits: Digits, pool: Digits, generator: Generator, degrees: float =
     """R: turned by up to ±90°."""
     if degrees == 0:
         return Scene(digits.images, digits.labels)
-    angle = uniform(generator, -math.radians(degrees), math.radians(degrees), len(digits))
-    return Scene(place(digits.images, SIZE, rotation=angle), digits.labels)
+    return changed(digits, generator, RandomTransform(degrees))
 
 
 def rotated_scaled_translated(digits: Digits, pool: Digits, generator: Generator) -> Scene:
     """RTS: turned by up to ±45°, scaled by 0.7 to 1.2, anywhere on 42×42 pixels."""
-    n, size = len(digits), 42
-    angle = uniform(generator, -math.pi / 4, math.pi / 4, n)
-    scale = uniform(generator, 0.7, 1.2, n)
-    centre = uniform(generator, SIZE / size - 1, 1 - SIZE / size, n, 2)
-    return Scene(place(digits.images, size, scale, angle, centre), digits.labels)
+    free = (1 - SIZE / 42) / 2
+    ranges = dict(degrees=45, translate=(free, free), scale=(0.7, 1.2))
+    return changed(digits, generator, RandomTransform(**ranges, output_size=42))
+
+
+def changed(digits: Digits, generator: Generator, change: RandomTransform) -> Scene:
+    return Scene(change(digits.images, generator=generator).images, digits.labels)
 
 
 def projected(digits: Digits, pool: Digits, generator: Generator) -> Scene:
@@ -77,10 +79,7 @@ def _is_convex(corners: Tensor) -> Tensor:
 
 def elastic(digits: Digits, pool: Digits, generator: Generator) -> Scene:
     """E: a thin-plate spline whose 4×4 control points move by N(0, 1.5 pixels)."""
-    spline = ThinPlateSpline(4, 4)
-    move = normal(generator, 1.5 * 2 / SIZE, len(digits), 16, 2)
-    theta = (spline.identity(device=generator.device) + move).to(digits.images)
-    return Scene(spatial_transform(digits.images, theta, transform=spline), digits.labels)
+    return changed(digits, generator, RandomTransform(elastic=1.5))
 
 
 def cluttered(
