@@ -217,9 +217,9 @@ def _launches(monkeypatch):
     seen = []
     real = fused.launch
 
-    def launch(plan, *args, **kwargs):
-        seen.append(plan)
-        return real(plan, *args, **kwargs)
+    def launch(launches, *args, **kwargs):
+        seen.extend(launches.plans)
+        return real(launches, *args, **kwargs)
 
     monkeypatch.setattr(fused, "launch", launch)
     return seen

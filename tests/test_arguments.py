@@ -43,6 +43,23 @@ def test_a_batch_of_one_serves_all(place: Place, device, one, transform, k):
     assert_close(gradients(got, x, theta), gradients(expected, x, theta))
 
 
+@pytest.mark.parametrize("stacked", [1, 2], ids=["maps_first", "rows_apart"])
+def test_maps_in_any_order_of_memory(place: Place, device, stacked):
+    """Again too, when the call is kept."""
+    x = noise(3, 1, 4, 5, device=device).requires_grad_()
+    theta = torch.eye(2, 3, dtype=torch.float64) + 0.1 * noise(3, 2, 2, 3, seed=1)
+    theta = theta.to(device)
+    lies = theta.movedim(0, stacked).contiguous().movedim(stacked, 0).requires_grad_()
+    assert lies.stride() != theta.stride()
+    theta.requires_grad_()
+    expected = spatial_transform(x, theta, (2, 3))
+    grads = gradients(expected, x, theta)
+    for _ in range(2):
+        got = spatial_transform(x, lies, (2, 3))
+        assert_close(got, expected)
+        assert_close(gradients(got, x, lies), grads)
+
+
 def test_an_image_that_serves_all_is_not_copied(triton_device, launches):
     x = noise(1, 1, 4, 5, device=triton_device)
     theta = torch.eye(2, 3, dtype=torch.float64, device=triton_device).repeat(3, 1, 1)

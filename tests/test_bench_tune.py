@@ -158,9 +158,9 @@ def test_results_are_right_under_a_variant(kernels, monkeypatch, case, layout, s
     launched = []
     launch = fused.launch
 
-    def spy(plan, *arguments):
-        launched.append((plan.grid, plan.constants))
-        launch(plan, *arguments)
+    def spy(launches, *arguments):
+        launched.extend((plan.grid, plan.constants) for plan in launches.plans)
+        launch(launches, *arguments)
 
     monkeypatch.setattr(fused, "launch", spy)
     monkeypatch.setattr(runner, "time_calls", untimed)

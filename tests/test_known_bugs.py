@@ -83,7 +83,7 @@ def test_41656_an_image_of_more_than_2_31_pixels_has_int64_offsets(source):
             "grid": Layout((1, 1, 2, 2, 2), (8, 8, 4, 2, 1), torch.float32),
         }[source]
         sampling = Sampling("bilinear", "zeros", False, source)
-        plans = [plan_forward(image, theta, output, sampling)]
+        plans = [*plan_forward(image, theta, output, sampling).plans]
         plans += plan_backward(output, image, theta, sampling, Wanted(True, False)).plans
         return {str(plan.constants["RULES"].index) for plan in plans}
 

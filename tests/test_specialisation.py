@@ -36,7 +36,7 @@ def plans(n, c, size, output_size, k=1, order=DENSE, **sampling) -> list[tuple[s
     numbers = shapes[sampling.source]
     image, theta = dense((n, c, *size), order), dense((n, k, *numbers))
     output = dense((n, k, c, *output_size), order)
-    found = [("forward", plan_forward(image, theta, output, sampling))]
+    found = [("forward", *plan_forward(image, theta, output, sampling).plans)]
     for wanted in (Wanted(True, True), Wanted(True, False), Wanted(False, True)):
         backward = plan_backward(output, image, theta, sampling, wanted)
         found += [(f"{plan.kernel.__name__} of {wanted}", plan) for plan in backward.plans]

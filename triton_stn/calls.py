@@ -15,6 +15,7 @@ import torch
 from torch.autograd import forward_ad
 
 from triton_stn import autograd, backends
+from triton_stn.backends import PLAIN, is_unwatched
 from triton_stn.backends.batched import by_vmap, is_batched
 from triton_stn.backends.layout import Layout, empty_output, layout
 
@@ -24,29 +25,25 @@ _kept: dict[tuple, Call] = {}
 MOST = 4096  # calls; more are as many layouts, and begin anew
 
 
-def is_plain(input: torch.Tensor, theta: torch.Tensor) -> bool:
-    """Whether nothing watches, nor did, and the arguments may be those of a call."""
-    return (
-        type(input) in backends.PLAIN
-        and type(theta) in backends.PLAIN
-        and backends.is_plain()
+def key_of(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...]) -> tuple | None:
+    """What a call is kept by; None where something watches it, or did, and of what is no call."""
+    plain = (
+        type(input) in PLAIN
+        and type(theta) in PLAIN
+        and is_unwatched()
         and forward_ad._current_level < 0
         and not (is_wrapped(input) or is_wrapped(theta))  # by a transform that is over
     )
-
-
-def key_of(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...]) -> tuple:
-    """What a plain call is kept by."""
     return (
         input.shape, input.stride(), input.dtype, input.device,
         theta.shape, theta.stride(), theta.dtype, theta.device,
         backends._choice, options,
-    )  # fmt: skip
+    ) if plain else None  # fmt: skip
 
 
 def find(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...]) -> Call | None:
     """The call as it was kept."""
-    if not _kept or not is_plain(input, theta):  # as on the CPU, where none is
+    if not _kept:  # as on the CPU, where none is
         return None
     try:
         return _kept.get(key_of(input, theta, options))
@@ -58,9 +55,9 @@ def keep(
     input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...], *checked: Any
 ) -> None:
     """Keep a call that has been checked, if it is one of those that can be."""
-    if not is_plain(input, theta) or not Call.serves(input, theta, *checked):
-        return
     key = key_of(input, theta, options)
+    if key is None or not Call.serves(input, theta, *checked):
+        return
     try:
         hash(key)  # a list as output_size has none
     except TypeError:
@@ -100,7 +97,7 @@ class Call:
         like = torch.empty_like(input, device="meta")
         self.as_input = (like.shape, like.stride()) == (shown.shape, shown.strides)
         self.how = autograd.How(tuple(size), *rules, source="affine", triton=True)
-        self.forward_plan = plans.plan_forward(self.input, self.theta, self.output, self.sampling)
+        self.launches = plans.plan_forward(self.input, self.theta, self.output, self.sampling)
         self.backward_plans: dict[tuple, Any] = {}
 
     def __call__(self, input: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
@@ -114,22 +111,20 @@ class Call:
         else:
             output = input.new_empty_strided(self.shape, self.strides)
         tensors = {"X": input, "THETA": theta, "Y": output}
-        autograd.fused.launch(self.forward_plan, input.device, tensors)
+        autograd.fused.launch(self.launches, input.device, tensors)
         return output
 
-    def backward(self, grad_output, input, theta, needs_input: bool, needs_theta: bool):
-        """The gradients, None where they are not needed."""
+    def planned(self, grad_output: torch.Tensor, needs_input: bool, needs_theta: bool):
+        """A backward, as `autograd.fused.launch_backward` takes it."""
         deterministic = torch.are_deterministic_algorithms_enabled()
         key = grad_output.stride(), needs_input, needs_theta, deterministic
         found = self.backward_plans.get(key)
         if found is None:
             found = self.backward_plans[key] = self._plan_backward(*key)
-        grad_theta = torch.empty_like(theta) if needs_theta else None
-        launch = autograd.fused.launch_backward
-        return launch(found, grad_output, input, theta, needs_input, grad_theta), grad_theta
+        return found
 
     def gradients(self, grad_output, input, theta, needs_input: bool, needs_theta: bool):
-        """The same, differentiable."""
+        """Differentiable ones, None where they are not needed."""
         if not self.has_k:
             grad_output, theta = grad_output[:, None], theta[:, None]
         how = replace(self.how, needs=(needs_input, needs_theta))
@@ -156,13 +151,16 @@ class Sample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        input, theta = ctx.saved_tensors
-        needs_input, needs_theta, _ = ctx.needs_input_grad
-        if torch.is_grad_enabled() or is_batched(grad_output) or not backends.is_plain(grad_output):
+        plain = type(grad_output) in PLAIN and not grad_output.is_meta and is_unwatched()
+        if torch.is_grad_enabled() or is_batched(grad_output) or not plain:
             # create_graph=True, is_grads_batched=True
             return Sample.gradients(ctx, grad_output)
-        grads = ctx.call.backward(grad_output, input, theta, needs_input, needs_theta)
-        return *grads, None
+        input, theta = ctx.saved_tensors
+        needs_input, needs_theta, _ = ctx.needs_input_grad
+        found = ctx.call.planned(grad_output, needs_input, needs_theta)
+        launch = autograd.fused.launch_backward
+        both = launch(found, grad_output, input, theta, needs_input, needs_theta)
+        return both[0], both[1], None
 
     @staticmethod
     @by_vmap

@@ -105,7 +105,8 @@ def passes(
     where += f" to {str(normalized)[6:]}" if normalized else ""
     finish = (1, c) if normalized else None
     sampling = plans.Sampling(mode, padding_mode, False, source, fill, finish)
-    yield Specialisation(where, plans.plan_forward(x, t, y, sampling))
+    (plan,) = plans.plan_forward(x, t, y, sampling).plans
+    yield Specialisation(where, plan)
     for needs_input, needs_theta in wanted:
         needs_theta = needs_theta and mode != "nearest"
         if not needs_input and not needs_theta:

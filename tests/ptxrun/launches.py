@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget
 
 from triton_stn import backends
 from triton_stn.backends import fused
-from triton_stn.backends.launch import Plan, compile_plan, is_aligned
+from triton_stn.backends.launch import Launches, Plan, compile_plan
 
 from . import Counts, run
 
@@ -46,9 +46,13 @@ def leaves(value: Any, kind: Any) -> Iterator[Any]:
         yield value
 
 
-def launch(plan: Plan, device: torch.device, tensors: dict[str, torch.Tensor]) -> None:
+def launch(launches: Launches, device: torch.device, tensors: dict[str, torch.Tensor]) -> None:
     """`triton_stn.backends.launch.launch` on CPU tensors, as on an H100."""
-    aligned = is_aligned(plan, tensors)
+    for plan in launches.plans:
+        launch_one(plan, launches.aligned(tensors), tensors)
+
+
+def launch_one(plan: Plan, aligned: bool, tensors: dict[str, torch.Tensor]) -> None:
     compiled = compile_plan(plan, SM_90, aligned=aligned)
     arguments = plan.filled(tensors) | plan.constants
     signature = compiled.src.signature.items()

@@ -93,12 +93,17 @@ def is_plain(*tensors: torch.Tensor) -> bool:
     for tensor in tensors:
         if type(tensor) not in PLAIN or tensor.is_meta:
             return False
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._get_tracing_state() is not None
-    )
+    return is_unwatched()
+
+
+def is_unwatched() -> bool:
+    """No compiler, tracer, mode or transform."""
+    return not (torch.compiler.is_compiling() or _modes() or _transforms() or _tracer() is not None)
+
+
+_modes = torch._C._len_torch_dispatch_stack
+_transforms = torch._C._are_functorch_transforms_active
+_tracer = torch._C._get_tracing_state
 
 
 def is_sharded(input: torch.Tensor, theta: torch.Tensor) -> bool:

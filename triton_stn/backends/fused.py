@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from triton_stn.backends.launch import launch
-from triton_stn.backends.layout import empty_gradients, empty_output, layout
+from triton_stn.backends.layout import empty_output, layout
 from triton_stn.backends.plans import (
     FIELDS,
     Backward,
@@ -18,7 +18,6 @@ from triton_stn.backends.plans import (
     plan_backward,
     plan_forward,
 )
-from triton_stn.kernels.spline import spline_gradient
 from triton_stn.kernels.sums import ZERO
 
 
@@ -46,10 +45,10 @@ def sample(
         outside = _outside(fill, fills)
         strides = _finish_strides(finish)
         sampling = Sampling(mode, padding_mode, align_corners, source, outside, strides)
-        plan = plan_forward(layout(input), layout(theta), layout(output), sampling)
+        found = plan_forward(layout(input), layout(theta), layout(output), sampling)
         tensors = dict(X=input, THETA=theta, Y=output, FILL=input if fills is None else fills)
         tensors["FINISH"] = finish
-        launch(plan, input.device, tensors)
+        launch(found, input.device, tensors)
     return output
 
 
@@ -68,24 +67,23 @@ def sample_backward(
     finish: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients of input and theta; one that is not needed comes back without elements."""
-    grad_input, grad_theta = empty_gradients(input, theta, False, needs_theta)
-    if grad_output.numel() == 0:
-        grad_input = torch.zeros_like(input) if needs_input else grad_input
-        return grad_input, grad_theta.zero_()
-    if mode == "nearest":
-        grad_theta.zero_()  # piecewise constant in theta
-        needs_theta = False
-    if not needs_input and not needs_theta:
-        return grad_input, grad_theta
-
-    outside, strides = _outside(fill, fills), _finish_strides(finish)
-    sampling = Sampling(mode, padding_mode, align_corners, source, outside, strides)
-    wanted = Wanted(needs_input, needs_theta, torch.are_deterministic_algorithms_enabled())
-    theta = _as_rows(theta, source)
-    found = plan_backward(layout(grad_output), layout(input), layout(theta), sampling, wanted)
-    beside = fills, finish
-    made = launch_backward(found, grad_output, input, theta, needs_input, grad_theta, *beside)
-    return grad_input if made is None else made, grad_theta
+    nearest = mode == "nearest"  # piecewise constant in theta
+    some = grad_output.numel() > 0
+    grad_input = grad_theta = None
+    if some and (needs_input or (needs_theta and not nearest)):
+        outside, strides = _outside(fill, fills), _finish_strides(finish)
+        sampling = Sampling(mode, padding_mode, align_corners, source, outside, strides)
+        needs = needs_input, needs_theta and not nearest
+        wanted = Wanted(*needs, torch.are_deterministic_algorithms_enabled())
+        rows = _as_rows(theta, source)
+        found = plan_backward(layout(grad_output), layout(input), layout(rows), sampling, wanted)
+        both = launch_backward(found, grad_output, input, rows, *needs, fills, finish)
+        grad_input, grad_theta = both
+    if grad_input is None:
+        grad_input = torch.zeros_like(input) if needs_input else input.new_empty(0)
+    if grad_theta is None:
+        grad_theta = theta.new_zeros(theta.shape if needs_theta else 0)
+    return grad_input, grad_theta
 
 
 def launch_backward(
@@ -94,36 +92,36 @@ def launch_backward(
     input: torch.Tensor,
     theta: torch.Tensor,
     needs_input: bool,
-    grad_theta: torch.Tensor | None,
+    needs_theta: bool,
     fills: torch.Tensor | None = None,
     finish: torch.Tensor | None = None,
-) -> torch.Tensor | None:
-    """Launch what was planned: writes to ``grad_theta`` and returns grad_input, where wanted."""
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Launch what was planned, for the gradients; None where one is not needed."""
     if found.adds_floats:
         check_deterministic()
-    device, partial = input.device, grad_theta
+    grad_theta = None
+    if needs_theta:
+        grad_theta = torch.empty_like(theta, memory_format=torch.contiguous_format)
+    partial = grad_theta
     if found.partial:
         partial = input.new_empty(found.partial, dtype=found.dtype)
-    tensors = {"X": input, "THETA": theta, "dY": grad_output, "dTHETA": grad_theta, "P": partial}
-    tensors["FILL"] = input if fills is None else fills
-    tensors["FINISH"] = finish
-    grad_input = None
+    grad_input = sums = None
     if needs_input:
-        tensors["dX"] = grad_input = input_gradient(found, input)
-        tensors["SUMS"] = grad_input if found.into == "dX" else input_sums(found, grad_input)
-    for plan in found.plans:
-        if plan.kernel is spline_gradient:  # of the gradient of each pixel's coordinates
-            tensors["dG"] = partial
-            tensors["P"] = input.new_empty(found.coefficients, dtype=found.dtype)
-        launch(plan, device, tensors)
-    return grad_input
-
-
-def input_gradient(found: Backward, input: torch.Tensor) -> torch.Tensor:
-    """grad_input: zeros where all that is added to it is scattered."""
-    if found.gathers or found.into != "dX":
-        return torch.empty_like(input)
-    return torch.zeros_like(input)
+        empty = torch.empty_like if found.writes_all else torch.zeros_like
+        grad_input = sums = empty(input)
+        if found.into != "dX":
+            sums = input_sums(found, grad_input)
+    tensors = {
+        "X": input, "THETA": theta, "dY": grad_output,
+        "FILL": input if fills is None else fills, "FINISH": finish,
+        "dX": grad_input, "SUMS": sums, "dTHETA": grad_theta, "P": partial,
+    }  # fmt: skip
+    launch(found.launches, input.device, tensors)
+    if found.of_spline is not None:
+        tensors["dG"] = partial
+        tensors["P"] = input.new_empty(found.coefficients, dtype=found.dtype)
+        launch(found.of_spline, input.device, tensors)
+    return grad_input, grad_theta
 
 
 def input_sums(found: Backward, grad_input: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from triton_stn.kernels import configs
 from triton_stn.kernels.arguments import Buffer, Image, InputSums
 
 INT32_MAX = 2**31 - 1
+RUNTIME = triton.knobs.runtime  # Triton's settings
 POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -48,7 +49,6 @@ class Plan:
     num_warps: int
     maxnreg: int | None = None  # registers a thread, on NVIDIA
     align: int = 1  # numbers; where it is more than 1, tensors have to be aligned to 16 bytes
-    kept: tuple[dict, dict] = field(default_factory=lambda: ({}, {}))  # [aligned][device], `Ready`
 
     def options(self, target: GPUTarget) -> dict[str, Any]:
         """The compiler's options."""
@@ -70,6 +70,26 @@ class Plan:
             name: value._replace(ptr=tensors[name]) if hasattr(value, "ptr") else value
             for name, value in self.arguments.items()
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Launches:
+    """Plans that run one after another. Of the same tensors each takes those that it names."""
+
+    plans: tuple[Plan, ...]
+    kept: tuple[dict, dict] = field(default_factory=lambda: ({}, {}))  # [aligned][device], `Ready`
+
+    @cached_property
+    def in_lanes(self) -> tuple[str, ...]:
+        """The names of tensors that have to be aligned, or the kernels are others."""
+        return tuple(name for plan in self.plans if plan.align > 1 for name in plan.tensors)
+
+    def aligned(self, tensors: dict[str, torch.Tensor | None]) -> bool:
+        """Whether tensors begin at multiples of 16 bytes, where it matters."""
+        for name in self.in_lanes:
+            if tensors[name] is not None and tensors[name].data_ptr() % 16:
+                return False
+        return True
 
 
 def _kind(name: str, value: Any, wide: bool) -> tuple[str, Any]:
@@ -136,13 +156,14 @@ class Ready:
     """A compiled kernel on a device, with all of its arguments but the tensors."""
 
     def __init__(self, plan: Plan, device: torch.device, aligned: bool):
-        self.index = device.index
         self.grid = plan.grid
         self.driver, self.compiled, self.run = self._load(plan, device, aligned)
         values = {**plan.arguments, **plan.constants}
         # A kernel's tensors are its first arguments: their names, and what follows each pointer.
         self.tensors = [(name, tuple(values[name][1:])) for name in plan.tensors]
         self.numbers = [values[name] for name in plan.kernel.arg_names[len(self.tensors) :]]
+        of_kernel = self.compiled.function, self.compiled.packed_metadata
+        self.head = (*of_kernel, None, None, None)  # with no hooks
 
     def _load(self, plan: Plan, device: torch.device, aligned: bool) -> tuple[Any, Any, Any]:
         """(Triton's driver, the compiled kernel, its launcher), loaded on the device."""
@@ -151,38 +172,29 @@ class Ready:
             compiled = compile_plan(plan, driver.get_current_target(), device, aligned)
             return driver, compiled, compiled.run
 
-    def __call__(self, tensors: dict[str, torch.Tensor]) -> None:
-        pointers = [(tensors[name],) + rest for name, rest in self.tensors]  # noqa: RUF005, quicker
-        runtime = triton.knobs.runtime
-        if getattr(runtime.launch_enter_hook, "calls", runtime.launch_enter_hook):
-            self.compiled[self.grid](*pointers, *self.numbers)  # a profiler listens
+
+def launch(
+    launches: Launches, device: torch.device, tensors: dict[str, torch.Tensor | None]
+) -> None:
+    """Run what was planned on ``device``, whichever device is current."""
+    aligned = not launches.in_lanes or launches.aligned(tensors)
+    found = launches.kept[aligned].get(device)
+    if found is None:
+        if INTERPRETED and device.type == "cpu":
+            for plan in launches.plans:
+                plan.kernel[plan.grid](**plan.filled(tensors), **plan.constants)
             return
-        compiled = self.compiled
-        self.run(
-            *self.grid, self.driver.get_current_stream(self.index), compiled.function,
-            compiled.packed_metadata, None, None, None, *pointers, *self.numbers,
-        )  # fmt: skip
-
-
-def is_aligned(plan: Plan, tensors: dict[str, torch.Tensor | None]) -> bool:
-    """Whether tensors begin at multiples of 16 bytes, where the plan's kernel makes use of it."""
-    return plan.align == 1 or all(
-        tensors[name] is None or tensors[name].data_ptr() % 16 == 0 for name in plan.tensors
-    )
-
-
-def launch(plan: Plan, device: torch.device, tensors: dict[str, torch.Tensor]) -> None:
-    """Run a plan on ``device``, whichever device is current. Tensors that are none of the kernel's
-    arguments are left alone."""
-    if INTERPRETED and device.type == "cpu":
-        plan.kernel[plan.grid](**plan.filled(tensors), **plan.constants)
-        return
-    aligned = is_aligned(plan, tensors)
-    ready = plan.kept[aligned].get(device)
-    if ready is None:
-        ready = plan.kept[aligned][device] = Ready(plan, device, aligned)
-    if ready.driver.get_current_device() == device.index:
-        ready(tensors)
-        return
-    with torch.get_device_module(device).device(device):
-        ready(tensors)
+        found = [Ready(plan, device, aligned) for plan in launches.plans]
+        launches.kept[aligned][device] = found
+    driver, index = found[0].driver, device.index
+    if driver.get_current_device() != index:
+        with torch.get_device_module(device).device(device):
+            return launch(launches, device, tensors)
+    stream, hook = driver.get_current_stream(index), RUNTIME.launch_enter_hook
+    watched = getattr(hook, "calls", hook)  # by a profiler, which Triton's own call tells
+    for each in found:
+        pointers = [(tensors[name],) + rest for name, rest in each.tensors]  # noqa: RUF005, quicker
+        if watched:
+            each.compiled[each.grid](*pointers, *each.numbers)
+        else:
+            each.run(*each.grid, stream, *each.head, *pointers, *each.numbers)

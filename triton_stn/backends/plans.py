@@ -28,7 +28,7 @@ from triton_stn.backends.arguments import (
     theta_of,
     tl_dtype,
 )
-from triton_stn.backends.launch import INT32_MAX, Plan
+from triton_stn.backends.launch import INT32_MAX, Launches, Plan
 from triton_stn.backends.layout import Layout, layout
 from triton_stn.kernels import configs
 from triton_stn.kernels.arguments import Buffer, InputSums, Rules, Sums, Work
@@ -57,18 +57,30 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True)
 class Backward:
-    """The launches of a backward, in order, and what they write to."""
+    """The launches of a backward, and what they write to."""
 
-    plans: tuple[Plan, ...]
+    launches: Launches
     dtype: torch.dtype  # of sums
     into: str  # where it is added up, see `kernels/sums.py`
     partial: int = 0  # partial sums; none where P is grad_theta
-    coefficients: int = 0  # of a spline, after those
+    # Of a spline, after those: from the gradient of each pixel's coordinates to that of so many
+    # coefficients' partial sums, and to theirs.
+    coefficients: int = 0
+    of_spline: Launches | None = None
+
+    @cached_property
+    def plans(self) -> tuple[Plan, ...]:
+        return self.launches.plans + (self.of_spline.plans if self.of_spline else ())
 
     @cached_property
     def gathers(self) -> bool:
         """Or grad_input is added up from zeros."""
         return any(plan.kernel in (gather, gather_maps) for plan in self.plans)
+
+    @cached_property
+    def writes_all(self) -> bool:
+        """Of grad_input, which else is to be zeros before."""
+        return self.gathers or self.into != "dX"
 
     @cached_property
     def adds_floats(self) -> bool:
@@ -97,14 +109,14 @@ def added_into(dtype: torch.dtype, sampling: Sampling, wanted: Wanted) -> str:
 
 
 @lru_cache(maxsize=4096)
-def plan_forward(input: Layout, theta: Layout, output: Layout, sampling: Sampling) -> Plan:
+def plan_forward(input: Layout, theta: Layout, output: Layout, sampling: Sampling) -> Launches:
     """X (N, C, *), THETA (N, K, *) -> Y (N, K, C, *)."""
     n, k, c, *size = output.shape
     ndim = len(size)
     problem = problem_of(n * k, c, size, input, output)
     config = configs.forward(problem)
     rules = rules_of(input, sampling, input, output, theta)
-    return _plan(
+    plan = _plan(
         forward,
         config,
         dict(X=image_of(input, ndim), THETA=theta_of(theta, sampling), Y=image_of(output, ndim)),
@@ -112,6 +124,7 @@ def plan_forward(input: Layout, theta: Layout, output: Layout, sampling: Samplin
         replace(rules, several=k > 1),
         sampling,
     )
+    return Launches((plan,))
 
 
 @lru_cache(maxsize=4096)
@@ -164,7 +177,7 @@ def plan_backward(
         plans.append(call.plan(kernel, config, differing, slots, first))
         first += config.slots if "sums" in differing else 0
     if not wanted.grad_theta:
-        return Backward(tuple(plans), sum_dtype(input.dtype), into)
+        return Backward(Launches(tuple(plans)), sum_dtype(input.dtype), into)
     return call.reduced(tuple(plans), slots, splits)
 
 
@@ -230,7 +243,7 @@ class _BackwardCall:
             wide = 6 * configs.cdiv(self.sums, 6)
             affine = ndim if source == "affine" else 0
             plan = self.plan_reduce(slots, wide, self.sums, affine)
-            return Backward((*plans, plan), dtype, self.into, n * k * slots * wide)
+            return Backward(Launches((*plans, plan)), dtype, self.into, n * k * slots * wide)
         numbers = math.prod(size) * ndim * FIELDS.get(source, 1)
         field = n * k * splits * numbers
         if source == "spline":
@@ -238,12 +251,12 @@ class _BackwardCall:
             of_spline = self.plan_spline(splits)
             chunks = of_spline.grid[1]
             plan = self.plan_reduce(chunks, 4 * t, 4 * t, 0)
-            launches = (*plans, of_spline, plan)
-            return Backward(launches, dtype, self.into, field, n * k * chunks * t * 4)
+            sums, then = n * k * chunks * t * 4, Launches((of_spline, plan))
+            return Backward(Launches(plans), dtype, self.into, field, sums, then)
         if splits == 1 and self.theta.dtype == dtype:
-            return Backward(plans, dtype, self.into)  # P is grad_theta itself
+            return Backward(Launches(plans), dtype, self.into)  # P is grad_theta itself
         plan = self.plan_reduce(splits, numbers, numbers, 0)
-        return Backward((*plans, plan), dtype, self.into, field)
+        return Backward(Launches((*plans, plan)), dtype, self.into, field)
 
     def input_sums(self) -> InputSums:
         k = self.grad_output.shape[1]

@@ -135,7 +135,8 @@ def _gradients(grad, input, theta, how: autograd.How, needs):
     """(grad_input, grad_theta), of plain tensors, as `spatial_transform` has them."""
     call = calls.find(input, theta, (how.size, "affine", *how.options))
     if call is not None:
-        return call.backward(grad, input, theta, *needs)
+        found = call.planned(grad, *needs)
+        return autograd.fused.launch_backward(found, grad, input, theta, *needs)
     theta = theta[:, None].to(torch.promote_types(theta.dtype, input.dtype))
     how = replace(how, needs=needs)
     grad_input, grad_theta = autograd.gradients(grad[:, None], input, theta, None, how)
