@@ -99,9 +99,11 @@ def test_what_is_nearest_the_grid_decides(place):
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_a_plain_grid_is_sampled_by_grid_sample(place, mode):
-    input, theta, size = operands(device=place.device)
+@pytest.mark.parametrize(
+    ("of", "mode"), [("images", "bilinear"), ("images", "bicubic"), ("volumes", "bilinear")]
+)
+def test_a_plain_grid_is_sampled_by_grid_sample(place, of, mode):
+    input, theta, size = operands(of, device=place.device)
     grid = (F.affine_grid(theta, size, align_corners=False) + 0.01).detach().requires_grad_()
     theirs = results(F.grid_sample, input, grid, mode, "zeros", False)
     with triton_stn.use_backend(place.backend), triton_stn.patch() as patched:

@@ -80,14 +80,15 @@ def test_a_report_counts_from_the_patch_and_says_why():
         F.grid_sample(input, grid, align_corners=True)
         F.grid_sample(input[:, :, None], grid.new_zeros(2, 1, 1, 1, 3), align_corners=False)
         torch.func.vmap(lambda image: sample(image[None], grid[:1]))(input)
+        sample(input[:0], grid[:0])
     report = patched.report()
-    assert (report.lazy_grids, report.spatial_transform, report.grid_sample) == (2, 1, 2)
-    left = {"grid_sample: torch.func": 1, "grid_sample: volumes at a plain grid": 1}
+    assert (report.lazy_grids, report.spatial_transform, report.grid_sample) == (2, 1, 3)
+    left = {"grid_sample: torch.func": 1, "grid_sample: an empty tensor": 1}
     assert report.left == left
     assert str(report).splitlines() == [
-        "2 lazy grids; fused: 1 by spatial_transform, 2 by grid_sample; left to PyTorch: 2",
+        "2 lazy grids; fused: 1 by spatial_transform, 3 by grid_sample; left to PyTorch: 2",
+        "       1  grid_sample: an empty tensor",
         "       1  grid_sample: torch.func",
-        "       1  grid_sample: volumes at a plain grid",
     ]
 
 

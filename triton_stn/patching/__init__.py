@@ -71,15 +71,15 @@ class Patch:
 
     ``F.affine_grid`` then returns a lazy grid: a tensor that keeps θ, and whose values are made
     when anything but ``F.grid_sample`` reads them. ``F.grid_sample`` of it is
-    `triton_stn.spatial_transform`, of a plain grid of images `triton_stn.grid_sample`, with
+    `triton_stn.spatial_transform`, of a plain grid `triton_stn.grid_sample`, with
     PyTorch's dtype and layout; a non-finite coordinate gives NaN in every mode and padding.
 
     Both functions are reached wherever they were imported to;
     ``torch.affine_grid_generator`` and ``torch.grid_sampler`` are where they are looked up in
     ``torch``. Not reached are C++, ``torch.ops.aten``, ``torch.cudnn_grid_sampler``,
     ``torch.grid_sampler_2d`` and what torch.jit.script made. PyTorch's own does what a compiler, a
-    tracer, ``torch.func``, forward mode or a dispatch mode sees, subclasses that dispatch, volumes
-    at a plain grid, and all that it refuses, with its errors.
+    tracer, ``torch.func``, forward mode or a dispatch mode sees, subclasses that dispatch, and
+    all that it refuses, with its errors.
 
     Returns:
         A context manager, which need not be entered; it gives this object, for `report`.

@@ -53,8 +53,6 @@ def against_sampling(
         return _REFUSED
     if input.numel() == 0 or grid.numel() == 0:
         return "an empty tensor"
-    if ndim == 3 and not is_lazy(grid, align_corners):
-        return "volumes at a plain grid"
     return None
 
 
