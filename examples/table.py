@@ -191,31 +191,32 @@ def results(arguments: argparse.Namespace, row: str, model: str, warp: str) -> C
 
 
 def report(arguments: argparse.Namespace) -> str:
-    """The tables in Markdown."""
+    """The tables in Markdown, a line a network."""
     parts = []
     for name in arguments.tables:
         table = TABLES[name]
-        errors, times = [], []
-        for row in table.rows:
-            found = [results(arguments, row, *column) for column in table.columns.values()]
-            if not any(cell.errors for cell in found):
-                continue
-            paper = table.paper[row]
-            texts = [cell.text(theirs) for cell, theirs in zip(found, paper, strict=True)]
-            seeds = {len(cell.errors) for cell in found if cell.errors}
-            count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
-            errors.append([row, *texts, count])
-            times.append([row, *(_mean(cell.milliseconds) for cell in found)])
-        if not errors:
+        found = {
+            row: [results(arguments, row, *column) for column in table.columns.values()]
+            for row in table.rows
+        }
+        found = {row: cells for row, cells in found.items() if any(cell.errors for cell in cells)}
+        if not found:
             continue
+        errors, times = {"": [*table.columns, "seeds"]}, {"": list(table.columns)}
+        for row, cells in found.items():
+            texts = [c.text(theirs) for c, theirs in zip(cells, table.paper[row], strict=True)]
+            seeds = {len(cell.errors) for cell in cells if cell.errors}
+            count = f"{min(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+            errors[row] = [*texts, count]
+            times[row] = [_mean(cell.milliseconds) for cell in cells]
         parts += [
             f"{table.says}.\n",
             "Held-out error, %, mean ± spread over seeds, in brackets the paper's.",
             "Fully connected networks: " + _recipe(arguments, table, "fcn") + ";",
             "others: " + _recipe(arguments, table, "cnn") + ".\n",
-            tabulate(errors, ["", *table.columns, "seeds"], "github") + "\n",
+            tabulate(errors, "keys", "github") + "\n",
             "Milliseconds a step:\n",
-            tabulate(times, ["", *table.columns], "github", floatfmt=".1f") + "\n",
+            tabulate(times, "keys", "github", floatfmt=".1f") + "\n",
         ]
     return "\n".join(parts) or "nothing has been trained"
 

@@ -24,15 +24,16 @@ def test_a_table_is_trained_once_and_printed_beside_the_paper(tmp_path, capsys, 
     command = toy(tmp_path, "addition", "--seeds", "0", "1")
     assert table.main(command) == 0
     printed = capsys.readouterr().out
-    (line,) = (k for k in printed.splitlines() if k.startswith("| addition") and "(47.7)" in k)
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[0] == "addition" and cells[-1] == "2" and len(cells) == 6
-    for cell, paper in zip(cells[1:5], (47.7, 14.7, 18.5, 5.8), strict=True):
-        mean, spread, theirs = cell.split()
+    rows = [[cell.strip() for cell in k.split("|")[1:-1]] for k in printed.splitlines() if "|" in k]
+    errors, times = dict(rows[:7]), dict(rows[7:])
+    assert errors[""] == times[""] == "addition" and errors["seeds"] == "2"
+    papers = {"FCN": 47.7, "CNN": 14.7, "ST-FCN": 18.5, "2xST-FCN": 5.8}
+    for network, paper in papers.items():
+        mean, spread, theirs = errors[network].split()
         assert 0 <= float(mean) <= 100 and spread.startswith("±") and theirs == f"({paper})"
-
-    (times,) = (k for k in printed.splitlines() if k.startswith("| addition") and "(" not in k)
-    assert all(float(cell) > 0 for cell in times.strip("|").split("|")[1:])
+        assert float(times[network]) > 0
+    assert len(errors) == len(papers) + 3 and len(times) == len(papers) + 2
+    assert all(len(line) <= 120 for line in printed.splitlines())
 
     def refuse(*arguments):
         raise AssertionError("it is there already")
