@@ -130,22 +130,23 @@ class Projective(Transform):
     theta_shape: ClassVar[tuple[int, ...]] = (3, 3)
 
     def source(self, theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        return view(self.check_theta(theta), points).places
+        return view(self.check_theta(theta), points).places.transpose(-1, -2)
 
     def target(self, theta: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         # w of the inverse is 1/w, so it is negative for what lies behind the viewer.
         undo, singular = inverse(self.check_theta(theta))
-        return torch.where(singular, OUT_OF_VIEW, view(undo, places).places)
+        return torch.where(singular, OUT_OF_VIEW, view(undo, places).places.transpose(-1, -2))
 
     def _linearised(self, theta, size, align_corners):
         # By the derivative: a pixel whose edge is behind the viewer has one too.
         at = view(theta, pixels(size, align_corners, theta))
-        rows = theta[..., None, :, :]
+        rows, last = theta.split((2, 1), -2)  # (..., 2, 3), (..., 1, 3)
         along_j, along_i = (
-            (rows[..., :2, d] - at.near * rows[..., 2:, d]) / at.w * (2 / max(n - align_corners, 1))
-            for d, n in enumerate(reversed(size))
+            (rows[..., d, None] - at.near * last[..., d, None]) / at.w * step
+            for d, step in enumerate(2 / max(n - align_corners, 1) for n in reversed(size))
         )
-        return at.places, torch.cat((along_j, along_i), -1)
+        sides = torch.cat((along_j, along_i), -2)
+        return at.places.transpose(-1, -2), sides.transpose(-1, -2)
 
     def kernel_theta(self, theta: torch.Tensor) -> tuple[str, torch.Tensor]:
         return "projective", self.check_theta(theta)
