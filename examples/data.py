@@ -70,6 +70,10 @@ class Scene:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def to(self, device: torch.device | str) -> Scene:
+        parts = (self.images, self.targets, self.boxes)
+        return Scene(*(part if part is None else part.to(device) for part in parts))
+
 
 def load(folder: Path | None) -> tuple[Digits, Digits]:
     """(to train on, held out): of MNIST's files in ``folder``, or scikit-learn's for None.
@@ -156,6 +160,17 @@ def small_digits() -> Digits:
     images = torch.from_numpy(digits.images).float()[:, None] / 16
     images = spatial_transform(images, torch.eye(2, 3), SIZE, padding_mode="border")
     return Digits(images, torch.from_numpy(digits.target).long())
+
+
+def load_svhn(folder: Path | None) -> tuple[Scene, Scene]:
+    """(to train on, held out), of the folders ``train`` and ``test`` in ``folder``.
+
+    Raises:
+        DataError: as `read_svhn`, or for no folder: there is nothing to fall back on.
+    """
+    if folder is None:
+        raise DataError("the house numbers are read from --data-dir's folders train and test")
+    return read_svhn(folder / "train"), read_svhn(folder / "test")
 
 
 def read_svhn(folder: Path, size: int = 64, limit: int | None = None) -> Scene:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from examples import models, scenes
+from examples import data, models, scenes
 from examples.data import LONGEST, Digits, Scene
 from examples.models import Shape
 from triton_stn import geometry
@@ -24,13 +25,14 @@ READERS = ("reader-multi", "reader-single", "reader")
 class Experiment:
     """Scenes, and the networks that learn to read them; the first of these is the default.
 
-    scene: (digits, pool, generator) -> Scene.
+    scene: (digits, pool, generator) -> Scene. read: a folder -> digits to train on, held out.
     """
 
     says: str
     scene: Callable[[Digits, Digits, Generator], Scene]
     shape: Shape
     networks: tuple[str, ...]
+    read: Callable[[Path | None], tuple[Digits, Digits]] = data.load
 
     def network(self, name: str, transform: str = "affine", **changes) -> nn.Module:
         """``changes`` are of the shape: ``capacity``, ``filters``, ``crop``."""
@@ -83,6 +85,13 @@ EXPERIMENTS = {
         partial(scenes.sequences, size=128),
         _square(128, 3, classes=11, answers=LONGEST),
         READERS,
+    ),
+    "svhn": Experiment(
+        "street-view house numbers, 64x64; --data-dir holds their train and test folders",
+        lambda numbers, pool, generator: numbers,
+        _square(64, 3, classes=11, answers=LONGEST),
+        READERS,
+        data.load_svhn,
     ),
     "birds": Experiment(
         "25 kinds of bird, told by head and body, 84x84",

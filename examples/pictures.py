@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from examples.data import NO_DIGIT, Scene
 from examples.models import transformers
-from triton_stn import plot
+from triton_stn import Affine, plot
 from triton_stn.nn import SpatialTransformer
 
 
-def can_draw(network: nn.Module, scene: Scene) -> bool:
-    """Whether there is a transformer, of images."""
-    return bool(transformers(network)) and scene.images.ndim == 4
+def can_draw(network: nn.Module) -> bool:
+    """Whether there is a transformer."""
+    return bool(transformers(network))
 
 
 @torch.no_grad()
@@ -49,14 +49,21 @@ def show_windows(
     panel: float = 1.3,
     columns: int | None = None,
 ) -> Figure:
-    """The same of a transformer alone; ``panel``: an image's width in inches."""
-    images = scene.images
+    """The same of a transformer alone; ``panel``: an image's width in inches.
+
+    Volumes are seen from the front, with the outline of the output's middle slice.
+    """
+    images, transform = scene.images, transformer.transform
     theta = transformer.predict(images)
+    output = transformer.sample(images, theta)
+    if images.ndim == 5:
+        images, output = (along.mean(2) / along.mean(2).amax() for along in (images, output))
+        theta, transform = theta[..., :2, [0, 1, 3]], Affine()
     figure = plot.show(
         visible(images),
         theta,
-        visible(transformer.sample(images, theta)),
-        transformer.transform,
+        visible(output),
+        transform,
         transformer.align_corners,
         titles=titles,
         limit=24,

@@ -236,7 +236,7 @@ class Record:
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.trainer = folder, trainer
-        self.drawn = drawn and pictures.can_draw(trainer.network, held_out)
+        self.drawn = drawn and pictures.can_draw(trainer.network)
         self.shown, self.frames = held_out[:8], []
         self.writer = None
         if tensorboard:
@@ -342,7 +342,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Train; print what came of it."""
     rank, world = processes.rank(), processes.world()
     experiment = EXPERIMENTS[arguments.experiment]
-    training, held_out = (d.to(arguments.device) for d in data.load(arguments.data_dir))
+    training, held_out = (d.to(arguments.device) for d in experiment.read(arguments.data_dir))
     fields = Settings.__dataclass_fields__
     settings = Settings(**{name: getattr(arguments, name) for name in fields})
     torch.manual_seed(settings.seed)
@@ -357,8 +357,8 @@ def run(arguments: argparse.Namespace) -> None:
         train(trainer, scene, arguments.every, compiled=arguments.compile)
         return
     print(f"{arguments.experiment}: {experiment.says}")
-    print(f"{arguments.model}: {models.count(network):,} parameters; {len(training)} digits to")
-    print(f"train, {len(scene)} held out; backend {arguments.backend} on {arguments.device}")
+    print(f"{arguments.model}: {models.count(network):,} parameters; {len(training)} to train on,")
+    print(f"{len(scene)} held out; backend {arguments.backend} on {arguments.device}")
     record = Record(arguments.out, trainer, scene, arguments.tensorboard, not arguments.no_pictures)
     point = train(trainer, scene, arguments.every, record, arguments.compile, label)
     print(f"held-out error {point.result.error:.2f}%, {point.milliseconds:.1f} ms a step")

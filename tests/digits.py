@@ -34,3 +34,38 @@ def made_up(count: int = 10):
     for image, label in zip(images, labels, strict=True):
         image[2:26, 2 + 2 * label : 6 + 2 * label] = 255
     return images, labels
+
+
+def write_svhn(folder: Path) -> Path:
+    """Two house numbers, 57 and 0, and one of six digits, as the real file keeps them."""
+    h5py = pytest.importorskip("h5py")
+    Image = pytest.importorskip("PIL.Image")
+    left, top, side = 8.0, 10.0, 12.0
+    with h5py.File(folder / "digitStruct.mat", "w") as file:
+        references = file.create_group("#refs#")
+        names, boxes = [], []
+        for i, labels in enumerate(([5, 7], [10], [1] * 6)):
+            name = f"{i + 1}.png"
+            picture = np.zeros((40, 60, 3), np.uint8)
+            picture[int(top) : int(top + side), int(left) : int(left + side * len(labels))] = 255
+            Image.fromarray(picture).save(folder / name)
+            text = np.array([[ord(letter)] for letter in name], np.uint16)
+            names.append(references.create_dataset(f"name{i}", data=text).ref)
+            group = references.create_group(f"box{i}")
+            of = {"label": labels, "top": [top] * len(labels), "height": [side] * len(labels)}
+            of |= {"left": [left + side * k for k in range(len(labels))]}
+            of |= {"width": [side] * len(labels)}
+            for key, values in of.items():
+                if len(values) == 1:
+                    group[key] = [[float(values[0])]]
+                    continue
+                each = [
+                    references.create_dataset(f"{key}{i}_{k}", data=[[float(value)]]).ref
+                    for k, value in enumerate(values)
+                ]
+                group.create_dataset(key, data=[[ref] for ref in each], dtype=h5py.ref_dtype)
+            boxes.append(group.ref)
+        for name, of in (("name", names), ("bbox", boxes)):
+            column = [[ref] for ref in of]
+            file.create_dataset(f"digitStruct/{name}", data=column, dtype=h5py.ref_dtype)
+    return folder

@@ -6,10 +6,9 @@ import gzip
 import math
 import re
 
-import numpy as np
 import pytest
 import torch
-from digits import DATA, IMAGES, LABELS, idx, made_up, needs_data
+from digits import DATA, IMAGES, LABELS, idx, made_up, needs_data, write_svhn
 
 import triton_stn
 
@@ -73,38 +72,7 @@ def test_the_training_files_are_trained_on_where_they_are(tmp_path):
 
 @pytest.fixture
 def svhn(tmp_path):
-    """Two house numbers, 57 and 0, and one of six digits, as the real file keeps them."""
-    h5py = pytest.importorskip("h5py")
-    Image = pytest.importorskip("PIL.Image")
-    left, top, side = 8.0, 10.0, 12.0
-    with h5py.File(tmp_path / "digitStruct.mat", "w") as file:
-        references = file.create_group("#refs#")
-        names, boxes = [], []
-        for i, labels in enumerate(([5, 7], [10], [1] * 6)):
-            name = f"{i + 1}.png"
-            picture = np.zeros((40, 60, 3), np.uint8)
-            picture[int(top) : int(top + side), int(left) : int(left + side * len(labels))] = 255
-            Image.fromarray(picture).save(tmp_path / name)
-            text = np.array([[ord(letter)] for letter in name], np.uint16)
-            names.append(references.create_dataset(f"name{i}", data=text).ref)
-            group = references.create_group(f"box{i}")
-            of = {"label": labels, "top": [top] * len(labels), "height": [side] * len(labels)}
-            of |= {"left": [left + side * k for k in range(len(labels))]}
-            of |= {"width": [side] * len(labels)}
-            for key, values in of.items():
-                if len(values) == 1:
-                    group[key] = [[float(values[0])]]
-                    continue
-                each = [
-                    references.create_dataset(f"{key}{i}_{k}", data=[[float(value)]]).ref
-                    for k, value in enumerate(values)
-                ]
-                group.create_dataset(key, data=[[ref] for ref in each], dtype=h5py.ref_dtype)
-            boxes.append(group.ref)
-        for name, of in (("name", names), ("bbox", boxes)):
-            column = [[ref] for ref in of]
-            file.create_dataset(f"digitStruct/{name}", data=column, dtype=h5py.ref_dtype)
-    return tmp_path
+    return write_svhn(tmp_path)
 
 
 def test_reads_street_view_house_numbers(svhn):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import INTERPRETED
-from digits import idx, made_up, write
+from digits import idx, made_up, write, write_svhn
 
 import triton_stn
 
@@ -24,7 +24,8 @@ from examples.experiments import EXPERIMENTS, iou, measure
 from examples.train import Settings, Trainer, held_out_scene
 
 TOY = dict(filters=4, capacity=30_000)
-EVERY = [(name, network) for name, e in EXPERIMENTS.items() for network in e.networks]
+OF_DIGITS = [name for name in EXPERIMENTS if name != "svhn"]
+EVERY = [(name, network) for name in OF_DIGITS for network in EXPERIMENTS[name].networks]
 
 
 pytestmark = pytest.mark.usefixtures("small_and_quick")
@@ -184,7 +185,7 @@ def toy(tmp_path: Path, *arguments: str) -> list[str]:
 SLOW = [pytest.param("large", marks=pytest.mark.nightly)]
 
 
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "large"] + SLOW)
+@pytest.mark.parametrize("name", [name for name in OF_DIGITS if name != "large"] + SLOW)
 def test_the_command_trains_measures_and_draws(name, tmp_path, capsys):
     Image = pytest.importorskip("PIL.Image")
     assert trainer_of.main(toy(tmp_path, name, "--every", "1")) == 0
@@ -196,10 +197,34 @@ def test_the_command_trains_measures_and_draws(name, tmp_path, capsys):
     assert all(0 <= float(row["error"]) <= 100 and float(row["loss"]) > 0 for row in rows)
     has_boxes = name in ("t", "tc", "large")
     assert all((row["iou"] != "") == has_boxes for row in rows) and ("IoU" in printed) == has_boxes
-    assert (run / "picture.png").exists() == (name != "volume")
-    if name != "volume":
-        with Image.open(run / "training.gif") as animation:
-            assert animation.n_frames == 2
+    assert (run / "picture.png").exists()
+    with Image.open(run / "training.gif") as animation:
+        assert animation.n_frames == 2
+
+
+def test_house_numbers_are_trained_on(tmp_path, capsys):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        write_svhn(tmp_path / part)
+    arguments = ["svhn", "--steps", "2", "--filters", "4", "--device", "cpu"]
+    arguments += ["--out", str(tmp_path / "run")]
+    assert trainer_of.main([*arguments, "--data-dir", str(tmp_path)]) == 0
+    assert "2 to train on,\n2 held out" in capsys.readouterr().out
+    assert (tmp_path / "run" / "picture.png").exists()
+    assert trainer_of.main(arguments) == 1
+    assert "--data-dir's folders train and test" in capsys.readouterr().err
+
+
+def test_a_volume_is_drawn_with_the_outline_of_the_output_s_middle_slice(digits):
+    scene = EXPERIMENTS["volume"].scene(digits[:2], digits, torch.Generator().manual_seed(0))
+    network = EXPERIMENTS["volume"].network("st-3d", **TOY)
+    start = torch.tensor([[0.5, 0, 0.3, 0.2], [0, 0.5, 0, -0.1], [0, 0, 1, 0]])
+    with torch.no_grad():
+        models.transformers(network)[0].head.bias.copy_(start.flatten())
+    image, *_ = pictures.show(network, scene).axes
+    x, y = image.lines[0].get_data()  # in pixels of 60, the first corner again at the end
+    assert x.tolist() == pytest.approx([20.5, 50.5, 50.5, 20.5, 20.5], abs=1e-4)
+    assert y.tolist() == pytest.approx([11.5, 11.5, 41.5, 41.5, 11.5], abs=1e-4)
 
 
 @pytest.mark.parametrize("transform", ["projective", "tps"])
