@@ -12,6 +12,7 @@ from torch import nn
 from triton_stn import checks, geometry
 from triton_stn.backends.numbers import vector
 from triton_stn.functional import spatial_transform
+from triton_stn.geometry.conventions import turned_and_sheared
 from triton_stn.geometry.frames import check_sizes, half_extent, outline
 from triton_stn.transforms import Affine, Projective, ThinPlateSpline, Transform
 from triton_stn.types import Fill, Mode, Normalize, PaddingMode, Size
@@ -204,18 +205,17 @@ class RandomTransform(nn.Module):
             return rest + changed * (of[0] + (of[1] - of[0]) * uniform[name] - rest)
 
         out = self._output_size(size)
-        angle = torch.deg2rad(within("angle", self.degrees))
-        k_x = torch.deg2rad(within("shear_x", self.shear_x)).tan()
-        k_y = torch.deg2rad(within("shear_y", self.shear_y)).tan()
+        a, b, c, d = turned_and_sheared(
+            within("angle", self.degrees),
+            within("shear_x", self.shear_x),
+            within("shear_y", self.shear_y),
+        )
         scale = within("scale", self.scale, 1.0)
         x, y = (
             within(name, (-part * extent, part * extent))
             for name, part, extent in zip("xy", self.translate, out[::-1], strict=True)
         )
-        # torchvision's matrix of the picture: [[a, b], [c, d]]·scale, whose determinant is scale².
-        cos, sin = angle.cos(), angle.sin()
-        a, c = cos + sin * k_y, sin - cos * k_y
-        b, d = -a * k_x - sin, -c * k_x + cos
+        # θ is the inverse of the picture's map [[a, b], [c, d]]·scale, whose determinant is scale².
         (w, h), (w_out, h_out) = (half_extent(each, self.align_corners) for each in (size, out))
         of_x = (d * w_out, -b * h_out, b * y - d * x)
         of_y = (-c * w_out, a * h_out, c * x - a * y)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,17 +60,26 @@ def from_torchvision_affine(
     """
     h, w = check_sizes(image_size, None, 2, "image_size")[0]
     x, y = (w / 2, h / 2) if center is None else center
-    x, y = x - 0.5, y - 0.5
-    turn, s_x, s_y = (math.radians(degrees) for degrees in (angle, *shear))
-    # Rotation times shear: of x by s_x, after y by s_y.
-    a = scale * math.cos(turn - s_y) / math.cos(s_y)
-    b = scale * (-math.cos(turn - s_y) * math.tan(s_x) / math.cos(s_y) - math.sin(turn))
-    c = scale * math.sin(turn - s_y) / math.cos(s_y)
-    d = scale * (-math.sin(turn - s_y) * math.tan(s_x) / math.cos(s_y) + math.cos(turn))
-    moved = (x + translate[0] - a * x - b * y, y + translate[1] - c * x - d * y)
-    matrix = torch.tensor([[a, b, moved[0]], [c, d, moved[1]]], dtype=torch.float64)
+    centre = torch.tensor([x - 0.5, y - 0.5], dtype=torch.float64)
+    degrees = torch.tensor([angle, *shear], dtype=torch.float64)
+    linear = scale * torch.stack(turned_and_sheared(*degrees)).view(2, 2)
+    moved = centre + torch.tensor(translate, dtype=torch.float64) - linear @ centre
+    matrix = torch.cat((linear, moved[:, None]), 1)
     theta = from_pixel_matrix(matrix, (h, w), None, align_corners, "input_to_output")
     return theta.float()
+
+
+def turned_and_sheared(
+    angle: torch.Tensor, shear_x: torch.Tensor, shear_y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(a, b, c, d) of torchvision's [[a, b], [c, d]], rotation times shear, of degrees.
+
+    It takes a picture's (x, y) to where they go; its determinant is 1.
+    """
+    turn, s_x, s_y = (torch.deg2rad(degrees) for degrees in (angle, shear_x, shear_y))
+    cos, sin = turn.cos(), turn.sin()
+    a, c = cos + sin * s_y.tan(), sin - cos * s_y.tan()
+    return a, -a * s_x.tan() - sin, c, -c * s_x.tan() + cos
 
 
 def from_torchvision_perspective(
