@@ -147,7 +147,7 @@ def untimed(rows, *_):
     [
         (TINY, "contiguous", dict(PATCH_H=4, PATCH_W=32)),
         (TINY, "contiguous", dict(GATHER_PASS=2, FORWARD_PASS=2)),
-        (TINY, "contiguous", dict(ENOUGH_PROGRAMS=1, BACKWARD_TILES=4, FORWARD_TILES_TO_4=4)),
+        (TINY, "contiguous", dict(ENOUGH_PROGRAMS=1, BACKWARD_TILES=4, FORWARD_TILES=4)),
         (MANY, "contiguous", dict(MIN_CHANNELS_A_SPLIT=16, GATHER_PASS=8)),
         (MANY, "channels_last", dict(RUN_PATCH_H=2)),
     ],

@@ -28,9 +28,15 @@ class Launched(NamedTuple):
     plan: Plan
     counts: Counts
 
+    tensors: list[str]  # that are there
+
     @property
     def kernel(self) -> str:
         return self.plan.kernel.__name__
+
+    def sectors(self, name: str) -> int:
+        """Of 32 bytes, that are loaded of a tensor, see `Counts`."""
+        return self.counts.sectors[self.tensors.index(name)]
 
 
 _logs: list[list[Launched]] = []
@@ -58,9 +64,12 @@ def launch_one(plan: Plan, aligned: bool, tensors: dict[str, torch.Tensor]) -> N
     signature = compiled.src.signature.items()
     passed = [leaf for name, kind in signature for leaf in leaves(arguments[name], kind)]
     order = _orders.permutation(math.prod(plan.grid)) if _orders else None
-    counts = run(compiled, passed, plan.grid, max_steps=MAX_STEPS, order=order)
+    counts = run(
+        compiled, passed, plan.grid, max_steps=MAX_STEPS, order=order, sectors=bool(_logs)
+    )
+    there = [name for name in plan.tensors if tensors[name] is not None]
     for log in _logs:
-        log.append(Launched(plan, counts))
+        log.append(Launched(plan, counts, there))
 
 
 @contextmanager

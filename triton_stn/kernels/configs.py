@@ -21,8 +21,10 @@ FEW_ROWS, ROW_W = 2, 128
 # 2 x 4 x 4 voxels a warp: like 4 x 8 pixels, a patch as nearly as wide as it is high.
 CUBE = (8, 4, 4)
 RUN_CUBE = (2, 2, 4)
-# With few channels the set-up is the kernel: several tiles a program share theta's part of it.
-FORWARD_TILES_TO_2, FORWARD_TILES_TO_4 = 4, 2  # with 1 and 2 channels, with 3 and 4
+# With few channels the tiles of a program share theta's set-up, and in L1 the sectors that two of
+# them touch: at a shift by a part of a pixel 8 tiles read 1.2 numbers of X a pixel, 2 tiles 1.55.
+# With many a tile's rows of all channels push one another out.
+FORWARD_TILES = 8
 # With few channels the tiles of a program share one set-up and one reduction of the six sums, which
 # take as long as SET_UP tiles (static report). As many programs as run at once, or a few whole
 # waves, do all: of 1.3 waves the last would leave most multiprocessors idle. Of a scatter after a
@@ -115,8 +117,7 @@ def register_cap(maxnreg: int, arch: int) -> int:
 
 def forward(problem: Problem) -> Config:
     """Of the output."""
-    c = problem.channels
-    tiles = FORWARD_TILES_TO_2 if c <= 2 else FORWARD_TILES_TO_4 if c <= 4 else 1
+    tiles = FORWARD_TILES if problem.channels <= FEW_CHANNELS else 1
     return _cut(problem, VOLUME_FORWARD_PASS if problem.size[0] > 1 else FORWARD_PASS, tiles)
 
 
