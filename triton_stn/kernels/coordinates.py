@@ -68,67 +68,75 @@ def number(value, RULES: tl.constexpr):
 
 
 @triton.jit
-def coefficient(ptr, ratio, RULES: tl.constexpr):
+def coefficient(value, ratio, RULES: tl.constexpr):
     """A number of an affine theta -> of the map in pixels."""
-    return tl.load(ptr).to(RULES.dtype) * number(ratio, RULES)
+    return value * number(ratio, RULES)
 
 
 @triton.jit
-def shift(ptr, half, last, RULES: tl.constexpr):
+def shift(value, half, last, RULES: tl.constexpr):
     """The last number of a row of an affine theta -> of the map in pixels.
 
     The product is an operand of an explicit fused multiply-add, so it is rounded once, always. What
     rounding theta left of a whole or half pixel, up to 2^-22 of the product, is taken away: at a
     shift by whole pixels every coordinate is a pixel's, and its derivative the right-hand one.
     """
-    scaled = tl.load(ptr).to(RULES.dtype) * number(half, RULES)
-    value = tl.fma(number(last, RULES), number(0.5, RULES), scaled)
-    whole = round_half_even(2 * value) * 0.5
+    scaled = value * number(half, RULES)
+    moved = tl.fma(number(last, RULES), number(0.5, RULES), scaled)
+    whole = round_half_even(2 * moved) * 0.5
     rounding: tl.constexpr = 4.5e-16 if RULES.dtype == tl.float64 else 2.4e-7
-    return tl.where(tl.abs(value - whole) <= tl.abs(scaled) * rounding, whole, value)
+    return tl.where(tl.abs(moved - whole) <= tl.abs(scaled) * rounding, whole, moved)
 
 
 @triton.jit
-def affine_map(ptr, FRAME, SCALE, RULES: tl.constexpr):
-    """Normalised theta, its numbers side by side -> the map in pixels."""
+def affine_map(theta, FRAME, SCALE, RULES: tl.constexpr):
+    """The six or twelve numbers of a normalised theta -> the map in pixels."""
     if RULES.ndim == 2:
         pixel_map = Affine(
-            coefficient(ptr, SCALE.ratio_xx, RULES),
-            coefficient(ptr + 1, SCALE.ratio_xy, RULES),
-            shift(ptr + 2, SCALE.half_w, FRAME.last_w, RULES),
-            coefficient(ptr + 3, SCALE.ratio_yx, RULES),
-            coefficient(ptr + 4, SCALE.ratio_yy, RULES),
-            shift(ptr + 5, SCALE.half_h, FRAME.last_h, RULES),
+            coefficient(theta[0], SCALE.ratio_xx, RULES),
+            coefficient(theta[1], SCALE.ratio_xy, RULES),
+            shift(theta[2], SCALE.half_w, FRAME.last_w, RULES),
+            coefficient(theta[3], SCALE.ratio_yx, RULES),
+            coefficient(theta[4], SCALE.ratio_yy, RULES),
+            shift(theta[5], SCALE.half_h, FRAME.last_h, RULES),
         )
     else:
         pixel_map = Affine3d(
-            coefficient(ptr, SCALE.ratio_xx, RULES),
-            coefficient(ptr + 1, SCALE.ratio_xy, RULES),
-            coefficient(ptr + 2, SCALE.ratio_xz, RULES),
-            shift(ptr + 3, SCALE.half_w, FRAME.last_w, RULES),
-            coefficient(ptr + 4, SCALE.ratio_yx, RULES),
-            coefficient(ptr + 5, SCALE.ratio_yy, RULES),
-            coefficient(ptr + 6, SCALE.ratio_yz, RULES),
-            shift(ptr + 7, SCALE.half_h, FRAME.last_h, RULES),
-            coefficient(ptr + 8, SCALE.ratio_zx, RULES),
-            coefficient(ptr + 9, SCALE.ratio_zy, RULES),
-            coefficient(ptr + 10, SCALE.ratio_zz, RULES),
-            shift(ptr + 11, SCALE.half_d, FRAME.last_d, RULES),
+            coefficient(theta[0], SCALE.ratio_xx, RULES),
+            coefficient(theta[1], SCALE.ratio_xy, RULES),
+            coefficient(theta[2], SCALE.ratio_xz, RULES),
+            shift(theta[3], SCALE.half_w, FRAME.last_w, RULES),
+            coefficient(theta[4], SCALE.ratio_yx, RULES),
+            coefficient(theta[5], SCALE.ratio_yy, RULES),
+            coefficient(theta[6], SCALE.ratio_yz, RULES),
+            shift(theta[7], SCALE.half_h, FRAME.last_h, RULES),
+            coefficient(theta[8], SCALE.ratio_zx, RULES),
+            coefficient(theta[9], SCALE.ratio_zy, RULES),
+            coefficient(theta[10], SCALE.ratio_zz, RULES),
+            shift(theta[11], SCALE.half_d, FRAME.last_d, RULES),
         )
     return pixel_map
 
 
 @triton.jit
-def source_map(THETA, n, k, FRAME, SCALE, RULES: tl.constexpr):
-    """What `source` needs of one theta, loaded once."""
+def load_theta(THETA, n, k, RULES: tl.constexpr):
+    """The numbers of one theta, side by side; of a field or a spline none."""
     ptr = THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
+    AFFINE: tl.constexpr = 6 if RULES.ndim == 2 else 12
+    OTHER: tl.constexpr = 9 if RULES.source == "projective" else 0
+    COUNT: tl.constexpr = AFFINE if RULES.source == "affine" else OTHER
+    theta = ()
+    for place in tl.static_range(COUNT):
+        theta = theta + (tl.load(ptr + place).to(RULES.dtype),)
+    return theta
+
+
+@triton.jit
+def map_of(theta, FRAME, SCALE, RULES: tl.constexpr):
+    """What `source` needs of the numbers of one theta."""
     if RULES.source == "affine":
-        pixel_map = affine_map(ptr, FRAME, SCALE, RULES)
+        pixel_map = affine_map(theta, FRAME, SCALE, RULES)
     else:
-        h = ()
-        if RULES.source == "projective":
-            for place in tl.static_range(9):
-                h = h + (tl.load(ptr + place).to(RULES.dtype),)
         half = (number(SCALE.half_w, RULES), number(SCALE.half_h, RULES))
         middle = (number(FRAME.last_w, RULES) * 0.5, number(FRAME.last_h, RULES) * 0.5)
         if RULES.ndim == 3:
@@ -139,9 +147,15 @@ def source_map(THETA, n, k, FRAME, SCALE, RULES: tl.constexpr):
             middle,
             number(SCALE.unit_w, RULES),
             number(SCALE.unit_h, RULES),
-            h,
+            theta,
         )
     return pixel_map
+
+
+@triton.jit
+def source_map(THETA, n, k, FRAME, SCALE, RULES: tl.constexpr):
+    """What `source` needs of one theta, loaded once."""
+    return map_of(load_theta(THETA, n, k, RULES), FRAME, SCALE, RULES)
 
 
 @triton.jit

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from triton_stn.kernels.coordinates import number
 from triton_stn.kernels.gather.candidates import SLACK
 
 # A window of more candidates is not walked by one thread. By reasoning, not measured.
@@ -177,8 +178,34 @@ def near(pixel_map, box, CANVAS):
 
 
 @triton.jit
+def theta_is_near(theta, box, CANVAS, FRAME, SCALE, RULES: tl.constexpr):
+    """The same of the numbers of theta, in a third of the instructions: it is no map in pixels yet.
+
+    Shifts are as good as those of `near`, whose last half pixel may be rounded away.
+    """
+    a, b, shift = theta[0], theta[1], theta[2]
+    wide = (number(SCALE.ratio_xx, RULES) * CANVAS.centre_w) * SLACK
+    high = (number(SCALE.ratio_xy, RULES) * CANVAS.centre_h) * SLACK
+    reach = tl.fma(wide, tl.abs(a), tl.fma(high, tl.abs(b), SLACK + box.half_w))
+    middle = box.u - number(FRAME.last_w, RULES) * 0.5
+    in_x = tl.abs(tl.fma(-number(SCALE.half_w, RULES), shift, middle)) <= reach
+    a, b, shift = theta[3], theta[4], theta[5]
+    wide = (number(SCALE.ratio_yx, RULES) * CANVAS.centre_w) * SLACK
+    high = (number(SCALE.ratio_yy, RULES) * CANVAS.centre_h) * SLACK
+    reach = tl.fma(wide, tl.abs(a), tl.fma(high, tl.abs(b), SLACK + box.half_h))
+    middle = box.v - number(FRAME.last_h, RULES) * 0.5
+    return in_x & (tl.abs(tl.fma(-number(SCALE.half_h, RULES), shift, middle)) <= reach)
+
+
+@triton.jit
 def meets(pixel_map, inverse, box, CANVAS):
     """Whether the cells of a box of pixels meet the image of the output, by separating axes."""
+    return near(pixel_map, box, CANVAS) & crosses(pixel_map, inverse, box, CANVAS)
+
+
+@triton.jit
+def crosses(pixel_map, inverse, box, CANVAS):
+    """The same of a box that is `near`."""
     du = box.u - pixel_map.x_1
     dv = box.v - pixel_map.y_1
     x = box.half_w + SLACK
@@ -188,4 +215,4 @@ def meets(pixel_map, inverse, box, CANVAS):
     across_i = y * tl.abs(inverse.n_xi) + x * tl.abs(inverse.n_yi) + area * CANVAS.centre_w
     along_j = tl.abs(inverse.n_xj * dv - inverse.n_yj * du) <= across_j
     along_i = tl.abs(inverse.n_xi * dv - inverse.n_yi * du) <= across_i
-    return near(pixel_map, box, CANVAS) & along_j & along_i
+    return along_j & along_i

@@ -8,7 +8,7 @@ tile.
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.coordinates import source_map
+from triton_stn.kernels.coordinates import load_theta, map_of
 from triton_stn.kernels.gather.candidates import (
     Gathered,
     Output,
@@ -30,11 +30,11 @@ from triton_stn.kernels.gather.inverse import (
     VOLUME,
     WALK,
     WIDE,
+    crosses,
     inverse_map,
     is_axis,
     is_finite,
-    meets,
-    near,
+    theta_is_near,
     tile_box,
     window_kind,
 )
@@ -83,15 +83,26 @@ def gather_maps(
             acc = zero_pass(RULES, TILING)
             of_map = of_maps
             for k in range(WORK.maps):
-                pixel_map = source_map(THETA, part.n, k, FRAME, SCALE, RULES)
-                job = Job(pixel_map, (), pixels.left, 1, WORK, CANVAS, FRAME, X, of_map, out)
-                acc = gather_map(acc, job, pixels, at, RULES, TILING)
+                theta = load_theta(THETA, part.n, k, RULES)
+                if in_sight(theta, at, CANVAS, FRAME, SCALE, RULES, TILING):
+                    pixel_map = map_of(theta, FRAME, SCALE, RULES)
+                    job = Job(pixel_map, (), pixels.left, 1, WORK, CANVAS, FRAME, X, of_map, out)
+                    acc = gather_map(acc, job, pixels, at, RULES, TILING)
                 of_map = moved(of_map, of_map.ptr + of_map.stride_k)
             store_pass(of_tile, acc, pixels, out, RULES, TILING)
             of_tile = next_pass(of_tile, RULES, TILING)
             for _ in tl.static_range(PASS):
                 of_maps = moved(of_maps, of_maps.ptr + TILING.block_c * of_maps.stride_c)
             pixels = with_left(pixels, pixels.left - TILING.step)
+
+
+@triton.jit
+def in_sight(theta, at, CANVAS, FRAME, SCALE, RULES: tl.constexpr, TILING: tl.constexpr):
+    """Of several crops of an image most miss a tile, and that is seen first."""
+    if RULES.ndim == 2 and RULES.source == "affine":
+        box = tile_box(at, RULES, TILING)
+        return theta_is_near(theta, box, CANVAS, FRAME, SCALE, RULES)
+    return True
 
 
 @triton.jit
@@ -111,15 +122,13 @@ def gather_map(acc, job, pixels, at, RULES: tl.constexpr, TILING: tl.constexpr):
         if inverse.gathered:
             acc = through(acc, inverse, job, pixels, at, PERSPECTIVE, RULES, TILING)
     else:
-        box = tile_box(at, RULES, TILING)
-        # Of several crops of an image most miss a tile.
-        if near(job.pixel_map, box, job.canvas):
-            if is_axis(job.pixel_map, False):
-                acc = through(acc, (), job, pixels, at, UPRIGHT, RULES, TILING)
-            elif is_axis(job.pixel_map, True):
-                acc = through(acc, (), job, pixels, at, ON_SIDE, RULES, TILING)
-            else:
-                acc = gather_turned(acc, job, pixels, at, box, RULES, TILING)
+        if is_axis(job.pixel_map, False):
+            acc = through(acc, (), job, pixels, at, UPRIGHT, RULES, TILING)
+        elif is_axis(job.pixel_map, True):
+            acc = through(acc, (), job, pixels, at, ON_SIDE, RULES, TILING)
+        else:
+            box = tile_box(at, RULES, TILING)
+            acc = gather_turned(acc, job, pixels, at, box, RULES, TILING)
     return acc
 
 
@@ -130,7 +139,7 @@ def gather_turned(acc, job, pixels, at, box, RULES: tl.constexpr, TILING: tl.con
     kind = window_kind(job.pixel_map, inverse)
     if kind == WIDE:
         acc = through(acc, inverse, job, pixels, at, WIDE, RULES, TILING)
-    elif meets(job.pixel_map, inverse, box, job.canvas):
+    elif crosses(job.pixel_map, inverse, box, job.canvas):
         if kind == THREE:
             acc = through(acc, inverse, job, pixels, at, THREE, RULES, TILING)
         elif kind == STRAIGHT:
