@@ -179,10 +179,7 @@ def near(pixel_map, box, CANVAS):
 
 @triton.jit
 def theta_is_near(theta, box, CANVAS, FRAME, SCALE, RULES: tl.constexpr):
-    """The same of the numbers of theta, in a third of the instructions: it is no map in pixels yet.
-
-    Shifts are as good as those of `near`, whose last half pixel may be rounded away.
-    """
+    """The same of theta's own numbers: to make a map in pixels of them costs more than to look."""
     a, b, shift = theta[0], theta[1], theta[2]
     wide = (number(SCALE.ratio_xx, RULES) * CANVAS.centre_w) * SLACK
     high = (number(SCALE.ratio_xy, RULES) * CANVAS.centre_h) * SLACK
