@@ -142,7 +142,7 @@ def test_more_maps_than_a_launch_grid_axis_holds(place: Place, padding_mode):
 
 def test_maps_go_on_the_grid_axis_without_a_limit(kernels: Place, monkeypatch):
     plans = []
-    monkeypatch.setattr(fused, "launch", lambda plan, *_, **__: plans.append(plan))
+    monkeypatch.setattr(fused, "launch", lambda launches, *_: plans.extend(launches.plans))
     x, theta = noise(70_000, 1, 1, 1), noise(70_000, 1, 2, 3)
     fused.sample(x, theta, (1, 1), *OPTIONS)
     for padding in PADDINGS:
@@ -157,7 +157,7 @@ def test_maps_go_on_the_grid_axis_without_a_limit(kernels: Place, monkeypatch):
 @pytest.mark.parametrize("padding_mode", ["zeros", "border"])
 def test_tiles_cover_a_tall_or_wide_canvas_within_the_grids_limit(monkeypatch, padding_mode, size):
     plans = []
-    monkeypatch.setattr(fused, "launch", lambda plan, *_, **__: plans.append(plan))
+    monkeypatch.setattr(fused, "launch", lambda launches, *_: plans.extend(launches.plans))
     theta = torch.zeros(1, 1, 2, 3)
     x = torch.zeros(1, 1, 1, 1).expand(1, 1, *size)
     rules = ("bilinear", padding_mode, False)

@@ -97,11 +97,12 @@ def losses_of(digits, steps: int = 20, backend: str = "torch", **settings) -> li
 
 @pytest.mark.parametrize("place", [INTERPRETED])
 def test_the_kernels_and_pytorch_s_functions_give_the_same_losses(place, digits):
-    options = dict(lr=1e-2, localization_lr_scale=1.0, schedule="steps")
+    # At five times this rate what the two round apart, 4e-6 in the second step, grows to 1e-3.
+    options = dict(lr=2e-3, localization_lr_scale=1.0, schedule="steps")
     ours = losses_of(digits, backend=place.backend, **options)
     theirs = losses_of(digits, backend="pytorch", **options)
     assert max(theirs) - min(theirs) > 0.2  # it trained
-    assert ours == pytest.approx(theirs, abs=1e-3)
+    assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 def test_a_seed_gives_the_same_losses_again(digits):

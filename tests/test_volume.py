@@ -381,7 +381,7 @@ def test_an_image_beyond_2_31_elements_has_int64_offsets():
         output = Layout((1, *volume_of.shape), (side**3, *strides), torch.float32)
         theta = Layout((1, 1, 3, 4), (12, 12, 4, 1), torch.float32)
         sampling = Sampling("bilinear", "zeros", False)
-        yield plan_forward(volume_of, theta, output, sampling)
+        yield from plan_forward(volume_of, theta, output, sampling).plans
         wanted = Wanted(True, True)
         *sampled, _ = plan_backward(output, volume_of, theta, sampling, wanted).plans
         yield from sampled  # and not the reduction, which sees no image

@@ -12,8 +12,7 @@ from torch import nn
 from triton_stn import checks, geometry
 from triton_stn.backends.numbers import vector
 from triton_stn.functional import spatial_transform
-from triton_stn.geometry.conventions import turned_and_sheared
-from triton_stn.geometry.frames import check_sizes, half_extent, outline
+from triton_stn.geometry.frames import check_sizes, half_extent, outline, turned_and_sheared
 from triton_stn.transforms import Affine, Projective, ThinPlateSpline, Transform
 from triton_stn.types import Fill, Mode, Normalize, PaddingMode, Size
 

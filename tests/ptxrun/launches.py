@@ -64,9 +64,7 @@ def launch_one(plan: Plan, aligned: bool, tensors: dict[str, torch.Tensor]) -> N
     signature = compiled.src.signature.items()
     passed = [leaf for name, kind in signature for leaf in leaves(arguments[name], kind)]
     order = _orders.permutation(math.prod(plan.grid)) if _orders else None
-    counts = run(
-        compiled, passed, plan.grid, max_steps=MAX_STEPS, order=order, sectors=bool(_logs)
-    )
+    counts = run(compiled, passed, plan.grid, max_steps=MAX_STEPS, order=order, sectors=bool(_logs))
     there = [name for name in plan.tensors if tensors[name] is not None]
     for log in _logs:
         log.append(Launched(plan, counts, there))

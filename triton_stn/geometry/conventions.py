@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from triton_stn import checks
-from triton_stn.geometry.frames import check_sizes, normalised
+from triton_stn.geometry.frames import check_sizes, normalised, turned_and_sheared
 from triton_stn.geometry.matrices import from_pixel_matrix, homography
 from triton_stn.types import Size
 
@@ -67,19 +67,6 @@ def from_torchvision_affine(
     matrix = torch.cat((linear, moved[:, None]), 1)
     theta = from_pixel_matrix(matrix, (h, w), None, align_corners, "input_to_output")
     return theta.float()
-
-
-def turned_and_sheared(
-    angle: torch.Tensor, shear_x: torch.Tensor, shear_y: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(a, b, c, d) of torchvision's [[a, b], [c, d]], rotation times shear, of degrees.
-
-    It takes a picture's (x, y) to where they go; its determinant is 1.
-    """
-    turn, s_x, s_y = (torch.deg2rad(degrees) for degrees in (angle, shear_x, shear_y))
-    cos, sin = turn.cos(), turn.sin()
-    a, c = cos + sin * s_y.tan(), sin - cos * s_y.tan()
-    return a, -a * s_x.tan() - sin, c, -c * s_x.tan() + cos
 
 
 def from_torchvision_perspective(

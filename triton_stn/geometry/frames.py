@@ -69,3 +69,16 @@ def outline(points_per_edge: int, like: torch.Tensor) -> torch.Tensor:
     x = torch.cat((along, edge, -along, -edge))
     y = torch.cat((-edge, along, edge, -along))
     return torch.stack((x, y), -1)
+
+
+def turned_and_sheared(
+    angle: torch.Tensor, shear_x: torch.Tensor, shear_y: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(a, b, c, d) of torchvision's [[a, b], [c, d]], rotation times shear, of degrees.
+
+    It takes a picture's (x, y) to where they go; its determinant is 1.
+    """
+    turn, s_x, s_y = (torch.deg2rad(degrees) for degrees in (angle, shear_x, shear_y))
+    cos, sin = turn.cos(), turn.sin()
+    a, c = cos + sin * s_y.tan(), sin - cos * s_y.tan()
+    return a, -a * s_x.tan() - sin, c, -c * s_x.tan() + cos
