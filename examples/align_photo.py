@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 from tabulate import tabulate
 from tqdm import tqdm
 
-from examples.options import RUNS, check_device, check_out
+from examples.options import add_picture, check_least, check_picture
 from triton_stn import geometry, spatial_transform
 
 STARTS = 8  # rotations tried on the smallest copy, evenly spread; the first is the identity
@@ -165,21 +165,18 @@ def draw(path: Path, source, target, thetas: dict[str, torch.Tensor], errors) ->
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="align_photo", description=__doc__.splitlines()[0])
     parser.add_argument("--image", type=Path, help="a photograph (default: one of matplotlib's)")
-    parser.add_argument("--out", type=Path, default=RUNS / "align_photo.png", help="the picture")
+    add_picture(parser, "align_photo.png")
     parser.add_argument("--theta", type=float, nargs=6, metavar="T", help="the true θ, row by row")
     parser.add_argument("--size", type=int, default=512, help="longer side, pixels (%(default)s)")
     parser.add_argument("--steps", type=int, default=100, help="steps at each size (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="a torch device (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the target's noise (%(default)s)")
     arguments = parser.parse_args(argv)
-    if arguments.size < COARSEST:
-        parser.error(f"--size must be at least {COARSEST}, got {arguments.size}")
+    check_least(parser, arguments, COARSEST, "size")
     if arguments.steps < 0:
         parser.error(f"--steps must not be negative, got {arguments.steps}")
-    check_out(parser, arguments.out)
+    check_picture(parser, arguments)
     if arguments.theta and not all(map(math.isfinite, arguments.theta)):
         parser.error(f"--theta must be six finite numbers, got {arguments.theta}")
-    check_device(parser, arguments.device)
     path = arguments.image or Path(get_sample_data("grace_hopper.jpg", asfileobj=False))
     try:
         arguments.photo = read_photo(path, arguments.size)

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from examples.align_photo import read_photo
-from examples.options import RUNS, check_device, check_out
+from examples.options import add_picture, check_least, check_picture
 from triton_stn.augment import Augmented, RandomTransform
 from triton_stn.geometry import MappedBoxes
 
@@ -67,13 +67,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--count", type=int, default=7, help="copies (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
-    parser.add_argument("--out", type=Path, default=RUNS / "augment.png", help="the picture")
-    parser.add_argument("--device", default="cpu", help="a torch device (%(default)s)")
+    add_picture(parser, "augment.png")
     arguments = parser.parse_args(argv)
-    if arguments.count < 1:
-        parser.error(f"--count must be at least 1, got {arguments.count}")
-    check_out(parser, arguments.out)
-    check_device(parser, arguments.device)
+    check_least(parser, arguments, 1, "count")
+    check_picture(parser, arguments)
     return arguments
 
 

@@ -69,6 +69,17 @@ def check_out(parser: argparse.ArgumentParser, out: Path) -> None:
         parser.error(f"--out: there is no folder {str(out.parent)!r}")
 
 
+def add_picture(parser: argparse.ArgumentParser, name: str) -> None:
+    """The options of what draws one picture and trains no network."""
+    parser.add_argument("--out", type=Path, default=RUNS / name, help="the picture")
+    parser.add_argument("--device", default="cpu", help="a torch device (%(default)s)")
+
+
+def check_picture(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    check_out(parser, arguments.out)
+    check_device(parser, arguments.device)
+
+
 class RunError(Exception):
     """A run that can not be gone on with."""
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from examples import data, scenes
-from examples.options import RUNS, check_device, check_least, check_out
+from examples.options import add_picture, check_least, check_picture
 from triton_stn import Affine, flow_warp, geometry, nn, spatial_transform
 
 COARSEST = 15  # voxels on the longest side of the smallest copy
@@ -221,16 +221,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--smoothness", type=float, default=0.04, help="of the velocity (%(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=RUNS / "register.png", help="the picture")
-    parser.add_argument("--device", default="cpu", help="a torch device (%(default)s)")
+    add_picture(parser, "register.png")
     parser.add_argument("--seed", type=int, default=0, help="of the two digits (%(default)s)")
     arguments = parser.parse_args(argv)
     if (arguments.fixed is None) != (arguments.moving is None):
         parser.error("--fixed and --moving go together")
     check_least(parser, arguments, 8, "size")
     check_least(parser, arguments, 0, "steps", "smoothness")
-    check_out(parser, arguments.out)
-    check_device(parser, arguments.device)
+    check_picture(parser, arguments)
     return arguments
 
 

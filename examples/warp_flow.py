@@ -27,7 +27,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from examples.align_photo import read_photo
-from examples.options import RUNS, check_device, check_out
+from examples.options import add_picture, check_least, check_picture
 from triton_stn import flow_warp, geometry
 
 PAN, STEP = (9.5, 4.25), (-14.5, 10.25)  # pixels that background and balloon move, (x, y)
@@ -149,15 +149,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--flow", type=Path, nargs=2, metavar="NPY", help="forward and backward, pixels, (x, y)"
     )
     parser.add_argument("--size", type=int, default=384, help="longer side, pixels (%(default)s)")
-    parser.add_argument("--out", type=Path, default=RUNS / "warp_flow.png", help="the picture")
-    parser.add_argument("--device", default="cpu", help="a torch device (%(default)s)")
+    add_picture(parser, "warp_flow.png")
     arguments = parser.parse_args(argv)
     if (arguments.frames is None) != (arguments.flow is None):
         parser.error("--frames and --flow go together")
-    if arguments.size < 64:
-        parser.error(f"--size must be at least 64, got {arguments.size}")
-    check_out(parser, arguments.out)
-    check_device(parser, arguments.device)
+    check_least(parser, arguments, 64, "size")
+    check_picture(parser, arguments)
     return arguments
 
 
