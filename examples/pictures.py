@@ -57,7 +57,7 @@ def show_windows(
     theta = transformer.predict(images)
     output = transformer.sample(images, theta)
     if images.ndim == 5:
-        images, output = (along.mean(2) / along.mean(2).amax() for along in (images, output))
+        images, output = (flat / flat.amax() for flat in (images.mean(2), output.mean(2)))
         theta, transform = theta[..., :2, [0, 1, 3]], Affine()
     figure = plot.show(
         visible(images),

@@ -16,6 +16,10 @@ from examples.data import LONGEST, NO_DIGIT, SIZE, Digits, Scene
 from triton_stn import geometry, spatial_transform
 from triton_stn.augment import RandomTransform
 
+FREE = (1 - SIZE / 42) / 2  # of 42 pixels, either way
+RTS = RandomTransform(45, (FREE, FREE), (0.7, 1.2), output_size=42)
+E = RandomTransform(elastic=1.5)
+
 
 def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
     return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)
@@ -47,9 +51,7 @@ def rotated(digits: Digits, pool: Digits, generator: Generator, degrees: float =
 
 def rotated_scaled_translated(digits: Digits, pool: Digits, generator: Generator) -> Scene:
     """RTS: turned by up to ±45°, scaled by 0.7 to 1.2, anywhere on 42×42 pixels."""
-    free = (1 - SIZE / 42) / 2
-    ranges = dict(degrees=45, translate=(free, free), scale=(0.7, 1.2))
-    return changed(digits, generator, RandomTransform(**ranges, output_size=42))
+    return changed(digits, generator, RTS)
 
 
 def changed(digits: Digits, generator: Generator, change: RandomTransform) -> Scene:
@@ -79,7 +81,7 @@ def _is_convex(corners: Tensor) -> Tensor:
 
 def elastic(digits: Digits, pool: Digits, generator: Generator) -> Scene:
     """E: a thin-plate spline whose 4×4 control points move by N(0, 1.5 pixels)."""
-    return changed(digits, generator, RandomTransform(elastic=1.5))
+    return changed(digits, generator, E)
 
 
 def cluttered(
