@@ -70,24 +70,38 @@ def test_forward_is_one_launch_and_joint_backward_two(kernels: Place, launches, 
 
 
 @pytest.mark.parametrize("fill", [2.5, torch.tensor(1), torch.tensor([1.0, -2, 3])])
-def test_a_fill_is_in_the_one_launch_and_its_backward_in_three(kernels: Place, launches, fill):
+def test_a_fill_is_in_the_one_launch_and_its_backward_in_two(kernels: Place, launches, fill):
     x = noise(2, 3, 5, 6, device=kernels.device)
     fill = fill.to(kernels.device) if isinstance(fill, torch.Tensor) else fill
     backward(kernels, x, theta_of(2, kernels.device), True, True, fill_value=fill)
     names = [plan.kernel.__name__ for plan in launches]
-    assert names == ["forward", "gather", "grad_theta", "reduce"]
+    assert names == ["forward", "gather", "reduce"]
+    assert launches[1].constants["RULES"].fill and not launches[1].constants["RULES"].joint
 
 
-def test_the_gradient_of_several_maps_an_image_is_summed_from_the_output_s_side(
-    kernels: Place, launches
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("padding_mode", PADDINGS)
+def test_the_gather_of_several_maps_takes_grad_theta_where_it_has_programs_for_each(
+    kernels: Place, launches, padding_mode, channels
 ):
-    x = noise(2, 3, 5, 6, device=kernels.device)
-    maps = torch.stack([theta_of(2, kernels.device)] * 3, 1)
-    backward(kernels, x, maps, True, True)
-    _, gather, of_theta, reduce = launches
-    names = [plan.kernel.__name__ for plan in (gather, of_theta, reduce)]
-    assert names == ["gather_maps", "grad_theta", "reduce"]
-    assert not gather.constants["RULES"].needs_theta and "dX" not in of_theta.arguments
+    # Six programs for four maps: two are left over. Of the small image there is one for three.
+    for size, k, joint in ((33, 9), 4, True), ((5, 6), 3, False):
+        launches.clear()
+        x = noise(2, channels, *size, seed=k).to(kernels.device)
+        theta = theta_of(2 * k).view(2, k, 2, 3)
+        grad = noise(2, k, channels, 4, 5, seed=1).to(kernels.device)
+        options = dict(padding_mode=padding_mode)
+        got = run(kernels.sample, x, theta.to(kernels.device), (4, 5), grad, **options)
+        rest = ["scatter"] if padding_mode != "zeros" else []
+        apart = ["grad_theta"] if not joint else []
+        names = [plan.kernel.__name__ for plan in launches]
+        assert names == ["forward", "gather_maps", *rest, *apart, "reduce"]
+        # As of each map by itself.
+        for m in range(k):
+            one = run(
+                kernels.sample, x, theta[:, m].to(kernels.device), (4, 5), grad[:, m], **options
+            )
+            torch.testing.assert_close(got.grad_theta[:, m], one.grad_theta, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True), (True, True)])

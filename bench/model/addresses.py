@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bench.model.launches import sums_apart
 from bench.suite.cases import Case, theta_of
 from triton_stn.kernels import configs
 from triton_stn.kernels.gather.inverse import MOST_CANDIDATES
@@ -212,7 +213,7 @@ def _gather_tiles(case: Case) -> tuple[Programs, np.ndarray]:
     """Tiles of the gather, and one of the K maps for each."""
     source = case.c, case.h, case.w
     problem = configs.Problem(case.n, case.c, (1, case.h, case.w))
-    at = _tiles(configs.gather(problem, case.k == 1, itemsize=4), case.n, *source)
+    at = _tiles(configs.gather(problem, case.k == 1, 4, apart=sums_apart(case)), case.n, *source)
     return at, np.random.default_rng(1).integers(case.k, size=at.image.shape)
 
 

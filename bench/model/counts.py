@@ -7,8 +7,8 @@ each branch is counted by itself:
     THREE    any other θ that magnifies by little  STRAIGHT  no rotation, magnifying
     WALK     any other θ that magnifies            WIDE      by very much: not counted
 
-Where grad_theta is wanted too, THREE, WALK and WIDE go on to OUTPUT, which takes it from the
-output's side and is counted apart.
+Where grad_theta is wanted too, THREE, WALK and WIDE, and any window of several maps, go on to
+OUTPUT, which takes it from the output's side and is counted apart.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def row(spec: Specialisation, target: str, windows: Sequence[str] = ()) -> dict[
         return found | sass.amd_resources(compiled.asm["amdgcn"])
     found |= sass.resources(compiled)
     for window in windows:
-        counted = instructions(spec, path(spec, compiled, window))
+        counted = instructions(spec, path(spec, compiled, window), window)
         found |= {f"{window} {unit}".strip(): number for unit, number in counted.items()}
     return found
 
@@ -63,7 +63,8 @@ def _sites(kernel: str) -> Sites | None:
     if kernel == "gather_maps":
         maps = call_sites(several.gather_map, "through")
         turned = call_sites(several.gather_turned, "through")
-        return maps | turned | call_sites(several.gather_map, "gather_turned")
+        output = call_sites(several.gather_maps, "sum_map")["sum_map"]
+        return maps | turned | call_sites(several.gather_map, "gather_turned") | {OUTPUT: output}
     return None
 
 
@@ -74,7 +75,8 @@ def path(spec: Specialisation, compiled: CompiledKernel, window: str = "") -> Pa
         # longest way past all windows is counted.
         window = "NOTHING" if spec.kernel == "gather" else ""
     found = paths.count(compiled, _sites(spec.kernel), window)
-    if spec.kernel in ("gather", "grad_theta", "scatter"):  # the loop over a few bands
+    if spec.kernel != "forward" and (spec.kernel != "gather_maps" or window == OUTPUT):
+        # The loop over a few bands.
         bands, *loops = found.loops
         found = replace(found, outside=found.outside + bands, loops=tuple(loops))
     return found
@@ -97,12 +99,12 @@ def channels_a_turn(spec: Specialisation, found: Path) -> float:
     return numbers / pixels(spec) * spec.tiling.block_c
 
 
-def instructions(spec: Specialisation, found: Path) -> dict[str, float]:
+def instructions(spec: Specialisation, found: Path, window: str = "") -> dict[str, float]:
     """A thread's, a tile of it or a channel of the loop over them.
 
     Of the gather of several maps "per_map", of a tile or of a pass of channels.
     """
-    if spec.kernel == "gather_maps":
+    if spec.kernel == "gather_maps" and window != OUTPUT:
         return {"per_map": len(found.loops[1 if spec.tiling.one_pass else 2])}
     counted = {"per_tile": found.per_tile}
     if not spec.tiling.one_pass:

@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
-from bench.suite.cases import FORMATS, NORMALIZED, Task
+from bench.suite.cases import FORMATS, NORMALIZED, Case, Task
 from triton_stn.backends import plans
 from triton_stn.backends.launch import Plan, compile_plan, specialisation
 from triton_stn.backends.layout import empty_output, layout
@@ -116,6 +116,17 @@ def passes(
         label = f"{where} → " + "+".join(["input"] * needs_input + ["θ"] * needs_theta)
         label += " deterministic" * deterministic
         yield from (Specialisation(label, plan) for plan in found.plans)
+
+
+def of_case(case: Case) -> Iterator[Specialisation]:
+    """The launches of a case's forward and joint backward, float32 and contiguous."""
+    shape, nchw = (case.n, case.c, *case.extent), torch.contiguous_format
+    return passes(shape, torch.float32, nchw, BOTH, k=case.k, size=case.size)
+
+
+def sums_apart(case: Case) -> bool:
+    """Whether grad_theta has a launch of its own beside the gather."""
+    return any(spec.kernel == "grad_theta" for spec in of_case(case))
 
 
 def of_task(task: Task) -> list[Specialisation]:

@@ -27,7 +27,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 from triton.compiler import CompiledKernel
 
@@ -174,9 +173,15 @@ def instructions(task: Task, target: str) -> float | None:
         total += (1 - share) * of_kernel(case, gather, counts.MISSED, target)
     if "grad_theta" in launched(case, target):
         total += of_kernel(case, "grad_theta", "", target)
-    elif kind not in counts.JOINT:
-        total += of_output(case, target)
+    elif from_output(launched(case, target)[gather][0], kind):
+        total += of_output(case, gather, target)
     return total
+
+
+def from_output(spec: Specialisation, kind: str) -> bool:
+    """Whether a gather's programs take grad_theta from the output's side, by their window."""
+    rules = spec.plan.constants["RULES"]
+    return rules.needs_theta and not (rules.joint and kind in counts.JOINT)
 
 
 def waits(task: Task, gpu: GPU) -> float:
@@ -196,7 +201,7 @@ def waits(task: Task, gpu: GPU) -> float:
             passes = math.ceil(work.channels_a_split / spec.tiling.step)
             tiles = spec.plan.arguments.get("bands", 1) * work.tiles
             rounds += tiles * passes * (work.maps if kernel == "gather_maps" else 1)
-        if kernel == "gather" and window(task) not in counts.JOINT:
+        if kernel.startswith("gather") and from_output(spec, window(task)):
             rounds += passes * output_tiles(spec)
         cycles += math.ceil(spec.programs / resident) * rounds * LATENCY
     return cycles
@@ -205,10 +210,7 @@ def waits(task: Task, gpu: GPU) -> float:
 @lru_cache(maxsize=64)
 def launched(case: Case, target: str) -> dict[str, tuple[Specialisation, CompiledKernel]]:
     """The launches of a case's passes, and what they are compiled to, by kernel."""
-    shape, nchw = (case.n, case.c, case.h, case.w), torch.contiguous_format
-    size = (case.h_out, case.w_out)
-    specs = launches.passes(shape, torch.float32, nchw, launches.BOTH, k=case.k, size=size)
-    return {spec.kernel: (spec, launches.compiled(spec, target)) for spec in specs}
+    return {spec.kernel: (spec, launches.compiled(spec, target)) for spec in launches.of_case(case)}
 
 
 @lru_cache(maxsize=256)
@@ -227,18 +229,19 @@ def of_kernel(
 
 def output_tiles(spec: Specialisation) -> float:
     """Tiles of the output that a program of the gather walks, where it does."""
-    canvas, tiling, (_, walkers, bands) = spec.plan.arguments["CANVAS"], spec.tiling, spec.plan.grid
-    columns = math.ceil(math.ceil(canvas.width / tiling.block_w) / walkers)
-    return columns * math.ceil(math.ceil(canvas.height / tiling.block_h) / bands)
+    canvas, tiling = spec.plan.arguments["CANVAS"], spec.tiling
+    tiles = math.ceil(canvas.width / tiling.block_w) * math.ceil(canvas.height / tiling.block_h)
+    return math.ceil(tiles / (math.prod(spec.plan.grid[1:]) // spec.plan.arguments["WORK"].maps))
 
 
 @lru_cache(maxsize=256)
-def of_output(case: Case, target: str) -> float:
+def of_output(case: Case, gather: str, target: str) -> float:
     """Instructions of the gather's threads that it takes grad_theta from the output's side with."""
-    spec, compiled = launched(case, target)["gather"]
+    spec, compiled = launched(case, target)[gather]
     found = counts.path(spec, compiled, counts.OUTPUT)
-    turns = [output_tiles(spec), *counts.turns(spec, found)[1:]]
-    return spec.programs * spec.plan.num_warps * WARP * (found.total(turns) - found.once)
+    turns = [output_tiles(spec), *counts.turns(spec, found)[1 : len(found.loops)]]
+    beside = counts.path(spec, compiled, counts.MISSED).once  # is counted with the window
+    return spec.programs * spec.plan.num_warps * WARP * (found.total(turns) - beside)
 
 
 def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:
@@ -253,7 +256,7 @@ def predict(tasks: Sequence[Task], gpu: GPU) -> pd.DataFrame:
             row: dict[str, object] = dict(zip(KEYS, key, strict=True))
             row |= {f"{name} µs": t for name, t in floors.items()} | bound(floors)
             row["launches"] = LAUNCHES[provider, task.case.ndim][backward]
-            row["launches"] += mine and backward and task.case.k > 1
+            row["launches"] += mine and backward and launches.sums_apart(task.case)
             rows.append(row | {"window": (mine and window(task)) or None})
     return pd.DataFrame(rows)
 

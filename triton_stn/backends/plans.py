@@ -43,7 +43,7 @@ from triton_stn.kernels.settle import settle
 from triton_stn.kernels.spline import spline_gradient
 from triton_stn.kernels.sums import FIXED_BITS, largest
 
-# Of an output so many times as large as the input grad_theta has a launch of its own.
+# Of outputs so many times as large as the input grad_theta has a launch of its own.
 OUTPUT_ALONE = 4
 
 
@@ -108,6 +108,12 @@ def added_into(dtype: torch.dtype, sampling: Sampling, wanted: Wanted) -> str:
     return "float" if dtype.itemsize == 2 else "dX"
 
 
+def slots_of(kernel, config: configs.Config, maps: int) -> int:
+    """Partial sums of a map, of a launch that makes some."""
+    programs = config.programs
+    return config.splits * (programs // maps if kernel is gather_maps else programs)
+
+
 @lru_cache(maxsize=4096)
 def plan_forward(input: Layout, theta: Layout, output: Layout, sampling: Sampling) -> Launches:
     """X (N, C, *), THETA (N, K, *) -> Y (N, K, C, *)."""
@@ -141,17 +147,10 @@ def plan_backward(
     into = added_into(input.dtype, sampling, wanted)
     gathers = wanted.grad_input and sampling.gathers
     scatters = wanted.grad_input and (rest or not sampling.gathers)
-    # What lies outside has a part in grad_theta, and none in grad_input.
-    filled = sampling.fill is not None
-    # Of several maps a gather would reduce the sums of each in every tile, and of a small input it
-    # has few programs to share a large output. In a launch of its own a program has one map, and
-    # there are programs for all of the output.
-    pixels, of_output = math.prod(input.shape[2:]), math.prod(grad_output.shape[3:])
-    unlike = k > 1 or filled or of_output > OUTPUT_ALONE * pixels
-    apart = wanted.grad_theta and (unlike if gathers else filled or not scatters)
-    joint = wanted.grad_theta and not apart
     sums = sums_of(ndim, sampling.source)
     call = _BackwardCall(grad_output, input, theta, sampling, sums, into)
+    apart = wanted.grad_theta and (call.sums_apart() if gathers else not scatters)
+    joint = wanted.grad_theta and not apart
     launches = []  # (kernel, configuration, the rules that differ)
     of_input = dict(rest=rest, into=into)
     # Whatever is sampled, and how: one kernel.
@@ -159,7 +158,9 @@ def plan_backward(
     if into == "fixed":
         launches.append((largest, call.over(grad_output), of_any))
     if gathers:
-        launches.append((gather if k == 1 else gather_maps, call.over_input(), of_input))
+        windows = joint and k == 1 and sampling.fill is None
+        of_gather = dict(of_input, joint=windows)
+        launches.append((gather if k == 1 else gather_maps, call.over_input(apart), of_gather))
     if scatters:
         config = call.over_output(scatters=True, rest=rest)
         launches.append((scatter, config, dict(of_input, scatters=True)))
@@ -168,14 +169,14 @@ def plan_backward(
     if apart:
         launches.append((grad_theta, call.over_output(scatters=False, rest=False), {}))
     plans, first = [], 0
-    summing = (gather, scatter, grad_theta) if joint else (grad_theta,)
-    slots = sum(config.slots for kernel, config, _ in launches if kernel in summing)
+    summing = (gather, gather_maps, scatter, grad_theta) if joint else (grad_theta,)
+    slots = sum(slots_of(kernel, config, k) for kernel, config, _ in launches if kernel in summing)
     for kernel, config, differing in launches:
         if kernel in summing:
             differing = dict(differing, needs_theta=True, sums=sums)
             splits = config.splits
         plans.append(call.plan(kernel, config, differing, slots, first))
-        first += config.slots if "sums" in differing else 0
+        first += slots_of(kernel, config, k) if kernel in summing else 0
     if not wanted.grad_theta:
         return Backward(Launches(tuple(plans)), sum_dtype(input.dtype), into)
     return call.reduced(tuple(plans), slots, splits)
@@ -196,6 +197,24 @@ class _BackwardCall:
     def grad_input(self) -> Layout:
         return layout(torch.empty_like(_meta(self.input)))
 
+    def sums_apart(self) -> bool:
+        """Whether grad_theta has a launch of its own, where grad_input is gathered.
+
+        Of a small input there are few programs to share a large output. Of several maps each
+        program has a set-up and a reduction for one of them, which fewer programs of a launch of
+        its own share among more tiles, where the machine is full.
+        """
+        k, pixels = self.grad_output.shape[1], math.prod(self.input.shape[2:])
+        if k * math.prod(self.grad_output.shape[3:]) > OUTPUT_ALONE * pixels:
+            return True
+        return k > 1 and (configs.is_large(self.problem) or k > self.over_input(False).programs)
+
+    @cached_property
+    def problem(self) -> configs.Problem:
+        """Of the input."""
+        n, c, *size = self.input.shape
+        return problem_of(n, c, size, self.input, self.grad_output, self.grad_input)
+
     def over(self, image: Layout) -> configs.Config:
         """Of what moves every number of an image once."""
         c, *size = image.shape[-len(self.input.shape) + 1 :]
@@ -203,12 +222,10 @@ class _BackwardCall:
         others = (image,) if image is self.grad_output else (self.grad_input,)
         return configs.forward(problem_of(images, c, size, self.input, *others))
 
-    def over_input(self) -> configs.Config:
-        n, c, *size = self.input.shape
-        problem = problem_of(n, c, size, self.input, self.grad_output, self.grad_input)
+    def over_input(self, apart: bool) -> configs.Config:
         one_theta = self.grad_output.shape[1] == 1
         folds = self.sampling.padding_mode != "zeros"
-        return configs.gather(problem, one_theta, self.input.dtype.itemsize, folds)
+        return configs.gather(self.problem, one_theta, self.input.dtype.itemsize, folds, apart)
 
     def over_output(self, scatters: bool, rest: bool) -> configs.Config:
         n, k, c, *size = self.grad_output.shape
@@ -315,17 +332,17 @@ def _plan(
 ) -> Plan:
     arguments = {**tensors, **numbers}
     constants = dict(RULES=rules, TILING=config.tiling)
-    if kernel in (forward, grad_theta):
-        finish = finish_of(sampling)
+    if "FILL" in kernel.arg_names:
+        # What lies outside has a part in the output and in grad_theta, and none in grad_input.
+        filled = sampling.fill is not None and (kernel is forward or rules.needs_theta)
+        finish = finish_of(sampling) if "FINISH" in kernel.arg_names else None
+        finishes = finish is not None
         # A launch's tensors come first: beside a finish, a fill has a place whether it is or not.
-        fill = fill_of(sampling, arguments["X"].ptr)
-        filled, finishes = sampling.fill is not None, finish is not None
-        for name, value, given in (
-            ("FILL", fill, filled or finishes), ("FINISH", finish, finishes)
-        ):  # fmt: skip
-            if given:
+        fill = fill_of(sampling, arguments["X"].ptr) if filled or finishes else None
+        for name, value in ("FILL", fill), ("FINISH", finish):
+            if value is not None:
                 arguments[name] = value
-            else:
+            elif name in kernel.arg_names:
                 constants[name] = None
         kind = "channels" if isinstance(sampling.fill, tuple) else "number"
         constants["RULES"] = replace(rules, fill=kind if filled else "", finishes=finishes)

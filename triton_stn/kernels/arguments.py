@@ -141,6 +141,7 @@ class Rules:
     several: bool = False  # K > 1
     scatters: bool = False  # what it does from the output's side adds to grad_input
     needs_theta: bool = False
+    joint: bool = False  # a gather's window without rotation gives grad_theta, too
     sums: int = 0  # that make up grad_theta where it is wanted; 0 of a field and of a spline
     rest: bool = False  # a scatter follows the gather, for what that leaves
     into: str = "dX"  # where grad_input is added up, see `sums.py`

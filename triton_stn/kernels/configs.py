@@ -78,9 +78,9 @@ class Config:
     maxnreg: int | None = None  # registers a thread, on NVIDIA
 
     @property
-    def slots(self) -> int:
-        """Partial sums a theta."""
-        return self.grid[1] * self.grid[2] * self.splits
+    def programs(self) -> int:
+        """That share the tiles of a canvas."""
+        return self.grid[1] * self.grid[2]
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,20 @@ def forward(problem: Problem) -> Config:
     return _cut(problem, VOLUME_FORWARD_PASS if problem.size[0] > 1 else FORWARD_PASS, tiles)
 
 
-def gather(problem: Problem, one_theta: bool, itemsize: int, folds: bool = False) -> Config:
-    """Of the input; ``folds``: under a padding rule whose comparisons take registers too."""
+def is_large(problem: Problem) -> bool:
+    """Whether there are enough programs of `PIXELS_OF_MANY` pixels a thread."""
+    pixels = problem.images * math.prod(problem.size)
+    return pixels >= ENOUGH_PROGRAMS * PIXELS_OF_MANY * PATCH_H * PATCH_W
+
+
+def gather(
+    problem: Problem, one_theta: bool, itemsize: int, folds: bool = False, apart: bool = False
+) -> Config:
+    """Of the input.
+
+    ``folds``: under a padding rule whose comparisons take registers too; ``apart``: the gradient of
+    several thetas has a launch of its own, which is where most of the time goes.
+    """
     few = problem.channels <= FEW_CHANNELS
     a_pass = GATHER_PASS if one_theta or problem.size[0] > 1 else GATHER_PASS_OF_MANY
     if itemsize == 8 and problem.channels >= FEW_CHANNELS:
@@ -137,7 +149,9 @@ def gather(problem: Problem, one_theta: bool, itemsize: int, folds: bool = False
     elif few and one_theta:
         maxnreg = FEW_REGISTERS
     tiles = BACKWARD_TILES if few and one_theta else 1
-    pixels = PIXELS_OF_MANY if few and not one_theta and not folds else 1
+    pixels = 1
+    if few and not one_theta and not folds and (apart or is_large(problem)):
+        pixels = PIXELS_OF_MANY
     return _cut(problem, a_pass, tiles, maxnreg, pixels, maxnreg if tiles > 1 else None)
 
 
@@ -215,7 +229,7 @@ def _cut(
     most_channels_a_pass: int,
     most_tiles: int,
     maxnreg: int | None = None,
-    most_pixels: int = 1,
+    pixels: int = 1,
     registers: int | None = None,
 ) -> Config:
     images, channels = problem.images, problem.channels
@@ -229,9 +243,8 @@ def _cut(
     channels_a_pass = 1 if problem.run > 1 else min(channels, most_channels_a_pass)
     step = channels_a_pass * block_c
     columns = cdiv(width, block_w)
-    patch = (block_d, block_h, block_w) == (1, PATCH_H, PATCH_W)
-    if patch and images * columns * cdiv(height, most_pixels * block_h) >= ENOUGH_PROGRAMS:
-        block_h *= most_pixels
+    if (block_d, block_h, block_w) == (1, PATCH_H, PATCH_W):
+        block_h *= pixels
     bands = cdiv(depth, block_d) * cdiv(height, block_h)
     if registers:
         bands_each, tiles = _walk(images, bands, columns, most_tiles, registers)

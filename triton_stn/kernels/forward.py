@@ -42,8 +42,7 @@ def forward(
     TILING: tl.constexpr,
 ):
     part = share(WORK, RULES, TILING)
-    if RULES.fill != "":
-        FILL = fill_of(FILL, part)
+    FILL = fill_of(FILL, part, RULES)
     if RULES.finishes:
         FINISH = finish_of(FINISH, part)
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)

@@ -35,9 +35,7 @@ def grad_theta(
 ):
     part = share(WORK, RULES, TILING)
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
-    fill = ()
-    if RULES.fill != "":
-        fill = fill_of(FILL, part)
+    fill = fill_of(FILL, part, RULES)
     finish = ()
     if RULES.finishes:
         finish = finish_of(FINISH, part)

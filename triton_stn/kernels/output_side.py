@@ -36,9 +36,10 @@ from triton_stn.kernels.tiles import (
     bands_of,
     of_tile,
     output_spot,
+    program_of_image,
     slot,
     some,
-    tile_of_band,
+    tile_at,
 )
 
 
@@ -61,10 +62,12 @@ class OutputJob(NamedTuple):
 def backward_program(X, dY, INTO, P, JOB, bands, tiles, RULES: tl.constexpr, TILING: tl.constexpr):
     """Every tile of a program, and its partial sums of grad_theta; tensors from its share on."""
     moments = zero_moments(RULES.sums, TILING, RULES)
-    moments = backward_tiles(moments, X, dY, INTO, P, JOB, bands, tiles, RULES, TILING)
+    first = (tl.program_id(2) * bands, tl.program_id(1) * tiles)
+    moments = backward_tiles(moments, first, X, dY, INTO, P, JOB, bands, tiles, RULES, TILING)
     if RULES.sums > 0:
         nk = JOB.part.n.to(tl.int64) * JOB.work.maps + JOB.part.k
-        store_moments(P, nk * JOB.work.slots + slot(JOB.part, JOB.work), moments)
+        row = nk * JOB.work.slots + slot(program_of_image(), JOB.part, JOB.work)
+        store_moments(P, row, moments)
 
 
 @triton.jit
@@ -76,17 +79,33 @@ def walk_share(moments, X, dY, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
     """
     bands = tl.cdiv(bands_of(JOB.canvas, TILING), tl.num_programs(2))
     tiles = tl.cdiv(tl.cdiv(JOB.canvas.width, TILING.block_w), tl.num_programs(1))
-    return backward_tiles(moments, X, dY, (), (), JOB, bands, tiles, RULES, TILING)
+    first = (tl.program_id(2) * bands, tl.program_id(1) * tiles)
+    return backward_tiles(moments, first, X, dY, (), (), JOB, bands, tiles, RULES, TILING)
+
+
+@triton.jit
+def walk_some(moments, X, dY, JOB, program, programs, RULES: tl.constexpr, TILING: tl.constexpr):
+    """moments and what the output gives to them that one of so many programs has a share in."""
+    all_bands = bands_of(JOB.canvas, TILING)
+    columns = tl.cdiv(JOB.canvas.width, TILING.block_w)
+    across = tl.maximum(programs // all_bands, 1)  # programs that share a band
+    bands = tl.cdiv(all_bands, programs // across)
+    tiles = tl.cdiv(columns, across)
+    row = program // across
+    first = (row * bands, (program - row * across) * tiles)
+    bands = tl.minimum(bands, all_bands - first[0])
+    tiles = tl.minimum(tiles, columns - first[1])
+    return backward_tiles(moments, first, X, dY, (), (), JOB, bands, tiles, RULES, TILING)
 
 
 @triton.jit
 def backward_tiles(
-    moments, X, dY, INTO, P, JOB, bands, tiles, RULES: tl.constexpr, TILING: tl.constexpr
+    moments, first, X, dY, INTO, P, JOB, bands, tiles, RULES: tl.constexpr, TILING: tl.constexpr
 ):
-    """`backward_tile` of so many tiles in each of a program's bands."""
+    """`backward_tile` of so many tiles in each of so many bands, from (band, column) on."""
     for b in range(bands):
         for t in range(tiles):
-            at = tile_of_band(b, t, bands, tiles, JOB.canvas, RULES, TILING)
+            at = tile_at(first[0] + b, first[1] + t, JOB.canvas, RULES, TILING)
             if RULES.scatters and RULES.rest and RULES.padding != "zeros":
                 if JOB.everything | (tile_in_view(at, JOB, RULES, TILING) == 0):
                     moments = backward_tile(moments, at, X, dY, INTO, P, JOB, RULES, TILING)

@@ -13,6 +13,7 @@ from triton_stn.kernels.coordinates import source_map
 from triton_stn.kernels.gather.rest import is_gathered, leaves_rest
 from triton_stn.kernels.output_side import OutputJob, backward_program
 from triton_stn.kernels.sums import into
+from triton_stn.kernels.taps import fill_of
 from triton_stn.kernels.tiles import of_share, share
 
 
@@ -24,6 +25,7 @@ def scatter(
     dX,  # (N, C, [D,] H, W): what it or SUMS holds is added to
     SUMS,  # see `sums.py`
     P,  # as of `grad_theta`
+    FILL,  # as of `forward`
     bands,  # that a program walks
     WORK,
     CANVAS,
@@ -39,7 +41,8 @@ def scatter(
     if RULES.rest:
         everything = is_gathered(pixel_map, CANVAS, RULES) == 0
         tiles = tl.where(leaves_rest(pixel_map, CANVAS, FRAME, RULES), tiles, 0)
-    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, (), (), everything)
+    fill = fill_of(FILL, part, RULES)
+    job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, (), everything)
     sums = into(dX, SUMS, part, RULES)
     backward_program(
         of_share(X, part), of_share(dY, part), sums, P, job, bands, tiles, RULES, TILING

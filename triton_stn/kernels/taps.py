@@ -207,9 +207,12 @@ def corner(IMAGE, offs, TAP: tl.constexpr):
 
 
 @triton.jit
-def fill_of(FILL, part):
-    """The `Fill` of a share, from its first channel on."""
-    return Fill(FILL.ptr + part.first * FILL.stride_c, FILL.stride_c, FILL.number)
+def fill_of(FILL, part, RULES: tl.constexpr):
+    """The `Fill` of a share, from its first channel on; or ()."""
+    fill = ()
+    if RULES.fill != "":
+        fill = Fill(FILL.ptr + part.first * FILL.stride_c, FILL.stride_c, FILL.number)
+    return fill
 
 
 @triton.jit

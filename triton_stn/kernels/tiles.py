@@ -80,10 +80,21 @@ def share(WORK, RULES: tl.constexpr, TILING: tl.constexpr):
 
 
 @triton.jit
-def slot(part, WORK):
-    """Where this program's partial sums go, among those of its map."""
-    tile = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-    return WORK.first_slot + tile * WORK.splits + part.split
+def program_of_image():
+    """Which of the programs that share an image's tiles this is."""
+    return tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+
+
+@triton.jit
+def programs_of_image():
+    """How many share an image's tiles."""
+    return tl.num_programs(1) * tl.num_programs(2)
+
+
+@triton.jit
+def slot(program, part, WORK):
+    """Where the partial sums of a map's ``program``-th program go, among those of the map."""
+    return WORK.first_slot + program * WORK.splits + part.split
 
 
 @triton.jit

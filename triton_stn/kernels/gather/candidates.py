@@ -79,10 +79,10 @@ def with_left(pixels, left):
 
 @triton.jit
 def load_pass(X, mask, pixels, RULES: tl.constexpr, TILING: tl.constexpr):
-    """X at the given pixels for each channel of a pass; nothing where dtheta is not wanted."""
+    """X at the given pixels for each channel of a pass; nothing where a window is not joint."""
     PASS: tl.constexpr = TILING.channels_a_pass
     values = ()
-    if RULES.needs_theta:
+    if RULES.joint:
         ptrs = X.ptr + X.offs
         for c in tl.static_range(PASS):
             read = mask & some(pixels.channels + c, pixels.left, TILING.mask_channels)
@@ -274,7 +274,7 @@ def add_joint(
     TILING: tl.constexpr,
 ):
     """`add_candidate`, and to its t: (acc, t). On the edge of a cell t has what weighs nothing."""
-    if not RULES.needs_theta:
+    if not RULES.joint:
         acc = add_candidate(acc, G, COLUMN, weight, pixels, RULES, TILING)
     else:
         PASS: tl.constexpr = TILING.channels_a_pass

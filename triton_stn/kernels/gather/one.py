@@ -56,7 +56,15 @@ from triton_stn.kernels.gather.windows import (
 from triton_stn.kernels.moments import store_moments, zero_moments
 from triton_stn.kernels.output_side import OutputJob, walk_share
 from triton_stn.kernels.sums import into
-from triton_stn.kernels.tiles import of_share, share, slot, tile_of_band, tile_offsets
+from triton_stn.kernels.taps import fill_of
+from triton_stn.kernels.tiles import (
+    of_share,
+    program_of_image,
+    share,
+    slot,
+    tile_of_band,
+    tile_offsets,
+)
 
 
 @triton.jit
@@ -67,6 +75,7 @@ def gather(
     dX,  # (N, C, [D,] H, W)
     SUMS,  # see `sums.py`
     P,  # (N, slots, sums filled up to a multiple of six): partial sums of grad_theta
+    FILL,  # as of `forward`
     bands,  # that a program walks
     WORK,
     CANVAS,
@@ -94,9 +103,10 @@ def gather(
         moments, apart = gather_affine(moments, job, RULES, TILING)
     if RULES.sums > 0:
         if apart:
-            of_output = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, (), (), False)
-            moments = walk_share(moments, X, dY, of_output, RULES, TILING)
-        row = part.n.to(tl.int64) * WORK.slots + slot(part, WORK)
+            fill = fill_of(FILL, part, RULES)
+            output = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, (), False)
+            moments = walk_share(moments, X, dY, output, RULES, TILING)
+        row = part.n.to(tl.int64) * WORK.slots + slot(program_of_image(), part, WORK)
         store_moments(P, row, moments)
 
 
@@ -104,7 +114,7 @@ def gather(
 def gather_affine(moments, job, RULES: tl.constexpr, TILING: tl.constexpr):
     """Every tile of a program: (moments, whether grad_theta is still to be taken)."""
     pixel_map = job.pixel_map
-    apart = tl.full([], 0, tl.int1)
+    apart = tl.full([], RULES.joint == 0, tl.int1)
     if is_axis(pixel_map, False):
         moments = gather_tiles(moments, job, UPRIGHT, RULES, TILING)
     elif is_axis(pixel_map, True):
@@ -113,7 +123,7 @@ def gather_affine(moments, job, RULES: tl.constexpr, TILING: tl.constexpr):
         inverse = inverse_map(pixel_map, RULES)
         turned = with_inverse(job, inverse)
         kind = window_kind(pixel_map, inverse)
-        apart = kind != STRAIGHT
+        apart |= kind != STRAIGHT
         if kind == THREE:
             moments = gather_tiles(moments, turned, THREE, RULES, TILING)
         elif kind == STRAIGHT:
@@ -153,7 +163,8 @@ def gather_voxels(moments, job, RULES: tl.constexpr, TILING: tl.constexpr):
         moments = gather_tiles(moments, job, VOLUME, RULES, TILING)
     else:
         moments = gather_tiles(moments, job, WIDE, RULES, TILING)
-    return moments, finite & (eight == 0)
+    apart = (eight == 0) | tl.full([], RULES.joint == 0, tl.int1)
+    return moments, finite & apart
 
 
 @triton.jit
@@ -197,7 +208,7 @@ def gather_tile(moments, job, at, KIND: tl.constexpr, RULES: tl.constexpr, TILIN
         dX = next_pass(dX, RULES, TILING)
         G = next_pass(G, RULES, TILING)
         pixels = with_left(pixels, pixels.left - TILING.step)
-    if RULES.needs_theta:
+    if RULES.joint:
         if KIND == UPRIGHT or KIND == ON_SIDE:
             moments = axis_moments(moments, sums, window, KIND == ON_SIDE)
         elif KIND == EIGHT:

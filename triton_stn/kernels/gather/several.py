@@ -1,14 +1,14 @@
 """The gather of several thetas an image: tiles, then passes of channels, then the maps.
 
 The sums of a pass stay in registers over the maps, so every pass works every window out anew.
-grad_theta has a kernel of its own, from the output's side: here every map would be reduced in every
-tile.
+grad_theta is taken from the output's side, where it has no launch of its own by programs that share
+the tiles of one map each: from the input's, every map would be reduced in every tile.
 """
 
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.coordinates import load_theta, map_of
+from triton_stn.kernels.coordinates import load_theta, map_of, source_map
 from triton_stn.kernels.gather.candidates import (
     Gathered,
     Output,
@@ -39,7 +39,7 @@ from triton_stn.kernels.gather.inverse import (
     window_kind,
 )
 from triton_stn.kernels.gather.perspective import inverse_homography
-from triton_stn.kernels.gather.rest import image_leaves_rest
+from triton_stn.kernels.gather.rest import image_leaves_rest, is_gathered
 from triton_stn.kernels.gather.volume import inverse_3d
 from triton_stn.kernels.gather.windows import (
     Job,
@@ -48,18 +48,32 @@ from triton_stn.kernels.gather.windows import (
     open_window,
     with_inverse,
 )
-from triton_stn.kernels.moments import zero_moments
+from triton_stn.kernels.moments import store_moments, zero_moments
+from triton_stn.kernels.output_side import OutputJob, walk_some
 from triton_stn.kernels.sums import into
-from triton_stn.kernels.tiles import moved, of_share, share, tile, tile_offsets
+from triton_stn.kernels.taps import fill_of
+from triton_stn.kernels.tiles import (
+    Share,
+    moved,
+    of_share,
+    program_of_image,
+    programs_of_image,
+    share,
+    slot,
+    tile,
+    tile_offsets,
+)
 
 
 @triton.jit
 def gather_maps(
-    X,  # (N, C, [D,] H, W): its layout alone
+    X,  # (N, C, [D,] H, W)
     THETA,  # (N, K, 2, 3), (N, K, 3, 4) of volumes, or (N, K, 3, 3)
     dY,  # (N, K, C, [D_out,] H_out, W_out)
     dX,  # (N, C, [D,] H, W)
     SUMS,  # see `sums.py`
+    P,  # as of `grad_theta`
+    FILL,  # as of `forward`
     WORK,
     CANVAS,
     FRAME,
@@ -94,6 +108,31 @@ def gather_maps(
             for _ in tl.static_range(PASS):
                 of_maps = moved(of_maps, of_maps.ptr + TILING.block_c * of_maps.stride_c)
             pixels = with_left(pixels, pixels.left - TILING.step)
+    if RULES.sums > 0:
+        sum_map(X, THETA, dY, P, FILL, part, WORK, CANVAS, FRAME, SCALE, RULES, TILING)
+
+
+@triton.jit
+def sum_map(
+    X, THETA, dY, P, FILL, part, WORK, CANVAS, FRAME, SCALE,
+    RULES: tl.constexpr, TILING: tl.constexpr,
+):  # fmt: skip
+    """A share of grad_theta of one map: as many programs of an image serve each of its maps."""
+    program = program_of_image()
+    programs = programs_of_image() // WORK.maps
+    k = program // programs
+    if k < WORK.maps:
+        mine = program - k * programs
+        of_map = Share(part.n, k, part.split, part.first, part.count)
+        pixel_map = source_map(THETA, part.n, k, FRAME, SCALE, RULES)
+        moments = zero_moments(RULES.sums, TILING, RULES)
+        if is_gathered(pixel_map, CANVAS, RULES):
+            fill = fill_of(FILL, of_map, RULES)
+            job = OutputJob(of_map, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, (), False)
+            x, dy = of_share(X, of_map), of_share(dY, of_map)
+            moments = walk_some(moments, x, dy, job, mine, programs, RULES, TILING)
+        nk = part.n.to(tl.int64) * WORK.maps + k
+        store_moments(P, nk * WORK.slots + slot(mine, part, WORK), moments)
 
 
 @triton.jit

@@ -55,12 +55,12 @@ def gather_straight(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl
             wx, distance_x, in_x = hat(tl.fma(a, j, x_1), pixels.u, pixels.last[0], RULES)
             inside = in_y & in_x & (tl.abs(j) <= CANVAS.centre_w)
             weight = wx * wy
-            if not RULES.needs_theta:  # `add_candidate` looks at the weight alone
+            if not RULES.joint:  # `add_candidate` looks at the weight alone
                 weight = tl.where(inside, weight, 0.0)
             acc, t = add_joint(
                 acc, zero, values, at_offset(G, offs), 0, weight, inside, pixels, RULES, TILING
             )
-            if RULES.needs_theta:
+            if RULES.joint:
                 t = tl.where(inside, t, 0.0)
                 s = with_sign(t, distance_x)
                 w = t * wx
@@ -70,7 +70,7 @@ def gather_straight(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl
                 w_1 += w
             offs += JOB.dy.stride_w
             j += 1
-        if RULES.needs_theta:
+        if RULES.joint:
             m0, m1, m2, m3, m4, m5 = moments
             s_1 *= wy
             w_1 = with_sign(w_1, distance_y)
