@@ -212,13 +212,20 @@ def report(arguments: argparse.Namespace) -> str:
         parts += [
             f"{table.says}.\n",
             "Held-out error, %, mean ± spread over seeds, in brackets the paper's.",
-            "Fully connected networks: " + _recipe(arguments, table, "fcn") + ";",
-            "others: " + _recipe(arguments, table, "cnn") + ".\n",
+            *_recipes(arguments, table),
             tabulate(errors, "keys", "github") + "\n",
             "Milliseconds a step:\n",
             tabulate(times, "keys", "github", floatfmt=".1f") + "\n",
         ]
     return "\n".join(parts) or "nothing has been trained"
+
+
+def _recipes(arguments: argparse.Namespace, table: Table) -> list[str]:
+    others = _recipe(arguments, table, "cnn") + ".\n"
+    if not any(model.endswith("fcn") for model, _ in table.columns.values()):
+        return [others]
+    dense = _recipe(arguments, table, "fcn")
+    return [f"Fully connected networks: {dense};", f"others: {others}"]
 
 
 def _recipe(arguments: argparse.Namespace, table: Table, model: str) -> str:
