@@ -48,7 +48,7 @@ def row(spec: Specialisation, target: str, windows: Sequence[str] = ()) -> dict[
         return found | sass.amd_resources(compiled.asm["amdgcn"])
     found |= sass.resources(compiled)
     for window in windows:
-        counted = instructions(spec, path(spec, compiled, window), window)
+        counted = instructions(spec, compiled, window)
         found |= {f"{window} {unit}".strip(): number for unit, number in counted.items()}
     return found
 
@@ -75,8 +75,8 @@ def path(spec: Specialisation, compiled: CompiledKernel, window: str = "") -> Pa
         # longest way past all windows is counted.
         window = "NOTHING" if spec.kernel == "gather" else ""
     found = paths.count(compiled, _sites(spec.kernel), window)
-    if spec.kernel != "forward" and (spec.kernel != "gather_maps" or window == OUTPUT):
-        # The loop over a few bands.
+    banded = spec.kernel in ("gather", "grad_theta", "scatter")
+    if banded or window == OUTPUT:  # the loop over a few bands
         bands, *loops = found.loops
         found = replace(found, outside=found.outside + bands, loops=tuple(loops))
     return found
@@ -99,11 +99,14 @@ def channels_a_turn(spec: Specialisation, found: Path) -> float:
     return numbers / pixels(spec) * spec.tiling.block_c
 
 
-def instructions(spec: Specialisation, found: Path, window: str = "") -> dict[str, float]:
+def instructions(
+    spec: Specialisation, compiled: CompiledKernel, window: str = ""
+) -> dict[str, float]:
     """A thread's, a tile of it or a channel of the loop over them.
 
-    Of the gather of several maps "per_map", of a tile or of a pass of channels.
+    Of a window of several maps "per_map", of a tile or of a pass of channels.
     """
+    found = path(spec, compiled, window)
     if spec.kernel == "gather_maps" and window != OUTPUT:
         return {"per_map": len(found.loops[1 if spec.tiling.one_pass else 2])}
     counted = {"per_tile": found.per_tile}

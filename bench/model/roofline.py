@@ -228,10 +228,15 @@ def of_kernel(
 
 
 def output_tiles(spec: Specialisation) -> float:
-    """Tiles of the output that a program of the gather walks, where it does."""
-    canvas, tiling = spec.plan.arguments["CANVAS"], spec.tiling
-    tiles = math.ceil(canvas.width / tiling.block_w) * math.ceil(canvas.height / tiling.block_h)
-    return math.ceil(tiles / (math.prod(spec.plan.grid[1:]) // spec.plan.arguments["WORK"].maps))
+    """Tiles of the output that a program of the gather walks, where it does (`output_side.py`)."""
+    canvas, tiling, (_, across, down) = spec.plan.arguments["CANVAS"], spec.tiling, spec.plan.grid
+    columns = math.ceil(canvas.width / tiling.block_w)
+    bands = math.ceil(canvas.height / tiling.block_h)
+    if spec.kernel == "gather_maps":
+        programs = across * down // spec.plan.arguments["WORK"].maps
+        across = max(programs // bands, 1)
+        down = programs // across
+    return math.ceil(columns / across) * math.ceil(bands / down)
 
 
 @lru_cache(maxsize=256)

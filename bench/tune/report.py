@@ -70,8 +70,8 @@ def compiled(trial: Trial) -> list[Row]:
             if is_counted:
                 row["window"] = window if spec.kernel.startswith("gather") else ""
                 if row["window"] in ("", *counts.NARROW):
-                    path = counts.path(spec, launches.compiled(spec, GPU.target), row["window"])
-                    row |= counts.instructions(spec, path, row["window"])
+                    kernel = launches.compiled(spec, GPU.target)
+                    row |= counts.instructions(spec, kernel, row["window"])
             resident = warps_an_sm(row["registers"], spec.plan.num_warps)
             row |= {"programs": spec.programs, "warps an SM": resident}
             rows.append(row | {"waves": spec.programs * spec.plan.num_warps / (GPU.sms * resident)})

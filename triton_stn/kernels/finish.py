@@ -13,10 +13,13 @@ from triton_stn.kernels.taps import round_half_even
 
 
 @triton.jit
-def finish_of(FINISH, part):
-    """The `Finish` of a share, from its first channel on."""
-    ptr = FINISH.ptr + part.first * FINISH.stride_c
-    return Finish(ptr, FINISH.stride_c, FINISH.stride_bias)
+def finish_of(FINISH, part, RULES: tl.constexpr):
+    """The `Finish` of a share, from its first channel on; or ()."""
+    finish = ()
+    if RULES.finishes:
+        ptr = FINISH.ptr + part.first * FINISH.stride_c
+        finish = Finish(ptr, FINISH.stride_c, FINISH.stride_bias)
+    return finish
 
 
 @triton.jit

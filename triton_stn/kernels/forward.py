@@ -43,8 +43,7 @@ def forward(
 ):
     part = share(WORK, RULES, TILING)
     FILL = fill_of(FILL, part, RULES)
-    if RULES.finishes:
-        FINISH = finish_of(FINISH, part)
+    FINISH = finish_of(FINISH, part, RULES)
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
     X = of_share(X, part)
     Y = of_share(Y, part)

@@ -36,9 +36,7 @@ def grad_theta(
     part = share(WORK, RULES, TILING)
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
     fill = fill_of(FILL, part, RULES)
-    finish = ()
-    if RULES.finishes:
-        finish = finish_of(FINISH, part)
+    finish = finish_of(FINISH, part, RULES)
     job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, finish, True)
     X = of_share(X, part)
     nowhere = Into(X, ())

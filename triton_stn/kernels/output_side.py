@@ -34,6 +34,7 @@ from triton_stn.kernels.taps import (
 )
 from triton_stn.kernels.tiles import (
     bands_of,
+    first_tile,
     of_tile,
     output_spot,
     program_of_image,
@@ -62,7 +63,7 @@ class OutputJob(NamedTuple):
 def backward_program(X, dY, INTO, P, JOB, bands, tiles, RULES: tl.constexpr, TILING: tl.constexpr):
     """Every tile of a program, and its partial sums of grad_theta; tensors from its share on."""
     moments = zero_moments(RULES.sums, TILING, RULES)
-    first = (tl.program_id(2) * bands, tl.program_id(1) * tiles)
+    first = first_tile(bands, tiles)
     moments = backward_tiles(moments, first, X, dY, INTO, P, JOB, bands, tiles, RULES, TILING)
     if RULES.sums > 0:
         nk = JOB.part.n.to(tl.int64) * JOB.work.maps + JOB.part.k
@@ -79,7 +80,7 @@ def walk_share(moments, X, dY, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
     """
     bands = tl.cdiv(bands_of(JOB.canvas, TILING), tl.num_programs(2))
     tiles = tl.cdiv(tl.cdiv(JOB.canvas.width, TILING.block_w), tl.num_programs(1))
-    first = (tl.program_id(2) * bands, tl.program_id(1) * tiles)
+    first = first_tile(bands, tiles)
     return backward_tiles(moments, first, X, dY, (), (), JOB, bands, tiles, RULES, TILING)
 
 

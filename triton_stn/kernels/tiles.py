@@ -140,8 +140,15 @@ def tile(t, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
 @triton.jit
 def tile_of_band(b, t, bands, tiles, SIZE, RULES: tl.constexpr, TILING: tl.constexpr):
     """The t-th of so many tiles that this program walks in the b-th of its bands."""
-    column = tl.program_id(1) * tiles + t
-    return tile_at(tl.program_id(2) * bands + b, column, SIZE, RULES, TILING)
+    band, column = first_tile(bands, tiles)
+    return tile_at(band + b, column + t, SIZE, RULES, TILING)
+
+
+@triton.jit
+def first_tile(bands, tiles):
+    """(band, column) of the first tile of this program, which walks so many in so many bands."""
+    column = tl.program_id(1) * tiles
+    return tl.program_id(2) * bands, column
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """The gather of several thetas an image: tiles, then passes of channels, then the maps.
 
 The sums of a pass stay in registers over the maps, so every pass works every window out anew.
-grad_theta is taken from the output's side, where it has no launch of its own by programs that share
-the tiles of one map each: from the input's, every map would be reduced in every tile.
+grad_theta is taken from the output's side: from the input's, every map would be reduced in every
+tile. Where it has no launch of its own, each program has a share of one map's tiles of the output.
 """
 
 import triton
