@@ -29,7 +29,17 @@ from examples import data, pictures, scenes, train
 from examples.data import SIZE
 from examples.experiments import EXPERIMENTS, Result, overlaps
 from examples.models import Window, convolutional_localization
-from examples.options import RUNS, add_common, check_common, check_least, check_out, perform, placed
+from examples.options import (
+    RUNS,
+    add_common,
+    add_training,
+    check_common,
+    check_least,
+    check_out,
+    check_training,
+    perform,
+    placed,
+)
 from triton_stn import spatial_transform
 from triton_stn.nn import SpatialTransformer, out_of_view_penalty
 
@@ -47,9 +57,7 @@ def encoder(digits: data.Digits, held_out: data.Digits, steps: int, seed: int) -
     return nn.Sequential(*network[:-1]).requires_grad_(False).eval()
 
 
-def hinge(
-    transformer: SpatialTransformer, encode: nn.Module, generator: Generator, steps: int
-) -> Callable:
+def hinge(window: Window, encode: nn.Module, generator: Generator, steps: int) -> Callable:
     """The objective: every window nearer to those of its class than to others, by a margin.
 
     The mean over pairs n ≠ m of a class of max(0, |e_n − e_m|² − p·d_n + (p + 1)/2), once with d_n
@@ -58,7 +66,7 @@ def hinge(
     another. At the start p is 3, or all windows would flee to where nothing is, where they are
     alike, too; over the first half of the steps it falls to 1. And what keeps windows in view.
     """
-    window, done = transformer.transform, count()
+    done = count()
 
     def objective(forward: train.Forward, scene: data.Scene) -> Tensor:
         images = scene.images
@@ -66,8 +74,8 @@ def hinge(
         anywhere = 2 * torch.rand(n, k, 2, generator=generator, device=generator.device) - 1
         elsewhere = (1 - window.scale) * anywhere.to(images)
         random = spatial_transform(images, elsewhere, SIZE, transform=window)
-        theta = transformer.predict(images)
-        found = F.normalize(encode(transformer.sample(images, theta)))
+        crops, theta = forward(images, return_theta=True)
+        found = F.normalize(encode(crops))
         other = F.normalize(encode(random.flatten(0, 1))).unflatten(0, (n, k))
         apart = (found[:, None] - found[None]).square().sum(2)
         from_random = (found[:, None] - other).square().sum(2).amin(1)
@@ -98,14 +106,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_common(parser)
     parser.add_argument("--clutter", type=int, default=0, help="pieces of digits (%(default)s)")
     parser.add_argument("--encoder-steps", type=int, default=1000, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=2000, help="(%(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="(%(default)s)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="highest rate (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    add_training(parser, lr=1e-3)
     parser.add_argument("--out", type=Path, default=RUNS / "colocalise.png", help="the picture")
     arguments = parser.parse_args(argv)
     check_common(parser, arguments)
-    check_least(parser, arguments, 1, "encoder_steps", "steps", "batch")
+    check_training(parser, arguments)
+    check_least(parser, arguments, 1, "encoder_steps")
     check_out(parser, arguments.out)
     return arguments
 
@@ -118,7 +124,8 @@ def run(arguments: argparse.Namespace) -> None:
     experiment = replace(EXPERIMENTS["tc"], scene=cluttered)
     scene = train.held_out_scene(experiment, held_out)
     localization = convolutional_localization((1, CANVAS, CANVAS))
-    transformer = placed(SpatialTransformer(*localization, Window(SIZE / CANVAS), SIZE), arguments)
+    window = Window(SIZE / CANVAS)
+    transformer = placed(SpatialTransformer(*localization, window, SIZE), arguments)
     before = judge(transformer, scene)
     generator = Generator(device).manual_seed(arguments.seed)
     trainer = train.Trainer(
@@ -126,7 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
         experiment.scene,
         digits,
         train.Settings(arguments.steps, arguments.batch, arguments.lr, seed=arguments.seed),
-        objective=hinge(transformer, encode, generator, arguments.steps),
+        objective=hinge(window, encode, generator, arguments.steps),
     )
     every = max(arguments.steps // 10, 1)
     after = train.train(trainer, scene, every, label="windows", judge=judge).result

@@ -39,6 +39,20 @@ def check_common(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     check_device(parser, arguments.device)
 
 
+def add_training(parser: argparse.ArgumentParser, lr: float) -> None:
+    """How long, and how fast, a network is trained by steps of the trainer."""
+    parser.add_argument("--steps", type=int, default=2000, help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="(%(default)s)")
+    parser.add_argument("--lr", type=float, default=lr, help="highest rate (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+
+
+def check_training(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    check_least(parser, arguments, 0, "steps")
+    check_least(parser, arguments, 1, "batch")
+    check_rates(parser, arguments)
+
+
 def check_device(parser: argparse.ArgumentParser, device: str) -> None:
     try:
         torch.empty(0, device=device)
@@ -55,10 +69,11 @@ def check_least(parser, arguments: argparse.Namespace, least: int, *names: str) 
 
 
 def check_rates(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Learning rates that are given are above 0."""
     for name in ("lr", "localization_lr_scale"):
-        if not getattr(arguments, name) > 0:
-            option = name.replace("_", "-")
-            parser.error(f"--{option} must be above 0, got {getattr(arguments, name)}")
+        value = getattr(arguments, name, None)
+        if value is not None and not value > 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0, got {value}")
 
 
 def check_out(parser: argparse.ArgumentParser, out: Path) -> None:

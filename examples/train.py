@@ -18,24 +18,27 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from examples import data, models, pictures, processes
+from examples import data, models, processes
 from examples.experiments import EXPERIMENTS, Experiment, Result, loss, measure
 from examples.options import (
     RUNS,
     RunError,
     add_common,
+    add_training,
     check_common,
     check_least,
-    check_rates,
+    check_training,
     perform,
     placed,
 )
+from examples.record import Point, Record
 from triton_stn.nn import parameter_groups
 
 SHAPES = ("filters", "capacity", "crop", "zoom")  # options that change an experiment's networks
@@ -61,7 +64,7 @@ class Settings:
     amp: str | None = None
 
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[..., Any]  # a network, or what stands for it
 
 
 def classify(forward: Forward, scene: data.Scene) -> Tensor:
@@ -163,16 +166,6 @@ class Trainer:
             torch.cuda.set_rng_state(state["dropout of the device"].cpu(), self.device)
 
 
-@dataclass
-class Point:
-    """Of a run's record; the loss is the mean since the point before."""
-
-    step: int
-    loss: float
-    result: Result
-    milliseconds: float
-
-
 def train(
     trainer: Trainer,
     held_out: data.Scene,
@@ -228,54 +221,6 @@ def _wait(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-class Record:
-    """What a run leaves in its folder: the CSV, TensorBoard's files, frames for the animation."""
-
-    def __init__(
-        self, folder: Path, trainer: Trainer, held_out: data.Scene, tensorboard: bool, drawn: bool
-    ):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.trainer = folder, trainer
-        self.drawn = drawn and pictures.can_draw(trainer.network)
-        self.shown, self.frames = held_out[:8], []
-        self.writer = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(folder)
-        self.csv = folder / "run.csv"
-        if not trainer.done:
-            self.csv.write_text("step,loss,error,iou,milliseconds\n")
-
-    def __call__(self, point: Point) -> None:
-        iou = "" if point.result.iou is None else f"{point.result.iou:.4f}"
-        with self.csv.open("a") as file:
-            error, milliseconds = point.result.error, point.milliseconds
-            file.write(f"{point.step},{point.loss:.6f},{error:.3f},{iou},{milliseconds:.3f}\n")
-        self.trainer.save(self.folder / "checkpoint.pt")
-        if self.writer:
-            self.writer.add_scalar("loss", point.loss, point.step)
-            self.writer.add_scalar("held-out error, %", point.result.error, point.step)
-        if self.drawn:
-            figure = pictures.show(self.trainer.network, self.shown, f"step {point.step}")
-            self.frames.append(pictures.pixels(figure))
-            if self.writer:
-                self.writer.add_image("transformer", self.frames[-1], point.step, dataformats="HWC")
-
-    def close(self, scene: data.Scene) -> list[Path]:
-        """Draw; the files that were written."""
-        written = [self.csv, self.folder / "checkpoint.pt"]
-        if self.drawn:
-            written.append(self.folder / "picture.png")
-            pictures.show(self.trainer.network, scene[:24]).savefig(written[-1], dpi=100)
-            if len(self.frames) > 1:
-                written.append(self.folder / "training.gif")
-                pictures.animate(written[-1], self.frames)
-        if self.writer:
-            self.writer.close()
-        return written
-
-
 def held_out_scene(experiment: Experiment, digits: data.Digits) -> data.Scene:
     """Each held-out digit in one scene, the same for every network and seed."""
     generator = torch.Generator(digits.images.device).manual_seed(HELD_OUT_SEED)
@@ -307,15 +252,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--crop", type=int, help="side of a transformer's output, pixels (28)")
     parser.add_argument("--zoom", type=float, help="share of the width that it reads at first (1)")
     add_common(parser)
-    parser.add_argument("--steps", type=int, default=2000, help="(%(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="(%(default)s)")
+    add_training(parser, Settings.lr)
     parser.add_argument("--optimizer", choices=("adam", "sgd"), default="adam")
     parser.add_argument("--schedule", choices=("one-cycle", "steps"), default="one-cycle")
-    parser.add_argument("--lr", type=float, default=2e-3, help="highest rate (%(default)s)")
     parser.add_argument(
-        "--localization-lr-scale", type=float, default=1.0, help="slower by (%(default)s)"
+        "--localization-lr-scale",
+        type=float,
+        help="of the transformers' rate (the experiment's: 1, or 0.1 of numbers and volumes)",
     )
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--amp", choices=("bfloat16", "float16"), help="mixed precision")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network")
     parser.add_argument("--out", type=Path, help="(runs/EXPERIMENT-MODEL-TRANSFORM-SEED)")
@@ -324,14 +268,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tensorboard", action="store_true")
     parser.add_argument("--no-pictures", action="store_true")
     arguments = parser.parse_args(argv)
-    networks = EXPERIMENTS[arguments.experiment].networks
-    arguments.model = arguments.model or networks[0]
-    if arguments.model not in networks:
-        parser.error(f"--model of {arguments.experiment} must be one of {', '.join(networks)}")
+    experiment = EXPERIMENTS[arguments.experiment]
+    arguments.model = arguments.model or experiment.networks[0]
+    if arguments.model not in experiment.networks:
+        names = ", ".join(experiment.networks)
+        parser.error(f"--model of {arguments.experiment} must be one of {names}")
     check_common(parser, arguments)
-    check_least(parser, arguments, 1, "batch", "every", *SHAPES[:3])
-    check_least(parser, arguments, 0, "steps")
-    check_rates(parser, arguments)
+    check_training(parser, arguments)
+    check_least(parser, arguments, 1, "every", *SHAPES[:3])
+    if arguments.localization_lr_scale is None:
+        arguments.localization_lr_scale = experiment.localization_lr_scale
     name = f"{arguments.experiment}-{arguments.model}-{arguments.transform}-{arguments.seed}"
     arguments.out = arguments.out or RUNS / name
     arguments.every = arguments.every or max(arguments.steps // 20, 1)

@@ -50,7 +50,7 @@ def test_a_digit_is_found_where_more_than_half_is_shared(transformer, scene):
 
 def test_windows_on_the_digits_cost_less_than_others(transformer, scene):
     generator = torch.Generator().manual_seed(0)
-    objective = colocalise.hinge(transformer, torch.nn.Flatten(), generator, steps=1)
+    objective = colocalise.hinge(transformer.transform, torch.nn.Flatten(), generator, steps=1)
     costs = []
     for x in (0.0, 14.0, 300.0):
         looking_at(transformer, scene, x)

@@ -19,6 +19,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
 from examples import data, models, pictures
+from examples import record as record_of
 from examples import train as trainer_of
 from examples.experiments import EXPERIMENTS, iou, measure
 from examples.train import Settings, Trainer, held_out_scene
@@ -59,11 +60,26 @@ def test_a_network_answers_and_its_transformers_start_at_theirs(name, network, d
         assert torch.equal(theta, start.expand_as(theta))
 
 
-@pytest.mark.parametrize("name", ["r", "rts", "tc", "addition", "birds"])
+@pytest.mark.parametrize("name", ["r", "rts", "tc", "addition", "birds", "sequences-64"])
 def test_networks_that_are_compared_have_one_capacity(name):
     counts = [models.count(EXPERIMENTS[name].network(n)) for n in EXPERIMENTS[name].networks]
     counts = [n for n in counts if n > 30_000]  # the tutorial's is what it is
     assert max(counts) <= 400_000 and min(counts) > 0.98 * 400_000
+
+
+@pytest.mark.parametrize(("filters", "widths"), [(16, [16, 24, 32, 48]), (48, [48, 72, 96, 144])])
+def test_a_reader_is_as_wide_as_it_is_asked_to_be(filters, widths):
+    network = EXPERIMENTS["sequences-64"].network("reader", filters=filters)
+    found = [m.out_channels for m in network if isinstance(m, torch.nn.Conv2d)]
+    assert found == widths + 2 * widths[-1:]
+
+
+def test_transformers_learn_at_their_experiment_s_rate_where_none_is_asked_for():
+    def rate(*arguments):
+        return trainer_of.parse_arguments(arguments).localization_lr_scale
+
+    assert rate("rts") == 1 and rate("sequences-64") == rate("volume") == 0.1
+    assert rate("volume", "--localization-lr-scale", "0.5") == 0.5
 
 
 @pytest.mark.parametrize("transform", models.TRANSFORMS)
@@ -247,7 +263,7 @@ def test_other_transforms_train_by_the_other_optimizer_in_mixed_precision(transf
 
 def test_the_command_goes_on_from_its_checkpoint(tmp_path, monkeypatch, capsys):
     command = [*toy(tmp_path, "r", "--model", "fcn", "--every", "1"), "--steps", "4"]
-    record = trainer_of.Record.__call__
+    record = record_of.Record.__call__
 
     def stop(self, point):
         record(self, point)
@@ -255,7 +271,7 @@ def test_the_command_goes_on_from_its_checkpoint(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer_of.Record, "__call__", stop)
+        patch.setattr(record_of.Record, "__call__", stop)
         trainer_of.main(command)
     assert trainer_of.main([*command, "--resume"]) == 0
     with (tmp_path / "run" / "run.csv").open() as file:
