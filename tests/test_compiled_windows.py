@@ -11,7 +11,7 @@ from conftest import Place
 from oracle import assert_right, expected, run, smooth
 from ptxrun import launches
 from test_compiled_values import noise
-from test_windows import SHIFTS, WINDOWS, theta_from_pixels
+from test_windows import SHIFTS, WINDOWS, spread_crops, theta_from_pixels
 
 import triton_stn
 from triton_stn import calls
@@ -89,6 +89,11 @@ def test_the_windows_of_one_image_s_maps_add_up(enough, pixels):
             check(torch.stack(maps)[None], SIZE, OUTPUT_SIZE)
     tilings = [launch.plan.constants.get("TILING") for launch in launched]
     assert pixels * 128 in [tiling.pixels for tiling in tilings if tiling]
+
+
+@pytest.mark.parametrize("count", [1 + 32, 64, 70])
+def test_more_maps_than_a_warp_has_lanes_are_all_looked_at(count):
+    check(spread_crops(count, (40, 28)), (40, 28), OUTPUT_SIZE)
 
 
 @pytest.mark.parametrize("window", ["axis", "three"])

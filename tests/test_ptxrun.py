@@ -257,11 +257,25 @@ def test_threads_that_part_meet_again():
     assert counts.by_opcode["bar.sync"] == counts.by_opcode["st.global.b32"] == 2  # once a warp
 
 
-@pytest.mark.parametrize("meeting", ["bar.sync 0", "shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1"])
+MEETINGS = [
+    "bar.sync 0",
+    "shfl.sync.bfly.b32 %r9, %r1, 1, 31, -1",
+    "redux.sync.add.s32 %r9, %r1, -1",
+]
+
+
+@pytest.mark.parametrize("meeting", MEETINGS)
 def test_a_barrier_or_shuffle_that_some_threads_miss_raises(meeting: str):
     way_out = f"setp.lt.u32 %p3, %r1, 40; @%p3 bra $OUT; {meeting}; $OUT: ret;"
     with pytest.raises(ptxrun.Divergence, match=meeting.split()[0]):
         ptxrun.run(DIVERGENT.replace("BARRIER", way_out), [np.zeros(64)], (1,))
+
+
+def test_a_warp_sums_what_its_lanes_have():
+    out = torch.zeros(64, dtype=torch.int32)
+    sums = "redux.sync.add.s32 %r3, %r1, -1;"
+    ptxrun.run(DIVERGENT.replace("BARRIER", sums), [out], (1,))
+    assert out.tolist() == [sum(range(32))] * 32 + [sum(range(32, 64))] * 32
 
 
 def test_a_jump_by_index_is_one_instruction_a_warp():

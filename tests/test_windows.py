@@ -95,6 +95,23 @@ def test_crops_that_miss_most_tiles_of_an_image_lose_nothing(kernels: Place, k, 
     check(kernels, torch.stack(maps)[None], 3, torch.contiguous_format, torch.float32, size=size)
 
 
+def spread_crops(count: int, size: tuple[int, int]) -> torch.Tensor:
+    """(1, count, 2, 3): crops all over an image and beyond, of three windows in turn."""
+    maps = []
+    for k in range(count):
+        middle = (size[1] * (k * 0.618 % 1.4 - 0.7), size[0] * (k * 0.414 % 1.4 - 0.7))
+        linear = WINDOWS[("axis", "three", "axis_on_its_side")[k % 3]]
+        maps.append(theta_from_pixels(linear, middle, size, OUTPUT_SIZE))
+    return torch.stack(maps)[None]
+
+
+@pytest.mark.parametrize("channels", [3, 9])
+def test_more_maps_than_a_warp_has_lanes_are_all_looked_at(kernels: Place, channels):
+    size = (40, 28)
+    maps = spread_crops(37, size)
+    check(kernels, maps, channels, torch.contiguous_format, torch.float32, size=size)
+
+
 @pytest.mark.thinned
 @pytest.mark.parametrize("padding_mode", ["zeros", "border"])
 @pytest.mark.parametrize("window", WINDOWS)

@@ -95,10 +95,14 @@ def output_problem(case: Case) -> configs.Problem:
     return configs.Problem(case.n * case.k, case.c, (1, case.h_out, case.w_out))
 
 
-def met(case: Case, theta_kind: str) -> float:
-    """The share of (tile, map) that the gather does not pass over, as out of view."""
+def met(case: Case, theta_kind: str) -> tuple[float, float]:
+    """The share of (tile, map) that the gather does not pass over, as out of view.
+
+    And the share that it looks at twice, for the boxes around the tile and the image meet.
+    """
     at, k = _gather_tiles(case)
-    return float(_met(at, pixel_maps(case, theta_kind)[k], case).mean())
+    maps = pixel_maps(case, theta_kind)[k]
+    return float(_met(at, maps, case).mean()), float(_near(at, maps, case).mean())
 
 
 def eager(case: Case, theta_kind: str, pass_name: str, tags: int, streamed: float = 0.0) -> Touched:
@@ -225,18 +229,28 @@ def _met(at: Programs, map: np.ndarray, case: Case) -> np.ndarray:
     kind = window(map.reshape(-1, 6)[0])  # the K maps differ by translation alone
     if case.k == 1 and kind in EXACT:
         return np.ones(at.image.shape, bool)
+    found = _near(at, map, case)
+    if kind not in EXACT:
+        a00, a01, b0, a10, a11, b1 = np.moveaxis(map, -1, 0)
+        j, i = (case.w_out - 1) / 2, (case.h_out - 1) / 2
+        du, half_w = _middle(at.j, b0)
+        dv, half_h = _middle(at.i, b1)
+        slack = 1 + SLACK
+        x, y, det = half_w + slack, half_h + slack, slack * np.abs(a00 * a11 - a01 * a10)
+        found &= np.abs(a00 * dv - a10 * du) <= y * np.abs(a00) + x * np.abs(a10) + det * i
+        found &= np.abs(a01 * dv - a11 * du) <= y * np.abs(a01) + x * np.abs(a11) + det * j
+    return found
+
+
+def _near(at: Programs, map: np.ndarray, case: Case) -> np.ndarray:
+    """Which tiles' boxes meet the box around a map's image of the output."""
     a00, a01, b0, a10, a11, b1 = np.moveaxis(map, -1, 0)
     j, i = (case.w_out - 1) / 2, (case.h_out - 1) / 2
     du, half_w = _middle(at.j, b0)
     dv, half_h = _middle(at.i, b1)
     slack = 1 + SLACK
     found = np.abs(du) <= half_w + slack * (1 + np.abs(a00) * j + np.abs(a01) * i)
-    found &= np.abs(dv) <= half_h + slack * (1 + np.abs(a10) * j + np.abs(a11) * i)
-    if kind not in EXACT:
-        x, y, det = half_w + slack, half_h + slack, slack * np.abs(a00 * a11 - a01 * a10)
-        found &= np.abs(a00 * dv - a10 * du) <= y * np.abs(a00) + x * np.abs(a10) + det * i
-        found &= np.abs(a01 * dv - a11 * du) <= y * np.abs(a01) + x * np.abs(a11) + det * j
-    return found
+    return found & (np.abs(dv) <= half_h + slack * (1 + np.abs(a10) * j + np.abs(a11) * i))
 
 
 def _middle(offsets: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, float]:

@@ -13,6 +13,7 @@ OUTPUT, which takes it from the output's side and is counted apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -30,6 +31,7 @@ JOINT = ("UPRIGHT", "ON_SIDE", "STRAIGHT")  # windows that make grad_theta, too
 NARROW = ("UPRIGHT", "ON_SIDE", "THREE")  # windows whose candidates no loop walks
 OUTPUT = "OUTPUT"
 MISSED = "MISSED"  # where a tile is out of a map's view
+NEAR = "NEAR"  # of several maps, where that takes a second look
 
 
 def row(spec: Specialisation, target: str, windows: Sequence[str] = ()) -> dict[str, object]:
@@ -64,15 +66,18 @@ def _sites(kernel: str) -> Sites | None:
         maps = call_sites(several.gather_map, "through")
         turned = call_sites(several.gather_turned, "through")
         output = call_sites(several.gather_maps, "sum_map")["sum_map"]
-        return maps | turned | call_sites(several.gather_map, "gather_turned") | {OUTPUT: output}
+        # A miss has no set-up; what is near and no more has one, and leaves after `crosses`.
+        maps |= turned | call_sites(several.gather_map, "gather_turned")
+        maps |= call_sites(several.gather_maps, "source_map")
+        near = call_sites(several.gather_turned, "crosses")["crosses"]
+        return maps | {NEAR: near, OUTPUT: output}
     return None
 
 
 def path(spec: Specialisation, compiled: CompiledKernel, window: str = "") -> Path:
     """The path through the code of a kernel; of a gather, that of a window."""
     if window == MISSED:
-        # A tile is then stored as zeros, as that of a θ that is not finite is; of several maps the
-        # longest way past all windows is counted.
+        # A tile is then stored as zeros, as that of a θ that is not finite is.
         window = "NOTHING" if spec.kernel == "gather" else ""
     found = paths.count(compiled, _sites(spec.kernel), window)
     banded = spec.kernel in ("gather", "grad_theta", "scatter")
@@ -108,7 +113,7 @@ def instructions(
     """
     found = path(spec, compiled, window)
     if spec.kernel == "gather_maps" and window != OUTPUT:
-        return {"per_map": len(found.loops[1 if spec.tiling.one_pass else 2])}
+        return {"per_map": len(found.loops[2 if spec.tiling.one_pass else 3])}
     counted = {"per_tile": found.per_tile}
     if not spec.tiling.one_pass:
         counted["per_channel"] = round(found.per_pass / channels_a_turn(spec, found), 1)
@@ -125,7 +130,8 @@ def turns(spec: Specialisation, found: Path, candidates: Sequence[int] = ()) -> 
     if not tiling.one_pass:
         each.append(work.channels / work.splits / channels_a_turn(spec, found))
     if spec.kernel == "gather_maps":
-        each.append(work.maps)
+        looks = math.ceil(work.maps / several.MAPS_A_LOOK.value)
+        each += [looks, work.maps / looks]
     if candidates:
         rows, columns = candidates
         a_candidate = spec.itemsize * tiling.channels_a_pass * pixels(spec)

@@ -167,8 +167,11 @@ def instructions(task: Task, target: str) -> float | None:
     if kind == "WALK":
         candidates = addresses.walked(addresses.pixel_maps(case, task.theta_kind)[0])
     gather = "gather" if case.k == 1 else "gather_maps"
-    share = addresses.met(case, task.theta_kind)
+    share, near = addresses.met(case, task.theta_kind)
     total = share * of_kernel(case, gather, kind, target, candidates)
+    if near > share and case.k > 1:
+        total += (near - share) * of_kernel(case, gather, counts.NEAR, target)
+        share = near
     if share < 1:
         total += (1 - share) * of_kernel(case, gather, counts.MISSED, target)
     if "grad_theta" in launched(case, target):
@@ -185,7 +188,11 @@ def from_output(spec: Specialisation, kind: str) -> bool:
 
 
 def waits(task: Task, gpu: GPU) -> float:
-    """Cycles that the programs of a pass's launches wait, were every tile in view."""
+    """Cycles that the programs of a pass's launches wait, were every tile in view.
+
+    Of several maps of an image a program waits for the look at all, and for each that it sees,
+    whose theta then lies in L1.
+    """
     case = task.case
     backward = task.pass_name == "backward"
     cycles = 0.0
@@ -200,7 +207,8 @@ def waits(task: Task, gpu: GPU) -> float:
             work = spec.plan.arguments["WORK"]
             passes = math.ceil(work.channels_a_split / spec.tiling.step)
             tiles = spec.plan.arguments.get("bands", 1) * work.tiles
-            rounds += tiles * passes * (work.maps if kernel == "gather_maps" else 1)
+            seen = work.maps * addresses.met(case, task.theta_kind)[0]
+            rounds += tiles * passes * (1 + seen if kernel == "gather_maps" else 1)
         if kernel.startswith("gather") and from_output(spec, window(task)):
             rounds += passes * output_tiles(spec)
         cycles += math.ceil(spec.programs / resident) * rounds * LATENCY

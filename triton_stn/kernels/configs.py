@@ -53,8 +53,9 @@ ENOUGH_PROGRAMS = 1024
 # are needed to fill half of the multiprocessors, more each beyond that.
 MIN_CHANNELS_A_SPLIT, CHANNELS_A_SPLIT = 8, 16
 # 80 leave 6 programs a multiprocessor, 24 warps, and spill nothing where there are few channels of
-# one theta; with two pixels a thread or a pass of many channels 128 do, which leave 4.
-FEW_REGISTERS, GATHER_REGISTERS = 80, 128
+# one theta, and 96 leave 5 and do with several; with two pixels a thread, a pass of many channels
+# or a volume 128 do, which leave 4.
+FEW_REGISTERS, FEW_OF_MANY_REGISTERS, GATHER_REGISTERS = 80, 96, 128
 # Before sm_90 some kernel of several thetas spills under 128; they take up to 168.
 OLDER_GATHER_REGISTERS = 184
 # 0: what the compiler settles on; before sm_90 it settles on 72 for some `grad_theta`, and spills.
@@ -109,6 +110,7 @@ def next_power_of_2(n: int) -> int:
 def register_cap(maxnreg: int, arch: int) -> int:
     """Of a plan, on NVIDIA's sm_``arch``; 0 for none."""
     older = {
+        FEW_OF_MANY_REGISTERS: OLDER_GATHER_REGISTERS,
         GATHER_REGISTERS: OLDER_GATHER_REGISTERS,
         SETTLED_REGISTERS: OLDER_SETTLED_REGISTERS,
     }
@@ -150,8 +152,11 @@ def gather(
         maxnreg = FEW_REGISTERS
     tiles = BACKWARD_TILES if few and one_theta else 1
     pixels = 1
-    if few and not one_theta and not folds and (apart or is_large(problem)):
-        pixels = PIXELS_OF_MANY
+    if few and not one_theta:
+        if not folds and (apart or is_large(problem)):
+            pixels = PIXELS_OF_MANY
+        elif problem.size[0] == 1 and maxnreg == GATHER_REGISTERS:
+            maxnreg = FEW_OF_MANY_REGISTERS
     return _cut(problem, a_pass, tiles, maxnreg, pixels, maxnreg if tiles > 1 else None)
 
 

@@ -119,15 +119,21 @@ def affine_map(theta, FRAME, SCALE, RULES: tl.constexpr):
 
 
 @triton.jit
-def load_theta(THETA, n, k, RULES: tl.constexpr):
-    """The numbers of one theta, side by side; of a field or a spline none."""
-    ptr = THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
+def theta_of(THETA, n, k):
+    """Where the theta of map k of image n begins."""
+    return THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
+
+
+@triton.jit
+def load_theta(THETA, n, k, mask, RULES: tl.constexpr):
+    """The numbers of one theta, side by side; of a field or a spline none. k may be a tensor."""
+    ptr = theta_of(THETA, n, k)
     AFFINE: tl.constexpr = 6 if RULES.ndim == 2 else 12
     OTHER: tl.constexpr = 9 if RULES.source == "projective" else 0
     COUNT: tl.constexpr = AFFINE if RULES.source == "affine" else OTHER
     theta = ()
     for place in tl.static_range(COUNT):
-        theta = theta + (tl.load(ptr + place).to(RULES.dtype),)
+        theta = theta + (tl.load(ptr + place, mask=mask).to(RULES.dtype),)
     return theta
 
 
@@ -155,7 +161,7 @@ def map_of(theta, FRAME, SCALE, RULES: tl.constexpr):
 @triton.jit
 def source_map(THETA, n, k, FRAME, SCALE, RULES: tl.constexpr):
     """What `source` needs of one theta, loaded once."""
-    return map_of(load_theta(THETA, n, k, RULES), FRAME, SCALE, RULES)
+    return map_of(load_theta(THETA, n, k, None, RULES), FRAME, SCALE, RULES)
 
 
 @triton.jit
@@ -207,7 +213,7 @@ def source(pixel_map, THETA, n, k, spot, CANVAS, FRAME, RULES: tl.constexpr):
     if RULES.source == "affine" or RULES.source == "projective":
         place = matrix_place(pixel_map, spot.j, spot.i, spot.k, RULES)
     elif RULES.source == "spline":
-        ptr = THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
+        ptr = theta_of(THETA, n, k)
         x, y = spline(ptr, THETA.points, spot.j * pixel_map.unit_w, spot.i * pixel_map.unit_h)
         place = to_pixels(pixel_map, (x, y))
     else:
@@ -257,7 +263,7 @@ def field_vector(THETA, n, k, spot, RULES: tl.constexpr):
 @triton.jit
 def field_ptrs(THETA, n, k, spot, RULES: tl.constexpr):
     """The first number of a field at a tile's pixels."""
-    ptr = THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
+    ptr = theta_of(THETA, n, k)
     offs = spot.rows.to(RULES.index) * THETA.stride_h
     offs += spot.columns.to(RULES.index) * THETA.stride_w
     if RULES.ndim == 3:

@@ -8,7 +8,7 @@ tile. Where it has no launch of its own, each program has a share of one map's t
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.coordinates import load_theta, map_of, source_map
+from triton_stn.kernels.coordinates import load_theta, source_map
 from triton_stn.kernels.gather.candidates import (
     Gathered,
     Output,
@@ -64,6 +64,8 @@ from triton_stn.kernels.tiles import (
     tile_offsets,
 )
 
+MAPS_A_LOOK = tl.constexpr(32)  # a lane of a warp looks at each
+
 
 @triton.jit
 def gather_maps(
@@ -95,14 +97,16 @@ def gather_maps(
         of_tile = plane_of(out.image, tile_offsets(at, out.image, RULES), pixels.channels, RULES)
         for _ in range(1 if TILING.one_pass else tl.cdiv(part.count, TILING.step)):
             acc = zero_pass(RULES, TILING)
-            of_map = of_maps
-            for k in range(WORK.maps):
-                theta = load_theta(THETA, part.n, k, RULES)
-                if in_sight(theta, at, CANVAS, FRAME, SCALE, RULES, TILING):
-                    pixel_map = map_of(theta, FRAME, SCALE, RULES)
-                    job = Job(pixel_map, (), pixels.left, 1, WORK, CANVAS, FRAME, X, of_map, out)
-                    acc = gather_map(acc, job, pixels, at, RULES, TILING)
-                of_map = moved(of_map, of_map.ptr + of_map.stride_k)
+            for first in range(0, WORK.maps, MAPS_A_LOOK):
+                seen = in_sight(THETA, part.n, first, at, WORK, CANVAS, FRAME, SCALE, RULES, TILING)
+                for k in range(first, tl.minimum(first + MAPS_A_LOOK, WORK.maps)):
+                    if seen & 1 != 0:
+                        pixel_map = source_map(THETA, part.n, k, FRAME, SCALE, RULES)
+                        there = tl.cast(k, tl.int64) * of_maps.stride_k
+                        of_k = moved(of_maps, of_maps.ptr + there)
+                        job = Job(pixel_map, (), pixels.left, 1, WORK, CANVAS, FRAME, X, of_k, out)
+                        acc = gather_map(acc, job, pixels, at, RULES, TILING)
+                    seen = seen >> 1
             store_pass(of_tile, acc, pixels, out, RULES, TILING)
             of_tile = next_pass(of_tile, RULES, TILING)
             for _ in tl.static_range(PASS):
@@ -136,12 +140,22 @@ def sum_map(
 
 
 @triton.jit
-def in_sight(theta, at, CANVAS, FRAME, SCALE, RULES: tl.constexpr, TILING: tl.constexpr):
-    """Of several crops of an image most miss a tile, and that is seen first."""
+def in_sight(
+    THETA, n, first, at, WORK, CANVAS, FRAME, SCALE, RULES: tl.constexpr, TILING: tl.constexpr
+):
+    """A bit for each of 32 maps from ``first`` on, set where the map may meet a tile.
+
+    Of several crops of an image most miss a tile. The lanes of a warp look at a map each.
+    """
+    seen = tl.full([], -1, tl.int32)
     if RULES.ndim == 2 and RULES.source == "affine":
-        box = tile_box(at, RULES, TILING)
-        return theta_is_near(theta, box, CANVAS, FRAME, SCALE, RULES)
-    return True
+        lanes = tl.arange(0, MAPS_A_LOOK)
+        k = first + lanes
+        here = k < WORK.maps
+        theta = load_theta(THETA, n, k, here, RULES)
+        here &= theta_is_near(theta, tile_box(at, RULES, TILING), CANVAS, FRAME, SCALE, RULES)
+        seen = tl.sum(tl.where(here, 1 << lanes, 0), 0)
+    return seen
 
 
 @triton.jit
