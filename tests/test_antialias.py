@@ -333,11 +333,12 @@ def test_a_coordinate_that_is_not_finite_stays_in_its_pixel(place: Place):
 @pytest.mark.parametrize("transform", [Projective(), ThinPlateSpline(2, 3)], ids=repr)
 def test_a_bad_curved_map_stays_in_its_sample(place: Place, transform):
     theta = transform.identity(2, device=place.device)
-    theta[1, 0, 0] = math.nan
     input = noise(2, 2, 6, 6).float().to(place.device).requires_grad_()
     options = dict(transform=transform, antialias=True)
+    good = place.sample(input, theta, 3, **options)
+    theta[1, 0, 0] = math.nan
     y = place.sample(input, theta.requires_grad_(), 3, **options)
-    assert torch.equal(y[:1], place.sample(input[:1], theta[:1], 3, **options))
+    assert torch.equal(y[:1], good[:1])
     assert y[1].isnan().all()
     grads = torch.autograd.grad(y, (input, theta), torch.ones_like(y))
     assert all(grad.isfinite().all() for grad in grads)

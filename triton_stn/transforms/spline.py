@@ -100,9 +100,10 @@ class ThinPlateSpline(Transform):
 
     def _grid(self, theta, size, align_corners):
         matrix = self._matrix(size, align_corners, theta.dtype, theta.device)
-        with without_autocast(theta):
-            planes = theta.transpose(-1, -2) @ matrix.T  # (..., 2, prod(size)), one product
-        return planes.transpose(-1, -2)
+        rows = theta.transpose(-1, -2)
+        with without_autocast(theta):  # one product of matrices, not one an image
+            planes = rows.reshape(-1, rows.shape[-1]) @ matrix.T
+        return planes.view(*rows.shape[:-1], -1).transpose(-1, -2)
 
     def _matrix(self, *wanted) -> torch.Tensor:
         """(prod(size), T): the grid is this times θ. The last ones, unless huge, are kept."""
