@@ -96,6 +96,17 @@ def test_more_maps_than_a_warp_has_lanes_are_all_looked_at(count):
     check(spread_crops(count, (40, 28)), (40, 28), OUTPUT_SIZE)
 
 
+@pytest.mark.parametrize("folds", [0, 32, 34])
+def test_one_of_many_maps_that_folds_is_seen(folds):
+    """A half image's gather keeps float32 sums for the scatter where any of its maps needs it."""
+    maps = torch.eye(2, 3, dtype=torch.float64).repeat(35, 1, 1) * 0.4
+    maps[folds, 0, 2] = 0.9
+    dtype = torch.bfloat16
+    with launches.recorded() as launched:
+        check(maps[None], (40, 28), OUTPUT_SIZE, dtype=dtype, padding_mode="border")
+    assert "settle" in [launch.kernel for launch in launched]
+
+
 @pytest.mark.parametrize("window", ["axis", "three"])
 @pytest.mark.parametrize("padding_mode", ["zeros", "border"])
 def test_a_program_walks_several_bands(window, padding_mode):

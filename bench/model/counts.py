@@ -24,6 +24,7 @@ from bench.model.addresses import WARP
 from bench.model.launches import Specialisation
 from bench.model.paths import Path
 from bench.model.sass import Sites, call_sites
+from triton_stn.kernels import coordinates
 from triton_stn.kernels.gather import one, several
 
 NUMBERS_AN_OUTPUT = 5  # that grad_theta loads for a pixel·channel: dY and four taps of X
@@ -130,7 +131,7 @@ def turns(spec: Specialisation, found: Path, candidates: Sequence[int] = ()) -> 
     if not tiling.one_pass:
         each.append(work.channels / work.splits / channels_a_turn(spec, found))
     if spec.kernel == "gather_maps":
-        looks = math.ceil(work.maps / several.MAPS_A_LOOK.value)
+        looks = math.ceil(work.maps / coordinates.MAPS_A_LOOK.value)
         each += [looks, work.maps / looks]
     if candidates:
         rows, columns = candidates

@@ -23,6 +23,7 @@ SUMS = {("affine", 2): 6, ("projective", 2): 9, ("affine", 3): 12}  # of images,
 # Sources whose theta is a field, so many vectors (x, y[, z]) a pixel, side by side:
 # (N, K, [D_out,] H_out, W_out, *), any strides.
 FIELDS = {"grid": 1, "flow": 1, "patch": 3}
+MAPS_A_LOOK = tl.constexpr(32)  # a lane of a warp looks at each
 
 
 class Affine(NamedTuple):
@@ -122,6 +123,14 @@ def affine_map(theta, FRAME, SCALE, RULES: tl.constexpr):
 def theta_of(THETA, n, k):
     """Where the theta of map k of image n begins."""
     return THETA.ptr + n.to(tl.int64) * THETA.stride_n + k * THETA.stride_k
+
+
+@triton.jit
+def load_thetas(THETA, n, first, maps, RULES: tl.constexpr):
+    """Which of 32 thetas of an image from ``first`` on there are, and their numbers."""
+    k = first + tl.arange(0, MAPS_A_LOOK)
+    there = k < maps
+    return there, load_theta(THETA, n, k, there, RULES)
 
 
 @triton.jit

@@ -8,7 +8,7 @@ homography whose windows are too large (`perspective.py`).
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.coordinates import matrix_place, source_map
+from triton_stn.kernels.coordinates import MAPS_A_LOOK, load_thetas, map_of, matrix_place
 from triton_stn.kernels.gather.perspective import inverse_homography
 from triton_stn.kernels.taps import lasts
 
@@ -60,8 +60,9 @@ def leaves_rest(pixel_map, CANVAS, FRAME, RULES: tl.constexpr):
 @triton.jit
 def image_leaves_rest(THETA, n, maps, CANVAS, FRAME, SCALE, RULES: tl.constexpr):
     """Whether anything of an image's thetas is."""
-    rest = tl.full([], 0, tl.int1)
-    for k in range(maps):
-        pixel_map = source_map(THETA, n, k, FRAME, SCALE, RULES)
-        rest |= leaves_rest(pixel_map, CANVAS, FRAME, RULES)
-    return rest
+    rest = tl.full([], 0, tl.int32)
+    for first in range(0, maps, MAPS_A_LOOK):
+        there, theta = load_thetas(THETA, n, first, maps, RULES)
+        there &= leaves_rest(map_of(theta, FRAME, SCALE, RULES), CANVAS, FRAME, RULES)
+        rest += tl.sum(there.to(tl.int32), 0)
+    return rest > 0

@@ -8,7 +8,7 @@ tile. Where it has no launch of its own, each program has a share of one map's t
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.coordinates import load_theta, source_map
+from triton_stn.kernels.coordinates import MAPS_A_LOOK, load_thetas, source_map
 from triton_stn.kernels.gather.candidates import (
     Gathered,
     Output,
@@ -63,8 +63,6 @@ from triton_stn.kernels.tiles import (
     tile,
     tile_offsets,
 )
-
-MAPS_A_LOOK = tl.constexpr(32)  # a lane of a warp looks at each
 
 
 @triton.jit
@@ -149,12 +147,9 @@ def in_sight(
     """
     seen = tl.full([], -1, tl.int32)
     if RULES.ndim == 2 and RULES.source == "affine":
-        lanes = tl.arange(0, MAPS_A_LOOK)
-        k = first + lanes
-        here = k < WORK.maps
-        theta = load_theta(THETA, n, k, here, RULES)
-        here &= theta_is_near(theta, tile_box(at, RULES, TILING), CANVAS, FRAME, SCALE, RULES)
-        seen = tl.sum(tl.where(here, 1 << lanes, 0), 0)
+        there, theta = load_thetas(THETA, n, first, WORK.maps, RULES)
+        there &= theta_is_near(theta, tile_box(at, RULES, TILING), CANVAS, FRAME, SCALE, RULES)
+        seen = tl.sum(tl.where(there, 1 << tl.arange(0, MAPS_A_LOOK), 0), 0)
     return seen
 
 
