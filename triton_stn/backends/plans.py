@@ -165,7 +165,8 @@ def plan_backward(
         config = call.over_output(scatters=True, rest=rest)
         launches.append((scatter, config, dict(of_input, scatters=True)))
     if into != "dX":
-        launches.append((settle, call.over(input), of_input if rest else of_any))
+        config = replace(call.over(input), maxnreg=configs.REST_REGISTERS)
+        launches.append((settle, config, of_input if rest else of_any))
     if apart:
         launches.append((grad_theta, call.over_output(scatters=False, rest=False), {}))
     plans, first = [], 0

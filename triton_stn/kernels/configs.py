@@ -32,6 +32,7 @@ FORWARD_TILES = 8
 BACKWARD_TILES, SET_UP = 64, 2
 MULTIPROCESSORS, REGISTERS = 132, 65536  # of an H100 or H200; the registers of one
 OUTPUT_REGISTERS = 40  # of a thread of `grad_theta`
+REST_REGISTERS = 64  # of `settle`; left alone, the compiler takes 40 for volumes, and spills
 FEW_CHANNELS = 4
 # A pass has all its loads under way at once, 16 a thread.
 FORWARD_PASS = 4
