@@ -187,6 +187,13 @@ def test_behind_the_viewer_is_out_of_view_without_a_gradient():
     assert torch.equal(seen[2], torch.tensor([-6.0, -10.0, -10.0], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("transform", [Affine(), Projective(), ThinPlateSpline(3, 3)], ids=repr)
+@pytest.mark.parametrize("leading", [(0,), (2, 0)])
+def test_no_theta_has_an_empty_grid(transform, leading):
+    theta = transform.identity().expand(*leading, *transform.theta_shape)
+    assert transform.grid(theta, (4, 5)).shape == (*leading, 4, 5, 2)
+
+
 @pytest.mark.parametrize("last_row", [[0.0, 0, 0], [0, 0, -1], [0, 0, 0.0], [1, 0, 1 + 1e-7]])
 def test_no_homography_gives_nan(last_row):
     theta = torch.tensor([[1.0, 0, 0], [0, 1, 0], last_row], requires_grad=True)

@@ -103,7 +103,7 @@ class ThinPlateSpline(Transform):
         rows = theta.transpose(-1, -2)
         with without_autocast(theta):  # one product of matrices, not one an image
             planes = rows.reshape(-1, rows.shape[-1]) @ matrix.T
-        return planes.view(*rows.shape[:-1], -1).transpose(-1, -2)
+        return planes.view(*rows.shape[:-1], matrix.shape[0]).transpose(-1, -2)
 
     def _matrix(self, *wanted) -> torch.Tensor:
         """(prod(size), T): the grid is this times θ. The last ones, unless huge, are kept."""
