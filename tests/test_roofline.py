@@ -122,7 +122,7 @@ def test_no_tile_that_an_output_reads_counts_as_out_of_view(theta_kind, k):
         taps = addresses._taps(programs(i, j), map, 0, (1, 128, 96), (1, 24, 20), False)
         taps = np.unique(taps)[1:]
         read = set(zip(taps // 96 // rows, taps % 96 // columns, strict=True))
-        met = addresses._met(tiles, np.broadcast_to(map, (len(thread), 6)), case)[:, 0]
+        met = addresses._seen(tiles, np.broadcast_to(map, (len(thread), 6)), case)[1][:, 0]
         indices = zip(corner[0, met, 0] // rows, corner[1, met, 0] // columns, strict=True)
         assert read <= set(indices)
         shares.append(met.mean())

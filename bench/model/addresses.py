@@ -77,7 +77,7 @@ def ours(case: Case, theta_kind: str, pass_name: str, tags: int) -> Touched:
     reads = _candidates(at, maps[k], at.image * case.k + k, window(maps[0]), target)
     touched = _loads(reads, tags) * case.k + _writes([at.own(source)], tags)
     if from_input(case, theta_kind):
-        here = np.where(_met(at, maps[k], case), at.own(source), -1)
+        here = np.where(_seen(at, maps[k], case)[1], at.own(source), -1)
         return Touched(*(touched + _loads([here], tags)) * at.weight)
     cut = configs.output_side(output_problem(case), scatters=False, rest=False)
     out = _tiles(cut, case.n * case.k, *target)
@@ -101,8 +101,8 @@ def met(case: Case, theta_kind: str) -> tuple[float, float]:
     And the share that it looks at twice, for the boxes around the tile and the image meet.
     """
     at, k = _gather_tiles(case)
-    maps = pixel_maps(case, theta_kind)[k]
-    return float(_met(at, maps, case).mean()), float(_near(at, maps, case).mean())
+    near, met = _seen(at, pixel_maps(case, theta_kind)[k], case)
+    return float(met.mean()), float(near.mean())
 
 
 def eager(case: Case, theta_kind: str, pass_name: str, tags: int, streamed: float = 0.0) -> Touched:
@@ -221,36 +221,28 @@ def _gather_tiles(case: Case) -> tuple[Programs, np.ndarray]:
     return at, np.random.default_rng(1).integers(case.k, size=at.image.shape)
 
 
-def _met(at: Programs, map: np.ndarray, case: Case) -> np.ndarray:
+def _seen(at: Programs, map: np.ndarray, case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Which tiles a map's image of the output meets, by the tests in kernels/gather/inverse.py.
 
-    All of them where the gather does not ask: for one map without rotation.
+    By the boxes around them, and by all tests. All tiles where the gather does not ask: for one map
+    without rotation.
     """
     kind = window(map.reshape(-1, 6)[0])  # the K maps differ by translation alone
     if case.k == 1 and kind in EXACT:
-        return np.ones(at.image.shape, bool)
-    found = _near(at, map, case)
-    if kind not in EXACT:
-        a00, a01, b0, a10, a11, b1 = np.moveaxis(map, -1, 0)
-        j, i = (case.w_out - 1) / 2, (case.h_out - 1) / 2
-        du, half_w = _middle(at.j, b0)
-        dv, half_h = _middle(at.i, b1)
-        slack = 1 + SLACK
-        x, y, det = half_w + slack, half_h + slack, slack * np.abs(a00 * a11 - a01 * a10)
-        found &= np.abs(a00 * dv - a10 * du) <= y * np.abs(a00) + x * np.abs(a10) + det * i
-        found &= np.abs(a01 * dv - a11 * du) <= y * np.abs(a01) + x * np.abs(a11) + det * j
-    return found
-
-
-def _near(at: Programs, map: np.ndarray, case: Case) -> np.ndarray:
-    """Which tiles' boxes meet the box around a map's image of the output."""
+        return (np.ones(at.image.shape, bool),) * 2
     a00, a01, b0, a10, a11, b1 = np.moveaxis(map, -1, 0)
     j, i = (case.w_out - 1) / 2, (case.h_out - 1) / 2
     du, half_w = _middle(at.j, b0)
     dv, half_h = _middle(at.i, b1)
     slack = 1 + SLACK
-    found = np.abs(du) <= half_w + slack * (1 + np.abs(a00) * j + np.abs(a01) * i)
-    return found & (np.abs(dv) <= half_h + slack * (1 + np.abs(a10) * j + np.abs(a11) * i))
+    near = np.abs(du) <= half_w + slack * (1 + np.abs(a00) * j + np.abs(a01) * i)
+    near &= np.abs(dv) <= half_h + slack * (1 + np.abs(a10) * j + np.abs(a11) * i)
+    if kind in EXACT:
+        return near, near
+    x, y, det = half_w + slack, half_h + slack, slack * np.abs(a00 * a11 - a01 * a10)
+    met = near & (np.abs(a00 * dv - a10 * du) <= y * np.abs(a00) + x * np.abs(a10) + det * i)
+    met &= np.abs(a01 * dv - a11 * du) <= y * np.abs(a01) + x * np.abs(a11) + det * j
+    return near, met
 
 
 def _middle(offsets: np.ndarray, origin: np.ndarray) -> tuple[np.ndarray, float]:

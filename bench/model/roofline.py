@@ -207,8 +207,10 @@ def waits(task: Task, gpu: GPU) -> float:
             work = spec.plan.arguments["WORK"]
             passes = math.ceil(work.channels_a_split / spec.tiling.step)
             tiles = spec.plan.arguments.get("bands", 1) * work.tiles
-            seen = work.maps * addresses.met(case, task.theta_kind)[0]
-            rounds += tiles * passes * (1 + seen if kernel == "gather_maps" else 1)
+            looks = 1.0
+            if kernel == "gather_maps":
+                looks += work.maps * addresses.met(case, task.theta_kind)[0]
+            rounds += tiles * passes * looks
         if kernel.startswith("gather") and from_output(spec, window(task)):
             rounds += passes * output_tiles(spec)
         cycles += math.ceil(spec.programs / resident) * rounds * LATENCY

@@ -146,18 +146,17 @@ def gather(
         a_pass = HALF_GATHER_PASS
     elif one_theta and problem.channels % GATHER_PASS and not few:
         a_pass = MASKED_GATHER_PASS
+    pixels = 1
+    if few and not one_theta and not folds and (apart or is_large(problem)):
+        pixels = PIXELS_OF_MANY
     maxnreg = GATHER_REGISTERS
     if problem.run > 1 or itemsize == 8:
         maxnreg = GATHER_RUN_REGISTERS
     elif few and one_theta:
         maxnreg = FEW_REGISTERS
+    elif few and pixels == 1 and problem.size[0] == 1:
+        maxnreg = FEW_OF_MANY_REGISTERS
     tiles = BACKWARD_TILES if few and one_theta else 1
-    pixels = 1
-    if few and not one_theta:
-        if not folds and (apart or is_large(problem)):
-            pixels = PIXELS_OF_MANY
-        elif problem.size[0] == 1 and maxnreg == GATHER_REGISTERS:
-            maxnreg = FEW_OF_MANY_REGISTERS
     return _cut(problem, a_pass, tiles, maxnreg, pixels, maxnreg if tiles > 1 else None)
 
 
