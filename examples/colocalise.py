@@ -111,7 +111,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     check_common(parser, arguments)
     check_training(parser, arguments)
-    check_least(parser, arguments, 1, "encoder_steps")
+    check_least(parser, arguments, 1, "encoder_steps", "steps")
     check_out(parser, arguments.out)
     return arguments
 

@@ -273,8 +273,8 @@ def large(shape: Shape, transform: str | None) -> nn.Module:
 def _reader(where: Callable[[int], bool]) -> Build:
     """Of sequences: six convolutions, a transformer before those for which ``where`` holds.
 
-    ``filters`` are the first one's, the last have three times as many. The house numbers' network
-    of the paper has eight of 48 to 192.
+    ``filters`` are the first one's, the last have three times as many. In the manner of the paper's
+    network for house numbers, and smaller.
     """
 
     def build(shape: Shape, transform: str) -> nn.Module:
