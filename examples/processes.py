@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as distributed
+import torch.distributed.nn  # DDP imports it: once a group exists, its functions' defaults keep it
 from torch import nn
 
 from examples.data import Scene

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import subprocess
 import sys
@@ -131,3 +132,32 @@ def test_two_processes_learn_them_together(tmp_path):
     assert float(line.split()[2]) > 90
     assert done.stdout.count("picture: ") == 1
     assert (tmp_path / "picture.png").exists()
+
+
+LEAVES = """
+import argparse
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from examples import processes
+
+with processes.joined(argparse.Namespace(device="cpu")):
+    network = nn.parallel.DistributedDataParallel(nn.Linear(3, 1))
+    network(torch.ones(2, 3)).sum().backward()
+    del network
+names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed in /proc")
+def test_no_thread_of_the_group_is_left_to_meet_the_end_of_python(tmp_path):
+    # One that lets go of a tensor then aborts the process, after its work is done.
+    script = tmp_path / "leaves.py"
+    script.write_text(LEAVES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", script]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
