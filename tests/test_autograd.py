@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -182,9 +183,25 @@ def test_tiles_cover_a_tall_or_wide_canvas_within_the_grids_limit(monkeypatch, p
     for plan in plans:
         _, columns, rows = plan.grid
         assert max(columns, rows) <= 65_535
-        tiling, work = plan.constants["TILING"], plan.arguments["WORK"]
-        assert columns * tiling.block_w * work.tiles >= size[1]
-        assert rows * tiling.block_h * plan.arguments.get("bands", 1) >= size[0]
+        work = plan.arguments["WORK"]
+        assert columns * work.tile_w * work.tiles >= size[1]
+        assert rows * work.tile_h * plan.arguments.get("bands", 1) >= size[0]
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "tiles"),
+    [
+        ((28, 28), (4, 32), 7),
+        ((20, 20), (4, 32), 5),
+        ((42, 42), (16, 8), 18),
+        ((124, 124), (16, 8), 128),  # 124 of 4 x 32 are not a tenth fewer
+        ((1, 1000), (1, 128), 8),
+    ],
+)
+def test_the_warps_of_a_tile_lie_as_few_tiles_cover_the_image(size, tile, tiles):
+    problem = configs.Problem(64, 64, (1, *size))
+    for config in configs.forward(problem), configs.gather(problem, one_theta=True, itemsize=4):
+        assert config.tile == tile and math.prod(config.grid[1:]) == tiles
 
 
 @pytest.mark.parametrize("shape", [(16, 3, 512, 512), (16, 1, 256, 256), (256, 1, 42, 42)])

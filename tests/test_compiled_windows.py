@@ -119,6 +119,21 @@ def test_a_program_walks_several_bands(window, padding_mode):
     assert arguments["bands"] > 1 and arguments["WORK"].tiles > 1
 
 
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("window", MORE_WINDOWS)
+def test_warps_side_by_side_gather_what_was_read(window, several):
+    """Seven tiles of 4 x 32 cover a digit, eight of 16 x 8 would."""
+    size, output_size = (28, 28), (20, 25)
+    shifts = SHIFTS[: 2 if several else 1]
+    maps = [theta_from_pixels(MORE_WINDOWS[window], shift, size, output_size) for shift in shifts]
+    with launches.recorded() as launched:
+        check(torch.stack(maps)[None] if several else torch.stack(maps), size, output_size)
+    plans_ = {launch.kernel: launch.plan for launch in launched}
+    for kernel in "forward", "gather_maps" if several else "gather":
+        work = plans_[kernel].arguments["WORK"]
+        assert (work.tile_h, work.tile_w, work.down, work.right) == (4, 32, 0, 8)
+
+
 SIZES = [(1, 1), (1, 7), (9, 1), (2, 2), (2, 130), (16, 8), (17, 9), (33, 3), (3, 129)]
 
 

@@ -113,7 +113,7 @@ def test_no_tile_that_an_output_reads_counts_as_out_of_view(theta_kind, k):
     maps = addresses.pixel_maps(case, theta_kind)
     i, j = np.mgrid[: case.h_out, : case.w_out].reshape(2, 1, -1)
     config = configs.gather(configs.Problem(1, 1, (1, case.h, case.w)), k == 1, itemsize=4)
-    rows, columns = config.tiling.block_h, config.tiling.block_w
+    rows, columns = config.tile
     corner = np.mgrid[: case.h : rows, : case.w : columns].reshape(2, -1, 1)
     thread = np.arange(rows * columns)
     tiles = programs(corner[0] + thread // columns, corner[1] + thread % columns)

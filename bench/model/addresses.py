@@ -202,13 +202,14 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
 def _tiles(config: configs.Config, images: int, c: int, height: int, width: int) -> Programs:
     """Tiles of our kernels, wherever the launch grid has one."""
     random = np.random.default_rng(0)
-    block_h, block_w = config.tiling.block_h, config.tiling.block_w
+    (tile_h, tile_w), (down, right), tiling = config.tile, config.step, config.tiling
     columns, rows = config.grid[1] * config.tiles, config.grid[2] * config.bands
     image, channel, column, row = (
         random.integers(n, size=(SAMPLE, 1)) for n in (images, c, columns, rows)
     )
-    thread = np.arange(block_h * block_w)
-    i, j = row * block_h + thread // block_w, column * block_w + thread % block_w
+    warp, lane = np.divmod(np.arange(tiling.pixels), WARP)
+    i = row * tile_h + warp * down + lane // tiling.block_w
+    j = column * tile_w + warp * right + lane % tiling.block_w
     weight = images * c * columns * rows
     return Programs(image, channel, i, j, (i < height) & (j < width), weight)
 

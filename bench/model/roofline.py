@@ -239,14 +239,14 @@ def of_kernel(
 
 def output_tiles(spec: Specialisation) -> float:
     """Tiles of the output that a program of the gather walks, where it does (`output_side.py`)."""
-    canvas, tiling, (_, across, down) = spec.plan.arguments["CANVAS"], spec.tiling, spec.plan.grid
-    columns = math.ceil(canvas.width / tiling.block_w)
-    bands = math.ceil(canvas.height / tiling.block_h)
-    if spec.kernel == "gather_maps":
-        programs = across * down // spec.plan.arguments["WORK"].maps
-        across = max(programs // bands, 1)
-        down = programs // across
-    return math.ceil(columns / across) * math.ceil(bands / down)
+    canvas, work = spec.plan.arguments["CANVAS"], spec.plan.arguments["WORK"]
+    if spec.kernel == "gather":
+        return work.output_bands * work.output_tiles
+    columns = math.ceil(canvas.width / work.tile_w)
+    bands = math.ceil(canvas.height / work.tile_h)
+    programs = math.prod(spec.plan.grid[1:]) // work.maps
+    across = max(programs // bands, 1)
+    return math.ceil(columns / across) * math.ceil(bands / (programs // across))
 
 
 @lru_cache(maxsize=256)

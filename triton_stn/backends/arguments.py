@@ -129,7 +129,25 @@ def numbers_of(
     first_slot: int = 0,
 ) -> dict[str, NamedTuple]:
     k, c, *size = output.shape[1:]
-    work = Work(k, c, config.splits, config.channels_a_split, config.tiles, slots, first_slot)
+    depth, height, width = deep(size)
+    tile_h, tile_w = config.tile
+    down, right = config.step
+    bands = configs.cdiv(depth, config.tiling.block_d) * configs.cdiv(height, tile_h)
+    work = Work(
+        maps=k,
+        channels=c,
+        splits=config.splits,
+        channels_a_split=config.channels_a_split,
+        tiles=config.tiles,
+        tile_h=tile_h,
+        tile_w=tile_w,
+        down=down,
+        right=right,
+        output_bands=configs.cdiv(bands, config.grid[2]),
+        output_tiles=configs.cdiv(configs.cdiv(width, tile_w), config.grid[1]),
+        slots=slots,
+        first_slot=first_slot,
+    )
     return dict(
         WORK=work,
         bands=config.bands,

@@ -287,7 +287,7 @@ class _BackwardCall:
 
     def plan_reduce(self, slots: int, wide: int, columns: int, affine: int) -> Plan:
         n, k = self.grad_output.shape[:2]
-        rows, block = configs.reduce(slots, columns)
+        rows, block, warps = configs.reduce(slots, columns)
         scale = scale_of(self.input, self.grad_output.shape[3:], self.sampling.align_corners)
         dtype = tl_dtype(self.input.dtype)
         return Plan(
@@ -302,7 +302,7 @@ class _BackwardCall:
                 SCALE=scale,
             ),
             constants=dict(SUMS=Sums(rows, block, affine, dtype)),
-            num_warps=configs.WARPS,
+            num_warps=warps,
         )
 
     def plan_spline(self, splits: int) -> Plan:
@@ -319,7 +319,7 @@ class _BackwardCall:
                 THETA=theta_of(self.theta, self.sampling),
                 dG=buffer,
                 P=buffer,
-                WORK=Work(k, 0, splits, 0, 0, 0, 0),
+                WORK=Work(*(0,) * len(Work._fields))._replace(maps=k, splits=splits),
                 CANVAS=canvas_of(size),
                 SCALE=scale_of(self.input, size, self.sampling.align_corners),
             ),

@@ -7,6 +7,8 @@ both, and the kernels of images do not look at what has to do with depth.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+WARP = 32  # threads
+
 
 class Image(NamedTuple):
     """A tensor (N, [K,] C, [D,] H, W) of any strides, in elements."""
@@ -124,6 +126,12 @@ class Work(NamedTuple):
     splits: object  # programs that share the channels of a tile
     channels_a_split: object
     tiles: object  # that a program walks
+    tile_h: object
+    tile_w: object
+    down: object  # rows from one warp's patch of a tile to the next one's, see `tiles.in_tile`
+    right: object  # columns
+    output_bands: object  # of a gather's program that takes grad_theta from the output's side
+    output_tiles: object  # in each of them
     slots: object  # partial sums a theta, of all launches
     first_slot: object  # of this launch
 
@@ -154,7 +162,7 @@ class Tiling:
     """How a tile lies over pixels, threads and channels."""
 
     block_d: int
-    block_h: int
+    block_h: int  # with `patches`, where they lie one below the other
     block_w: int
     block_c: int  # 1 in NCHW; in channels-last the channels that lie side by side in a tile
     channels_a_pass: int  # loads of NCHW that are under way at once
@@ -165,6 +173,27 @@ class Tiling:
     @property
     def pixels(self) -> int:
         return self.block_d * self.block_h * self.block_w
+
+    @property
+    def patches(self) -> bool:
+        """Whether each warp has a patch of a tile's pixels, which lie as `Work` says."""
+        return self.block_c == self.block_d == 1
+
+    @property
+    def patch_h(self) -> int:
+        """Rows of a patch; its columns are block_w."""
+        return WARP // self.block_w
+
+    @property
+    def warps(self) -> int:
+        """Patches of a tile."""
+        return self.pixels // WARP
+
+    def tile(self, abreast: bool) -> tuple[int, int]:
+        """(height, width), with the patches side by side or not."""
+        if abreast:
+            return self.patch_h, self.warps * self.block_w
+        return self.block_h, self.block_w
 
     @property
     def step(self) -> int:

@@ -16,8 +16,8 @@ PATCH_H, PATCH_W = 16, 8
 # What a channels-last program reads of one pixel at a time: a whole line, 8 lanes of 16 bytes.
 RUN_BYTES = 128
 RUN_PATCH_H, RUN_PATCH_W = 4, 4  # 16 pixels x 8 lanes are the threads of a program
-# A list of points is a row or two; a patch would leave most threads idle.
-FEW_ROWS, ROW_W = 2, 128
+# A list of points is a row or two, of which a warp covers 1 x 32: 4 x 8 leave most threads idle.
+FEW_ROWS, ROW_W = 2, 32
 # 2 x 4 x 4 voxels a warp: like 4 x 8 pixels, a patch as nearly as wide as it is high.
 CUBE = (8, 4, 4)
 RUN_CUBE = (2, 2, 4)
@@ -76,8 +76,19 @@ class Config:
     channels_a_split: int
     bands: int  # that a program walks
     tiles: int  # in each of them
+    abreast: bool  # a tile's warps lie side by side, not one below the other
     num_warps: int
     maxnreg: int | None = None  # registers a thread, on NVIDIA
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.tiling.tile(self.abreast)
+
+    @property
+    def step(self) -> tuple[int, int]:
+        """(rows, columns) from a warp's pixels to the next one's."""
+        return (0, self.tiling.block_w) if self.abreast else (self.tiling.patch_h, 0)
 
     @property
     def programs(self) -> int:
@@ -180,16 +191,16 @@ def spline_gradient(images: int, pixels: int, coefficients: int) -> tuple[tuple,
     return (images, chunks, blocks), 128, block_t
 
 
-def reduce(slots: int, columns: int) -> tuple[int, int]:
-    """(rows, columns) of a block: 32 loads a thread are under way at once, 4,096 slots of an affine
-    map in eight rounds."""
+def reduce(slots: int, columns: int) -> tuple[int, int, int]:
+    """(rows, columns, warps) of a block: up to 32 loads a thread are under way at once, 4,096 slots
+    of an affine map in eight rounds; of few slots one warp has them all, and needs no barrier."""
     if columns <= 16:
         wide = next_power_of_2(columns)
-        return (4096 // wide if slots > 64 else 64), wide
+        return (4096 // wide, wide, WARPS) if slots > 64 else (64, wide, 1)
     block = 128
     while cdiv(columns, block) > MAX_GRID:  # the field of a large volume
         block *= 2
-    return max(1024 // block, 1), block
+    return max(1024 // block, 1), block, WARPS
 
 
 def _block(problem: Problem) -> tuple[int, int, int]:
@@ -205,7 +216,18 @@ def _block(problem: Problem) -> tuple[int, int, int]:
         return 1, RUN_PATCH_H if aligned else RUN_PATCH_H // 2, RUN_PATCH_W
     if depth > 1:
         return CUBE
-    return (1, 1, ROW_W) if height <= FEW_ROWS else (1, PATCH_H, PATCH_W)
+    return (1, WARPS, ROW_W) if height <= FEW_ROWS else (1, PATCH_H, PATCH_W)
+
+
+def _abreast(height: int, width: int, tiling: Tiling) -> bool:
+    """Whether the warps of a tile lie side by side: 4 x 32 pixels cover 28 x 28 in 7 tiles, 16 x 8
+    in 8. High tiles, of which a walk's next one shares the sectors, unless they are a tenth more.
+    """
+    high, wide = (
+        cdiv(height, tile_h) * cdiv(width, tile_w)
+        for tile_h, tile_w in map(tiling.tile, (False, True))
+    )
+    return 10 * wide <= 9 * high
 
 
 def _walk(images: int, bands: int, columns: int, most: int, registers: int) -> tuple[int, int]:
@@ -247,10 +269,22 @@ def _cut(
     block_c = min(next_power_of_2(channels), run)
     channels_a_pass = 1 if problem.run > 1 else min(channels, most_channels_a_pass)
     step = channels_a_pass * block_c
-    columns = cdiv(width, block_w)
     if (block_d, block_h, block_w) == (1, PATCH_H, PATCH_W):
         block_h *= pixels
-    bands = cdiv(depth, block_d) * cdiv(height, block_h)
+    tiling = Tiling(
+        block_d=block_d,
+        block_h=block_h,
+        block_w=block_w,
+        block_c=block_c,
+        channels_a_pass=channels_a_pass,
+        one_pass=channels == step,
+        mask_channels=channels % step != 0,
+        align=problem.align,
+    )
+    abreast = tiling.patches and _abreast(height, width, tiling)
+    tile_h, tile_w = tiling.tile(abreast)
+    columns = cdiv(width, tile_w)
+    bands = cdiv(depth, block_d) * cdiv(height, tile_h)
     if registers:
         bands_each, tiles = _walk(images, bands, columns, most_tiles, registers)
     else:
@@ -268,23 +302,14 @@ def _cut(
         splits *= 2
     a_split = cdiv(cdiv(channels, splits), step) * step
     splits = cdiv(channels, a_split)
-    one_pass = channels == step
     return Config(
         grid=(images * splits, walkers, bands),
-        tiling=Tiling(
-            block_d=block_d,
-            block_h=block_h,
-            block_w=block_w,
-            block_c=block_c,
-            channels_a_pass=channels_a_pass,
-            one_pass=one_pass,
-            mask_channels=channels % step != 0,
-            align=problem.align,
-        ),
+        tiling=tiling,
         splits=splits,
         channels_a_split=a_split,
         bands=bands_each,
         tiles=cdiv(columns, walkers),
+        abreast=abreast,
         num_warps=WARPS,
         maxnreg=maxnreg,
     )

@@ -41,6 +41,7 @@ from triton_stn.kernels.tiles import (
     slot,
     some,
     tile_at,
+    tile_extent,
 )
 
 
@@ -78,8 +79,7 @@ def walk_share(moments, X, dY, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
     The programs of an image share the output's tiles as they do the input's. Tensors are of its
     share of the channels.
     """
-    bands = tl.cdiv(bands_of(JOB.canvas, TILING), tl.num_programs(2))
-    tiles = tl.cdiv(tl.cdiv(JOB.canvas.width, TILING.block_w), tl.num_programs(1))
+    bands, tiles = JOB.work.output_bands, JOB.work.output_tiles
     first = first_tile(bands, tiles)
     return backward_tiles(moments, first, X, dY, (), (), JOB, bands, tiles, RULES, TILING)
 
@@ -87,8 +87,9 @@ def walk_share(moments, X, dY, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
 @triton.jit
 def walk_some(moments, X, dY, JOB, program, programs, RULES: tl.constexpr, TILING: tl.constexpr):
     """moments and what the output gives to them that one of so many programs has a share in."""
-    all_bands = bands_of(JOB.canvas, TILING)
-    columns = tl.cdiv(JOB.canvas.width, TILING.block_w)
+    all_bands = bands_of(JOB.canvas, JOB.work, RULES, TILING)
+    _, width = tile_extent(JOB.work, RULES, TILING)
+    columns = tl.cdiv(JOB.canvas.width, width)
     across = tl.maximum(programs // all_bands, 1)  # programs that share a band
     bands = tl.cdiv(all_bands, programs // across)
     tiles = tl.cdiv(columns, across)
@@ -106,7 +107,7 @@ def backward_tiles(
     """`backward_tile` of so many tiles in each of so many bands, from (band, column) on."""
     for b in range(bands):
         for t in range(tiles):
-            at = tile_at(first[0] + b, first[1] + t, JOB.canvas, RULES, TILING)
+            at = tile_at(first[0] + b, first[1] + t, JOB.canvas, JOB.work, RULES, TILING)
             if RULES.scatters and RULES.rest and RULES.padding != "zeros":
                 if JOB.everything | (tile_in_view(at, JOB, RULES, TILING) == 0):
                     moments = backward_tile(moments, at, X, dY, INTO, P, JOB, RULES, TILING)
@@ -119,12 +120,13 @@ def backward_tiles(
 def tile_in_view(at, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
     """Whether all pixels of a tile read strictly inside the image."""
     canvas = JOB.canvas
+    height, width = tile_extent(JOB.work, RULES, TILING)
     j = at.first_column.to(RULES.dtype) - canvas.centre_w
     i = at.first_row.to(RULES.dtype) - canvas.centre_h
     k = at.first_slice - canvas.centre_d
     # A last tile reaches beyond the canvas, whose last pixel is where centred indices end.
-    last_j = tl.minimum(j + (TILING.block_w - 1), canvas.centre_w)
-    last_i = tl.minimum(i + (TILING.block_h - 1), canvas.centre_h)
+    last_j = tl.minimum(j + (width - 1), canvas.centre_w)
+    last_i = tl.minimum(i + (height - 1), canvas.centre_h)
     last_k = tl.minimum(k + (TILING.block_d - 1), canvas.centre_d)
     return box_in_view(JOB.pixel_map, (j, i, k), (last_j, last_i, last_k), JOB.frame, RULES)
 

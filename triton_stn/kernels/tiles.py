@@ -127,21 +127,16 @@ def of_tile(IMAGE, at, RULES: tl.constexpr):
 
 @triton.jit
 def tile(t, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
-    """The t-th tile that this program walks in its only band, of the extents of SIZE.
-
-    In NCHW (block_c = 1) a warp's 32 threads lie over 32 / block_w rows of block_w pixels, a patch.
-    The pixels are one axis, so that no version of the compiler lays the threads out otherwise. In
-    channels-last, threads lie along the channels first.
-    """
+    """The t-th tile that this program walks in its only band, of the extents of SIZE."""
     column = tl.program_id(1) * WORK.tiles + t
-    return tile_at(tl.program_id(2), column, SIZE, RULES, TILING)
+    return tile_at(tl.program_id(2), column, SIZE, WORK, RULES, TILING)
 
 
 @triton.jit
-def tile_of_band(b, t, bands, tiles, SIZE, RULES: tl.constexpr, TILING: tl.constexpr):
-    """The t-th of so many tiles that this program walks in the b-th of its bands."""
-    band, column = first_tile(bands, tiles)
-    return tile_at(band + b, column + t, SIZE, RULES, TILING)
+def tile_of_band(b, t, bands, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
+    """The t-th tile that this program walks in the b-th of its bands."""
+    band, column = first_tile(bands, WORK.tiles)
+    return tile_at(band + b, column + t, SIZE, WORK, RULES, TILING)
 
 
 @triton.jit
@@ -152,32 +147,69 @@ def first_tile(bands, tiles):
 
 
 @triton.jit
-def tile_at(band, column, SIZE, RULES: tl.constexpr, TILING: tl.constexpr):
-    """A tile by its band and its column of tiles."""
-    first_column = column * TILING.block_w
+def tile_at(band, column, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
+    """A tile by its band and its column of tiles.
+
+    The pixels are one axis, so that no version of the compiler lays the threads out otherwise. In
+    channels-last, threads lie along the channels first.
+    """
+    height, width = tile_extent(WORK, RULES, TILING)
+    first_column = column * width
     pixels = tl.arange(0, TILING.pixels)[:, None]
     channels = tl.arange(0, TILING.block_c)[None, :]
-    columns = first_column + pixels % TILING.block_w
+    row, column = in_tile(pixels, WORK, RULES, TILING)
+    columns = first_column + column
     if RULES.ndim == 2:
         first_slice = 0
-        first_row = band * TILING.block_h
+        first_row = band * height
         slices = 0
-        rows = first_row + pixels // TILING.block_w
+        rows = first_row + row
         mask = (rows < SIZE.height) & (columns < SIZE.width)
     else:
-        bands = tl.cdiv(SIZE.height, TILING.block_h)
+        bands = tl.cdiv(SIZE.height, height)
         first_slice = band // bands * TILING.block_d
-        first_row = band % bands * TILING.block_h
+        first_row = band % bands * height
         slices = first_slice + pixels // (TILING.block_h * TILING.block_w)
-        rows = first_row + pixels // TILING.block_w % TILING.block_h
+        rows = first_row + row
         mask = (slices < SIZE.depth) & (rows < SIZE.height) & (columns < SIZE.width)
     return Tile(slices, rows, columns, channels, mask, first_slice, first_row, first_column)
 
 
 @triton.jit
-def bands_of(SIZE, TILING: tl.constexpr):
+def tile_extent(WORK, RULES: tl.constexpr, TILING: tl.constexpr):
+    """(height, width) of a tile."""
+    if TILING.patches:
+        height = WORK.tile_h
+        width = WORK.tile_w
+    else:
+        height = TILING.block_h
+        width = TILING.block_w
+    return height, width
+
+
+@triton.jit
+def in_tile(pixel, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
+    """(row, column) of a pixel of a tile, by its number.
+
+    Of an image in NCHW a warp's 32 threads lie over 32 / block_w rows of block_w pixels, a patch,
+    and those of the warps one below the other or side by side, as fits the image.
+    """
+    row = pixel // TILING.block_w
+    column = pixel % TILING.block_w
+    if TILING.patches:
+        warp = pixel // (TILING.patch_h * TILING.block_w)
+        row = row % TILING.patch_h + warp * WORK.down
+        column += warp * WORK.right
+    elif RULES.ndim == 3:
+        row = row % TILING.block_h
+    return row, column
+
+
+@triton.jit
+def bands_of(SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
     """The bands of a canvas."""
-    return tl.cdiv(SIZE.depth, TILING.block_d) * tl.cdiv(SIZE.height, TILING.block_h)
+    height, _ = tile_extent(WORK, RULES, TILING)
+    return tl.cdiv(SIZE.depth, TILING.block_d) * tl.cdiv(SIZE.height, height)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from triton_stn.kernels.coordinates import number
 from triton_stn.kernels.gather.candidates import SLACK
+from triton_stn.kernels.tiles import tile_extent
 
 # A window of more candidates is not walked by one thread. By reasoning, not measured.
 MOST_CANDIDATES = tl.constexpr(400)
@@ -159,10 +160,11 @@ class Box(NamedTuple):
 
 
 @triton.jit
-def tile_box(at, RULES: tl.constexpr, TILING: tl.constexpr):
+def tile_box(at, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
     """The box of a tile's pixels."""
-    half_w: tl.constexpr = (TILING.block_w - 1) / 2
-    half_h: tl.constexpr = (TILING.block_h - 1) / 2
+    height, width = tile_extent(WORK, RULES, TILING)
+    half_w = number(width, RULES) * 0.5 - 0.5
+    half_h = number(height, RULES) * 0.5 - 0.5
     u = at.first_column.to(RULES.dtype) + half_w
     v = at.first_row.to(RULES.dtype) + half_h
     return Box(u, v, half_w, half_h)
@@ -183,13 +185,13 @@ def theta_is_near(theta, box, CANVAS, FRAME, SCALE, RULES: tl.constexpr):
     a, b, shift = theta[0], theta[1], theta[2]
     wide = (number(SCALE.ratio_xx, RULES) * CANVAS.centre_w) * SLACK
     high = (number(SCALE.ratio_xy, RULES) * CANVAS.centre_h) * SLACK
-    reach = tl.fma(wide, tl.abs(a), tl.fma(high, tl.abs(b), SLACK + box.half_w))
+    reach = tl.fma(wide, tl.abs(a), tl.fma(high, tl.abs(b), box.half_w + SLACK))
     middle = box.u - number(FRAME.last_w, RULES) * 0.5
     in_x = tl.abs(tl.fma(-number(SCALE.half_w, RULES), shift, middle)) <= reach
     a, b, shift = theta[3], theta[4], theta[5]
     wide = (number(SCALE.ratio_yx, RULES) * CANVAS.centre_w) * SLACK
     high = (number(SCALE.ratio_yy, RULES) * CANVAS.centre_h) * SLACK
-    reach = tl.fma(wide, tl.abs(a), tl.fma(high, tl.abs(b), SLACK + box.half_h))
+    reach = tl.fma(wide, tl.abs(a), tl.fma(high, tl.abs(b), box.half_h + SLACK))
     middle = box.v - number(FRAME.last_h, RULES) * 0.5
     return in_x & (tl.abs(tl.fma(-number(SCALE.half_h, RULES), shift, middle)) <= reach)
 

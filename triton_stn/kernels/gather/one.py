@@ -172,10 +172,10 @@ def gather_tiles(moments, job, KIND: tl.constexpr, RULES: tl.constexpr, TILING: 
     """Every tile of a program through a window of one kind; returns the moments."""
     for b in range(job.bands):
         for t in range(job.work.tiles):
-            at = tile_of_band(b, t, job.bands, job.work.tiles, job.frame, RULES, TILING)
+            at = tile_of_band(b, t, job.bands, job.frame, job.work, RULES, TILING)
             # What is turned or magnified shows in part: a tile may be out of view.
             if KIND == THREE or KIND == STRAIGHT or KIND == WALK:
-                box = tile_box(at, RULES, TILING)
+                box = tile_box(at, job.work, RULES, TILING)
                 if meets(job.pixel_map, job.inverse, box, job.canvas):
                     moments = gather_tile(moments, job, at, KIND, RULES, TILING)
                 else:

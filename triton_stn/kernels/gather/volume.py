@@ -18,7 +18,7 @@ from triton_stn.kernels.gather.candidates import (
     output_offsets,
     weight_where,
 )
-from triton_stn.kernels.gather.inverse import difference, inverse_3x3, largest_of
+from triton_stn.kernels.gather.inverse import difference, inverse_3x3, largest_of, tile_box
 
 # A window of more candidates is not walked by one thread. By reasoning, not measured.
 MOST_VOXELS = tl.constexpr(1000)
@@ -151,13 +151,9 @@ def gather_volume(acc, G, JOB, at, pixels, RULES: tl.constexpr, TILING: tl.const
     """One pass of channels through the window of one theta."""
     dtype: tl.constexpr = RULES.dtype
     pixel_map, CANVAS = JOB.pixel_map, JOB.canvas
-    # The tile's middle and half its extent.
-    extent = ((TILING.block_w - 1) / 2, (TILING.block_h - 1) / 2, (TILING.block_d - 1) / 2)
-    middle = (
-        at.first_column.to(dtype) + extent[0],
-        at.first_row.to(dtype) + extent[1],
-        at.first_slice.to(dtype) + extent[2],
-    )
+    box = tile_box(at, JOB.work, RULES, TILING)
+    extent = (box.half_w, box.half_h, (TILING.block_d - 1) / 2)
+    middle = (box.u, box.v, at.first_slice.to(dtype) + extent[2])
     inverse = JOB.inverse
     along_j = candidates_along(
         inverse.j, pixel_map, pixels, middle, extent, CANVAS.width.to(dtype), CANVAS.centre_w

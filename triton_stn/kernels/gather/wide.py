@@ -26,6 +26,7 @@ from triton_stn.kernels.gather.candidates import (
 from triton_stn.kernels.gather.inverse import Box, meets
 from triton_stn.kernels.gather.volume import meets_voxel, preimage
 from triton_stn.kernels.taps import lasts
+from triton_stn.kernels.tiles import in_tile
 
 FLAT = tl.constexpr(1e-30)  # a smaller slope leaves a row's stretch unbounded
 
@@ -116,10 +117,11 @@ def is_met(pixel_map, inverse, pixels, CANVAS, RULES: tl.constexpr):
 
 
 @triton.jit
-def pixel_of(n, at, left, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
+def pixel_of(n, at, left, WORK, FRAME, RULES: tl.constexpr, TILING: tl.constexpr):
     """The n-th pixel of a tile, as `Pixels`."""
-    column = at.first_column + n % TILING.block_w
-    row = at.first_row + n // TILING.block_w % TILING.block_h
+    row, column = in_tile(n, WORK, RULES, TILING)
+    column += at.first_column
+    row += at.first_row
     exists = (row < FRAME.height) & (column < FRAME.width)
     w = 0.0
     if RULES.ndim == 3:
@@ -141,7 +143,7 @@ def gather_wide(acc, G, JOB, at, left, RULES: tl.constexpr, TILING: tl.constexpr
     # The tile's pixels stand for candidates: as many rows of block_w columns at a time.
     lanes = tl.arange(0, TILING.pixels)[:, None]
     for n in range(TILING.pixels):
-        pixels = pixel_of(n, at, left, JOB.frame, RULES, TILING)
+        pixels = pixel_of(n, at, left, JOB.work, JOB.frame, RULES, TILING)
         if pixels.mask & is_met(pixel_map, JOB.inverse, pixels, CANVAS, RULES):
             rows = rows_of(pixel_map, JOB.inverse, pixels, CANVAS, RULES)
             of_pixel = zero_pass(RULES, TILING)
