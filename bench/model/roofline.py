@@ -239,14 +239,8 @@ def of_kernel(
 
 def output_tiles(spec: Specialisation) -> float:
     """Tiles of the output that a program of the gather walks, where it does (`output_side.py`)."""
-    canvas, work = spec.plan.arguments["CANVAS"], spec.plan.arguments["WORK"]
-    if spec.kernel == "gather":
-        return work.output_bands * work.output_tiles
-    columns = math.ceil(canvas.width / work.tile_w)
-    bands = math.ceil(canvas.height / work.tile_h)
-    programs = math.prod(spec.plan.grid[1:]) // work.maps
-    across = max(programs // bands, 1)
-    return math.ceil(columns / across) * math.ceil(bands / (programs // across))
+    walk = spec.plan.arguments["OUTPUT"]
+    return walk.bands * walk.tiles
 
 
 @lru_cache(maxsize=256)

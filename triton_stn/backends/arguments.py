@@ -22,6 +22,7 @@ from triton_stn.kernels.arguments import (
     Rules,
     Scale,
     Theta,
+    Walk,
     Work,
 )
 from triton_stn.kernels.coordinates import FIELDS
@@ -129,10 +130,8 @@ def numbers_of(
     first_slot: int = 0,
 ) -> dict[str, NamedTuple]:
     k, c, *size = output.shape[1:]
-    depth, height, width = deep(size)
     tile_h, tile_w = config.tile
     down, right = config.step
-    bands = configs.cdiv(depth, config.tiling.block_d) * configs.cdiv(height, tile_h)
     work = Work(
         maps=k,
         channels=c,
@@ -143,18 +142,34 @@ def numbers_of(
         tile_w=tile_w,
         down=down,
         right=right,
-        output_bands=configs.cdiv(bands, config.grid[2]),
-        output_tiles=configs.cdiv(configs.cdiv(width, tile_w), config.grid[1]),
         slots=slots,
         first_slot=first_slot,
     )
     return dict(
         WORK=work,
+        OUTPUT=walk_of(k, deep(size), config),
         bands=config.bands,
         CANVAS=canvas_of(size),
         FRAME=frame_of(input, sampling.align_corners),
         SCALE=scale_of(input, size, sampling.align_corners),
     )
+
+
+def walk_of(maps: int, size: tuple[int, int, int], config: configs.Config) -> Walk:
+    """Of one map an image its programs lie over the output as over the input."""
+    depth, height, width = size
+    tile_h, tile_w = config.tile
+    bands = configs.cdiv(depth, config.tiling.block_d) * configs.cdiv(height, tile_h)
+    columns = configs.cdiv(width, tile_w)
+    programs = config.programs // maps
+    across, down = config.grid[1:]
+    if maps > 1:
+        across = max(programs // max(bands, 1), 1)
+        down = max(programs // across, 1)
+    bands_each, tiles = configs.cdiv(bands, down), configs.cdiv(columns, across)
+    if maps > 1 and bands_each and tiles:
+        across, down = configs.cdiv(columns, tiles), configs.cdiv(bands, bands_each)
+    return Walk(programs, across, down, bands_each, tiles)
 
 
 def deep(size) -> tuple[int, int, int]:

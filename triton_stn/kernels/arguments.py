@@ -130,10 +130,18 @@ class Work(NamedTuple):
     tile_w: object
     down: object  # rows from one warp's patch of a tile to the next one's, see `tiles.in_tile`
     right: object  # columns
-    output_bands: object  # of a gather's program that takes grad_theta from the output's side
-    output_tiles: object  # in each of them
     slots: object  # partial sums a theta, of all launches
     first_slot: object  # of this launch
+
+
+class Walk(NamedTuple):
+    """How a gather's programs share the output's tiles, where they take grad_theta from there."""
+
+    programs: object  # that share those of one map; beyond across · down they have none
+    across: object  # that share a band
+    down: object
+    bands: object  # that each of them walks
+    tiles: object  # in each band
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from triton_stn.kernels.taps import (
     taps,
 )
 from triton_stn.kernels.tiles import (
-    bands_of,
     first_tile,
     of_tile,
     output_spot,
@@ -73,31 +72,25 @@ def backward_program(X, dY, INTO, P, JOB, bands, tiles, RULES: tl.constexpr, TIL
 
 
 @triton.jit
-def walk_share(moments, X, dY, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
+def walk_share(moments, X, dY, JOB, OUTPUT, RULES: tl.constexpr, TILING: tl.constexpr):
     """moments and what the output gives to them that a program of the input's side has a share in.
 
     The programs of an image share the output's tiles as they do the input's. Tensors are of its
     share of the channels.
     """
-    bands, tiles = JOB.work.output_bands, JOB.work.output_tiles
-    first = first_tile(bands, tiles)
-    return backward_tiles(moments, first, X, dY, (), (), JOB, bands, tiles, RULES, TILING)
+    first = first_tile(OUTPUT.bands, OUTPUT.tiles)
+    return backward_tiles(
+        moments, first, X, dY, (), (), JOB, OUTPUT.bands, OUTPUT.tiles, RULES, TILING
+    )
 
 
 @triton.jit
-def walk_some(moments, X, dY, JOB, program, programs, RULES: tl.constexpr, TILING: tl.constexpr):
-    """moments and what the output gives to them that one of so many programs has a share in."""
-    all_bands = bands_of(JOB.canvas, JOB.work, RULES, TILING)
-    _, width = tile_extent(JOB.work, RULES, TILING)
-    columns = tl.cdiv(JOB.canvas.width, width)
-    across = tl.maximum(programs // all_bands, 1)  # programs that share a band
-    bands = tl.cdiv(all_bands, programs // across)
-    tiles = tl.cdiv(columns, across)
-    row = program // across
-    first = (row * bands, (program - row * across) * tiles)
-    bands = tl.minimum(bands, all_bands - first[0])
-    tiles = tl.minimum(tiles, columns - first[1])
-    return backward_tiles(moments, first, X, dY, (), (), JOB, bands, tiles, RULES, TILING)
+def walk_some(moments, X, dY, JOB, OUTPUT, program, RULES: tl.constexpr, TILING: tl.constexpr):
+    """moments and what the output gives to them that one of a map's programs has a share in."""
+    row = program // OUTPUT.across
+    first = (row * OUTPUT.bands, (program - row * OUTPUT.across) * OUTPUT.tiles)
+    bands = tl.where(row < OUTPUT.down, OUTPUT.bands, 0)
+    return backward_tiles(moments, first, X, dY, (), (), JOB, bands, OUTPUT.tiles, RULES, TILING)
 
 
 @triton.jit

@@ -86,12 +86,6 @@ def program_of_image():
 
 
 @triton.jit
-def programs_of_image():
-    """How many share an image's tiles."""
-    return tl.num_programs(1) * tl.num_programs(2)
-
-
-@triton.jit
 def slot(program, part, WORK):
     """Where the partial sums of a map's ``program``-th program go, among those of the map."""
     return WORK.first_slot + program * WORK.splits + part.split
@@ -203,13 +197,6 @@ def in_tile(pixel, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
     elif RULES.ndim == 3:
         row = row % TILING.block_h
     return row, column
-
-
-@triton.jit
-def bands_of(SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
-    """The bands of a canvas."""
-    height, _ = tile_extent(WORK, RULES, TILING)
-    return tl.cdiv(SIZE.depth, TILING.block_d) * tl.cdiv(SIZE.height, height)
 
 
 @triton.jit

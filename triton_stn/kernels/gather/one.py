@@ -78,6 +78,7 @@ def gather(
     FILL,  # as of `forward`
     bands,  # that a program walks
     WORK,
+    OUTPUT,
     CANVAS,
     FRAME,
     SCALE,
@@ -105,7 +106,7 @@ def gather(
         if apart:
             fill = fill_of(FILL, part, RULES)
             output = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, (), False)
-            moments = walk_share(moments, X, dY, output, RULES, TILING)
+            moments = walk_share(moments, X, dY, output, OUTPUT, RULES, TILING)
         row = part.n.to(tl.int64) * WORK.slots + slot(program_of_image(), part, WORK)
         store_moments(P, row, moments)
 

@@ -57,7 +57,6 @@ from triton_stn.kernels.tiles import (
     moved,
     of_share,
     program_of_image,
-    programs_of_image,
     share,
     slot,
     tile,
@@ -75,6 +74,7 @@ def gather_maps(
     P,  # as of `grad_theta`
     FILL,  # as of `forward`
     WORK,
+    OUTPUT,
     CANVAS,
     FRAME,
     SCALE,
@@ -111,20 +111,19 @@ def gather_maps(
                 of_maps = moved(of_maps, of_maps.ptr + TILING.block_c * of_maps.stride_c)
             pixels = with_left(pixels, pixels.left - TILING.step)
     if RULES.sums > 0:
-        sum_map(X, THETA, dY, P, FILL, part, WORK, CANVAS, FRAME, SCALE, RULES, TILING)
+        sum_map(X, THETA, dY, P, FILL, part, WORK, OUTPUT, CANVAS, FRAME, SCALE, RULES, TILING)
 
 
 @triton.jit
 def sum_map(
-    X, THETA, dY, P, FILL, part, WORK, CANVAS, FRAME, SCALE,
+    X, THETA, dY, P, FILL, part, WORK, OUTPUT, CANVAS, FRAME, SCALE,
     RULES: tl.constexpr, TILING: tl.constexpr,
 ):  # fmt: skip
     """A share of grad_theta of one map: as many programs of an image serve each of its maps."""
     program = program_of_image()
-    programs = programs_of_image() // WORK.maps
-    k = program // programs
+    k = program // OUTPUT.programs
     if k < WORK.maps:
-        mine = program - k * programs
+        mine = program - k * OUTPUT.programs
         of_map = Share(part.n, k, part.split, part.first, part.count)
         pixel_map = source_map(THETA, part.n, k, FRAME, SCALE, RULES)
         moments = zero_moments(RULES.sums, TILING, RULES)
@@ -132,7 +131,7 @@ def sum_map(
             fill = fill_of(FILL, of_map, RULES)
             job = OutputJob(of_map, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, (), False)
             x, dy = of_share(X, of_map), of_share(dY, of_map)
-            moments = walk_some(moments, x, dy, job, mine, programs, RULES, TILING)
+            moments = walk_some(moments, x, dy, job, OUTPUT, mine, RULES, TILING)
         nk = part.n.to(tl.int64) * WORK.maps + k
         store_moments(P, nk * WORK.slots + slot(mine, part, WORK), moments)
 
