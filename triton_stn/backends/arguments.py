@@ -140,6 +140,8 @@ def numbers_of(
         tiles=config.tiles,
         tile_h=tile_h,
         tile_w=tile_w,
+        half_h=(tile_h - 1) / 2,
+        half_w=(tile_w - 1) / 2,
         down=down,
         right=right,
         slots=slots,

@@ -128,6 +128,8 @@ class Work(NamedTuple):
     tiles: object  # that a program walks
     tile_h: object
     tile_w: object
+    half_h: object  # (tile_h - 1) / 2
+    half_w: object
     down: object  # rows from one warp's patch of a tile to the next one's, see `tiles.in_tile`
     right: object  # columns
     slots: object  # partial sums a theta, of all launches

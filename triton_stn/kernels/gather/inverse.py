@@ -7,7 +7,6 @@ import triton.language as tl
 
 from triton_stn.kernels.coordinates import number
 from triton_stn.kernels.gather.candidates import SLACK
-from triton_stn.kernels.tiles import tile_extent
 
 # A window of more candidates is not walked by one thread. By reasoning, not measured.
 MOST_CANDIDATES = tl.constexpr(400)
@@ -160,11 +159,10 @@ class Box(NamedTuple):
 
 
 @triton.jit
-def tile_box(at, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
+def tile_box(at, WORK, RULES: tl.constexpr):
     """The box of a tile's pixels."""
-    height, width = tile_extent(WORK, RULES, TILING)
-    half_w = number(width, RULES) * 0.5 - 0.5
-    half_h = number(height, RULES) * 0.5 - 0.5
+    half_w = number(WORK.half_w, RULES)
+    half_h = number(WORK.half_h, RULES)
     u = at.first_column.to(RULES.dtype) + half_w
     v = at.first_row.to(RULES.dtype) + half_h
     return Box(u, v, half_w, half_h)

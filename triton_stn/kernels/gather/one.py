@@ -176,7 +176,7 @@ def gather_tiles(moments, job, KIND: tl.constexpr, RULES: tl.constexpr, TILING: 
             at = tile_of_band(b, t, job.bands, job.frame, job.work, RULES, TILING)
             # What is turned or magnified shows in part: a tile may be out of view.
             if KIND == THREE or KIND == STRAIGHT or KIND == WALK:
-                box = tile_box(at, job.work, RULES, TILING)
+                box = tile_box(at, job.work, RULES)
                 if meets(job.pixel_map, job.inverse, box, job.canvas):
                     moments = gather_tile(moments, job, at, KIND, RULES, TILING)
                 else:

@@ -147,9 +147,7 @@ def in_sight(
     seen = tl.full([], -1, tl.int32)
     if RULES.ndim == 2 and RULES.source == "affine":
         there, theta = load_thetas(THETA, n, first, WORK.maps, RULES)
-        there &= theta_is_near(
-            theta, tile_box(at, WORK, RULES, TILING), CANVAS, FRAME, SCALE, RULES
-        )
+        there &= theta_is_near(theta, tile_box(at, WORK, RULES), CANVAS, FRAME, SCALE, RULES)
         seen = tl.sum(tl.where(there, 1 << tl.arange(0, MAPS_A_LOOK), 0), 0)
     return seen
 
@@ -176,7 +174,7 @@ def gather_map(acc, job, pixels, at, RULES: tl.constexpr, TILING: tl.constexpr):
         elif is_axis(job.pixel_map, True):
             acc = through(acc, (), job, pixels, at, ON_SIDE, RULES, TILING)
         else:
-            box = tile_box(at, job.work, RULES, TILING)
+            box = tile_box(at, job.work, RULES)
             acc = gather_turned(acc, job, pixels, at, box, RULES, TILING)
     return acc
 

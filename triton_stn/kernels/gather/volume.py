@@ -151,7 +151,7 @@ def gather_volume(acc, G, JOB, at, pixels, RULES: tl.constexpr, TILING: tl.const
     """One pass of channels through the window of one theta."""
     dtype: tl.constexpr = RULES.dtype
     pixel_map, CANVAS = JOB.pixel_map, JOB.canvas
-    box = tile_box(at, JOB.work, RULES, TILING)
+    box = tile_box(at, JOB.work, RULES)
     extent = (box.half_w, box.half_h, (TILING.block_d - 1) / 2)
     middle = (box.u, box.v, at.first_slice.to(dtype) + extent[2])
     inverse = JOB.inverse
