@@ -260,7 +260,7 @@ class _BackwardCall:
         if self.sums:
             wide = 6 * configs.cdiv(self.sums, 6)
             affine = ndim if source == "affine" else 0
-            plan = self.plan_reduce(slots, wide, self.sums, affine)
+            plan = self.plan_reduce(slots, (slots * wide, 1, slots), self.sums, affine)
             return Backward(Launches((*plans, plan)), dtype, self.into, n * k * slots * wide)
         numbers = math.prod(size) * ndim * FIELDS.get(source, 1)
         field = n * k * splits * numbers
@@ -268,12 +268,12 @@ class _BackwardCall:
             t = self.theta.shape[2]
             of_spline = self.plan_spline(splits)
             chunks = of_spline.grid[1]
-            plan = self.plan_reduce(chunks, 4 * t, 4 * t, 0)
+            plan = self.plan_reduce(chunks, (chunks * 4 * t, 4 * t, 1), 4 * t, 0)
             sums, then = n * k * chunks * t * 4, Launches((of_spline, plan))
             return Backward(Launches(plans), dtype, self.into, field, sums, then)
         if splits == 1 and self.theta.dtype == dtype:
             return Backward(Launches(plans), dtype, self.into)  # P is grad_theta itself
-        plan = self.plan_reduce(splits, numbers, numbers, 0)
+        plan = self.plan_reduce(splits, (splits * numbers, numbers, 1), numbers, 0)
         return Backward(Launches((*plans, plan)), dtype, self.into, field)
 
     def input_sums(self) -> InputSums:
@@ -285,7 +285,10 @@ class _BackwardCall:
         room = FIXED_BITS - (most * k * pixels).bit_length()
         return InputSums(dtype, math.prod(self.input.shape), room)
 
-    def plan_reduce(self, slots: int, wide: int, columns: int, affine: int) -> Plan:
+    def plan_reduce(
+        self, slots: int, strides: tuple[int, int, int], columns: int, affine: int
+    ) -> Plan:
+        """``strides``: of P, of a map, a slot and a column."""
         n, k = self.grad_output.shape[:2]
         rows, block, warps = configs.reduce(slots, columns)
         scale = scale_of(self.input, self.grad_output.shape[3:], self.sampling.align_corners)
@@ -297,7 +300,9 @@ class _BackwardCall:
                 P=Buffer(sum_dtype(self.input.dtype)),
                 dTHETA=Buffer(self.theta.dtype),
                 slots=slots,
-                wide=wide,
+                stride_n=strides[0],
+                stride_slot=strides[1],
+                stride_column=strides[2],
                 columns=columns,
                 SCALE=scale,
             ),

@@ -21,7 +21,7 @@ def grad_theta(
     X,  # (N, C, [D,] H, W)
     THETA,  # (N, K, *), see `coordinates.source`
     dY,  # (N, K, C, [D_out,] H_out, W_out)
-    # Partial sums, (N, K, slots, sums filled up to a multiple of six); or where there are none
+    # Partial sums, (N, K, sums filled up to a multiple of six, slots); or where there are none
     P,  # the gradient of each pixel's coordinates or patch, (N, K, splits, *size, 2, 3 or 6)
     FILL,  # as of `forward`
     FINISH,

@@ -19,8 +19,8 @@ def zero_moments(SUMS: tl.constexpr, TILING: tl.constexpr, RULES: tl.constexpr):
 
 
 @triton.jit
-def store_moments(P, row, moments):
-    """Add the tiles of moments in a fixed order, six at a time; store them as a row of P.
+def store_moments(P, nk, slot, slots, moments):
+    """Add the tiles of moments in a fixed order, six at a time; store them in P (N·K, sums, slots).
 
     The last six are filled up with zeros.
     """
@@ -30,15 +30,17 @@ def store_moments(P, row, moments):
         six = ()
         for n in tl.static_range(6 * group, 6 * group + 6):
             six = six + (moments[n] if n < len(moments) else zero,)
-        store_six(P.ptr + (row * GROUPS + group) * 6, six)
+        store_six(P.ptr + (nk * GROUPS + group) * 6 * slots + slot, six, slots)
 
 
 @triton.jit
-def store_six(ptr, six):
-    """The sums of six tiles of moments.
+def store_six(ptr, six, stride):
+    """The sums of six tiles of moments, so far apart.
 
     Through shared memory: a thread takes its pixels' six numbers there and brings one number of
     eight pixels back, so that it adds most of a sum by itself, and shuffles serve one sum, not six.
+    The first of the lanes that then have it stores it: numbers side by side would go through shared
+    memory once more, to be stored by neighbours.
     """
     PIXELS: tl.constexpr = six[0].shape[0]
     EIGHTH: tl.constexpr = PIXELS // 8
@@ -50,6 +52,8 @@ def store_six(ptr, six):
     column = at % PIXELS // EIGHTH
     pixel = at // PIXELS * EIGHTH + at % EIGHTH
     turned = tl.reshape(tl.gather(table, pixel * 8 + column, 0), (8, PIXELS))
-    total = tl.sum(tl.reshape(tl.sum(turned, 0), (8, EIGHTH)), 1)
-    place = tl.arange(0, 8)
-    tl.store(ptr + place, total, mask=place < 6)
+    total = tl.sum(tl.reshape(tl.sum(turned, 0), (8, EIGHTH)), 1, keep_dims=True)
+    place = tl.arange(0, 8)[:, None]
+    lane = tl.arange(0, EIGHTH)[None, :]
+    ptrs = ptr + (place * stride + lane * 0)
+    tl.store(ptrs, tl.broadcast_to(total, (8, EIGHTH)), mask=(place < 6) & (lane == 0))

@@ -67,8 +67,8 @@ def backward_program(X, dY, INTO, P, JOB, bands, tiles, RULES: tl.constexpr, TIL
     moments = backward_tiles(moments, first, X, dY, INTO, P, JOB, bands, tiles, RULES, TILING)
     if RULES.sums > 0:
         nk = JOB.part.n.to(tl.int64) * JOB.work.maps + JOB.part.k
-        row = nk * JOB.work.slots + slot(program_of_image(), JOB.part, JOB.work)
-        store_moments(P, row, moments)
+        at = slot(program_of_image(), JOB.part, JOB.work)
+        store_moments(P, nk, at, JOB.work.slots, moments)
 
 
 @triton.jit

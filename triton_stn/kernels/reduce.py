@@ -34,10 +34,12 @@ def affine_factor(column, SCALE, SUMS: tl.constexpr):
 
 @triton.jit
 def reduce(
-    P,  # (N·K, slots, wide)
+    P,  # (N·K, slots, columns and more), with these strides
     dTHETA,  # (N·K, columns)
     slots,
-    wide,
+    stride_n,
+    stride_slot,
+    stride_column,
     columns,
     SCALE,
     SUMS: tl.constexpr,
@@ -45,13 +47,13 @@ def reduce(
     nk = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * SUMS.columns + tl.arange(0, SUMS.columns)[None, :]
     row = tl.arange(0, SUMS.rows)[:, None]
-    ptrs = P.ptr + nk * slots * wide + row.to(tl.int64) * wide + column
+    ptrs = P.ptr + nk * stride_n + row.to(tl.int64) * stride_slot + column * stride_column
     ROWS: tl.constexpr = SUMS.rows
     COLUMNS: tl.constexpr = SUMS.columns
     total = tl.zeros([ROWS, COLUMNS], SUMS.dtype)
     for start in range(0, slots, SUMS.rows):
         total += tl.load(ptrs, mask=(row < slots - start) & (column < columns), other=0.0)
-        ptrs += SUMS.rows * wide
+        ptrs += SUMS.rows * stride_slot
     grad = tl.sum(total, 0, keep_dims=True)  # [1, columns]
     if SUMS.affine > 0:
         grad *= affine_factor(column, SCALE, SUMS)

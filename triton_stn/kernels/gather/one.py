@@ -74,7 +74,7 @@ def gather(
     dY,  # (N, 1, C, [D_out,] H_out, W_out)
     dX,  # (N, C, [D,] H, W)
     SUMS,  # see `sums.py`
-    P,  # (N, slots, sums filled up to a multiple of six): partial sums of grad_theta
+    P,  # (N, sums filled up to a multiple of six, slots): partial sums of grad_theta
     FILL,  # as of `forward`
     bands,  # that a program walks
     WORK,
@@ -107,8 +107,8 @@ def gather(
             fill = fill_of(FILL, part, RULES)
             output = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, (), False)
             moments = walk_share(moments, X, dY, output, OUTPUT, RULES, TILING)
-        row = part.n.to(tl.int64) * WORK.slots + slot(program_of_image(), part, WORK)
-        store_moments(P, row, moments)
+        at = slot(program_of_image(), part, WORK)
+        store_moments(P, part.n.to(tl.int64), at, WORK.slots, moments)
 
 
 @triton.jit

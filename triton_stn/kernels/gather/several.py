@@ -133,7 +133,7 @@ def sum_map(
             x, dy = of_share(X, of_map), of_share(dY, of_map)
             moments = walk_some(moments, x, dy, job, OUTPUT, mine, RULES, TILING)
         nk = part.n.to(tl.int64) * WORK.maps + k
-        store_moments(P, nk * WORK.slots + slot(mine, part, WORK), moments)
+        store_moments(P, nk, slot(mine, part, WORK), WORK.slots, moments)
 
 
 @triton.jit
