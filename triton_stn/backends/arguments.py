@@ -158,7 +158,7 @@ def numbers_of(
 
 
 def walk_of(maps: int, size: tuple[int, int, int], config: configs.Config) -> Walk:
-    """Of one map an image its programs lie over the output as over the input."""
+    """Of one map an image they lie over the output as over the input."""
     depth, height, width = size
     tile_h, tile_w = config.tile
     bands = configs.cdiv(depth, config.tiling.block_d) * configs.cdiv(height, tile_h)
@@ -166,11 +166,10 @@ def walk_of(maps: int, size: tuple[int, int, int], config: configs.Config) -> Wa
     programs = config.programs // maps
     across, down = config.grid[1:]
     if maps > 1:
-        across = max(programs // max(bands, 1), 1)
+        across = max(programs // bands, 1)
         down = max(programs // across, 1)
     bands_each, tiles = configs.cdiv(bands, down), configs.cdiv(columns, across)
-    if maps > 1 and bands_each and tiles:
-        across, down = configs.cdiv(columns, tiles), configs.cdiv(bands, bands_each)
+    across, down = configs.cdiv(columns, tiles), configs.cdiv(bands, bands_each)  # some have none
     return Walk(programs, across, down, bands_each, tiles)
 
 

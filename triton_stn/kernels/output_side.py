@@ -113,7 +113,7 @@ def backward_tiles(
 def tile_in_view(at, JOB, RULES: tl.constexpr, TILING: tl.constexpr):
     """Whether all pixels of a tile read strictly inside the image."""
     canvas = JOB.canvas
-    height, width = tile_extent(JOB.work, RULES, TILING)
+    height, width = tile_extent(JOB.work, TILING)
     j = at.first_column.to(RULES.dtype) - canvas.centre_w
     i = at.first_row.to(RULES.dtype) - canvas.centre_h
     k = at.first_slice - canvas.centre_d

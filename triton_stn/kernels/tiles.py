@@ -147,7 +147,7 @@ def tile_at(band, column, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr)
     The pixels are one axis, so that no version of the compiler lays the threads out otherwise. In
     channels-last, threads lie along the channels first.
     """
-    height, width = tile_extent(WORK, RULES, TILING)
+    height, width = tile_extent(WORK, TILING)
     first_column = column * width
     pixels = tl.arange(0, TILING.pixels)[:, None]
     channels = tl.arange(0, TILING.block_c)[None, :]
@@ -170,7 +170,7 @@ def tile_at(band, column, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr)
 
 
 @triton.jit
-def tile_extent(WORK, RULES: tl.constexpr, TILING: tl.constexpr):
+def tile_extent(WORK, TILING: tl.constexpr):
     """(height, width) of a tile."""
     if TILING.patches:
         height = WORK.tile_h
