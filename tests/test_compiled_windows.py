@@ -115,8 +115,8 @@ def test_a_program_walks_several_bands(window, padding_mode):
     theta = theta_from_pixels(WINDOWS[window], SHIFTS[0], size, output_size)
     with cut(MULTIPROCESSORS=1), launches.recorded() as launched:
         check(theta[None], size, output_size, padding_mode=padding_mode)
-    (arguments,) = (launch.plan.arguments for launch in launched if launch.kernel == "gather")
-    assert arguments["bands"] > 1 and arguments["WORK"].tiles > 1
+    (work,) = (one.plan.arguments["WORK"] for one in launched if one.kernel == "gather")
+    assert work.bands > 1 and work.tiles > 1
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -127,7 +127,7 @@ def turns(spec: Specialisation, found: Path, candidates: Sequence[int] = ()) -> 
     ``candidates``: rows, and how many in each, of a window that is walked.
     """
     work, tiling = spec.plan.arguments["WORK"], spec.tiling
-    each = [float(spec.plan.arguments.get("bands", 1) * work.tiles)]
+    each = [float(work.bands * work.tiles)]
     if not tiling.one_pass:
         each.append(work.channels / work.splits / channels_a_turn(spec, found))
     if spec.kernel == "gather_maps":

@@ -206,7 +206,7 @@ def waits(task: Task, gpu: GPU) -> float:
         if kernel != "reduce":
             work = spec.plan.arguments["WORK"]
             passes = math.ceil(work.channels_a_split / spec.tiling.step)
-            tiles = spec.plan.arguments.get("bands", 1) * work.tiles
+            tiles = work.bands * work.tiles
             looks = 1.0
             if kernel == "gather_maps":
                 looks += work.maps * addresses.met(case, task.theta_kind)[0]

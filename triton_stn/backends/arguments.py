@@ -137,6 +137,7 @@ def numbers_of(
         channels=c,
         splits=config.splits,
         channels_a_split=config.channels_a_split,
+        bands=config.bands,
         tiles=config.tiles,
         tile_h=tile_h,
         tile_w=tile_w,
@@ -150,7 +151,6 @@ def numbers_of(
     return dict(
         WORK=work,
         OUTPUT=walk_of(k, deep(size), config),
-        bands=config.bands,
         CANVAS=canvas_of(size),
         FRAME=frame_of(input, sampling.align_corners),
         SCALE=scale_of(input, size, sampling.align_corners),

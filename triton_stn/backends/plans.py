@@ -31,7 +31,7 @@ from triton_stn.backends.arguments import (
 from triton_stn.backends.launch import INT32_MAX, Launches, Plan
 from triton_stn.backends.layout import Layout, layout
 from triton_stn.kernels import configs
-from triton_stn.kernels.arguments import Buffer, InputSums, Rules, Sums, Work
+from triton_stn.kernels.arguments import Buffer, InputSums, Rules, Sums
 from triton_stn.kernels.coordinates import FIELDS, SUMS
 from triton_stn.kernels.forward import forward
 from triton_stn.kernels.gather.one import gather
@@ -324,7 +324,8 @@ class _BackwardCall:
                 THETA=theta_of(self.theta, self.sampling),
                 dG=buffer,
                 P=buffer,
-                WORK=Work(*(0,) * len(Work._fields))._replace(maps=k, splits=splits),
+                maps=k,
+                splits=splits,
                 CANVAS=canvas_of(size),
                 SCALE=scale_of(self.input, size, self.sampling.align_corners),
             ),

@@ -125,7 +125,8 @@ class Work(NamedTuple):
     channels: object  # C
     splits: object  # programs that share the channels of a tile
     channels_a_split: object
-    tiles: object  # that a program walks
+    bands: object  # that a program walks
+    tiles: object  # in each of them
     tile_h: object
     tile_w: object
     half_h: object  # (tile_h - 1) / 2

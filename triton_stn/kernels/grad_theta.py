@@ -25,7 +25,6 @@ def grad_theta(
     P,  # the gradient of each pixel's coordinates or patch, (N, K, splits, *size, 2, 3 or 6)
     FILL,  # as of `forward`
     FINISH,
-    bands,  # that a program walks
     WORK,
     CANVAS,
     FRAME,
@@ -40,4 +39,4 @@ def grad_theta(
     job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, finish, True)
     X = of_share(X, part)
     nowhere = Into(X, ())
-    backward_program(X, of_share(dY, part), nowhere, P, job, bands, WORK.tiles, RULES, TILING)
+    backward_program(X, of_share(dY, part), nowhere, P, job, WORK.bands, RULES, TILING)

@@ -60,8 +60,12 @@ class OutputJob(NamedTuple):
 
 
 @triton.jit
-def backward_program(X, dY, INTO, P, JOB, bands, tiles, RULES: tl.constexpr, TILING: tl.constexpr):
-    """Every tile of a program, and its partial sums of grad_theta; tensors from its share on."""
+def backward_program(X, dY, INTO, P, JOB, bands, RULES: tl.constexpr, TILING: tl.constexpr):
+    """Every tile of a program, or with 0 bands none, and its partial sums of grad_theta.
+
+    Tensors are from its share on.
+    """
+    tiles = JOB.work.tiles
     moments = zero_moments(RULES.sums, TILING, RULES)
     first = first_tile(bands, tiles)
     moments = backward_tiles(moments, first, X, dY, INTO, P, JOB, bands, tiles, RULES, TILING)

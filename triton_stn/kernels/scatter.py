@@ -26,7 +26,6 @@ def scatter(
     SUMS,  # see `sums.py`
     P,  # as of `grad_theta`
     FILL,  # as of `forward`
-    bands,  # that a program walks
     WORK,
     CANVAS,
     FRAME,
@@ -36,14 +35,12 @@ def scatter(
 ):
     part = share(WORK, RULES, TILING)
     pixel_map = source_map(THETA, part.n, part.k, FRAME, SCALE, RULES)
-    tiles = WORK.tiles
+    bands = WORK.bands
     everything = False
     if RULES.rest:
         everything = is_gathered(pixel_map, CANVAS, RULES) == 0
-        tiles = tl.where(leaves_rest(pixel_map, CANVAS, FRAME, RULES), tiles, 0)
+        bands = tl.where(leaves_rest(pixel_map, CANVAS, FRAME, RULES), bands, 0)
     fill = fill_of(FILL, part, RULES)
     job = OutputJob(part, pixel_map, THETA, WORK, CANVAS, FRAME, SCALE, fill, (), everything)
     sums = into(dX, SUMS, part, RULES)
-    backward_program(
-        of_share(X, part), of_share(dY, part), sums, P, job, bands, tiles, RULES, TILING
-    )
+    backward_program(of_share(X, part), of_share(dY, part), sums, P, job, bands, RULES, TILING)

@@ -8,7 +8,7 @@ The basis is computed again for each block of pixels × coefficients: no matrix 
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.coordinates import number, spline_basis
+from triton_stn.kernels.coordinates import number, spline_basis, theta_of
 
 
 @triton.jit
@@ -16,7 +16,8 @@ def spline_gradient(
     THETA,  # (N, K, T + 3, 4), contiguous past K; columns 2 and 3 are the control points
     dG,  # (N, K, splits, H_out·W_out, 2): the gradient of each pixel's coordinates
     P,  # (N·K, chunks, T + 3, 4): partial sums, of the coefficients; of the points zeros
-    WORK,
+    maps,
+    splits,
     CANVAS,
     SCALE,
     BLOCK_P: tl.constexpr,
@@ -25,8 +26,8 @@ def spline_gradient(
 ):
     """Launch grid: (N·K, chunks of the pixels, blocks of coefficients)."""
     nk = tl.program_id(0).to(tl.int64)
-    n = nk // WORK.maps
-    ptr = THETA.ptr + n * THETA.stride_n + (nk - n * WORK.maps) * THETA.stride_k
+    n = nk // maps
+    ptr = theta_of(THETA, n, nk - n * maps)
     T = THETA.points
     t = tl.program_id(2) * BLOCK_T + tl.arange(0, BLOCK_T)[None, :]
     c_x = tl.load(ptr + 4 * t + 2, mask=t < T, other=0.0).to(RULES.dtype)
@@ -39,8 +40,8 @@ def spline_gradient(
     end = tl.minimum(first + per_chunk, pixels)
     sum_x = tl.zeros([BLOCK_P, BLOCK_T], RULES.dtype)
     sum_y = tl.zeros([BLOCK_P, BLOCK_T], RULES.dtype)
-    for split in range(WORK.splits):
-        G_ptr = dG.ptr + (nk * WORK.splits + split) * pixels.to(tl.int64) * 2
+    for split in range(splits):
+        G_ptr = dG.ptr + (nk * splits + split) * pixels.to(tl.int64) * 2
         for start in range(first, end, BLOCK_P):
             p = start + tl.arange(0, BLOCK_P)[:, None]
             X = ((p % CANVAS.width).to(RULES.dtype) - CANVAS.centre_w) * unit_w

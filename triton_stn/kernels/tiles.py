@@ -7,7 +7,7 @@ Every launch that samples, gathers or scatters has the grid
 splits fastest. A band is a row of tiles; in volumes bands go down a slice of tiles, then on to the
 next slice. A program walks ``WORK.tiles`` tiles of a band to the right, so that a sector that two
 tiles touch, as at any shift by a part of a pixel, comes from L2 once; a backward of few channels
-does so in ``bands`` bands.
+does so in ``WORK.bands`` bands.
 """
 
 from typing import NamedTuple
@@ -127,9 +127,9 @@ def tile(t, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
 
 
 @triton.jit
-def tile_of_band(b, t, bands, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
+def tile_of_band(b, t, SIZE, WORK, RULES: tl.constexpr, TILING: tl.constexpr):
     """The t-th tile that this program walks in the b-th of its bands."""
-    band, column = first_tile(bands, WORK.tiles)
+    band, column = first_tile(WORK.bands, WORK.tiles)
     return tile_at(band + b, column + t, SIZE, WORK, RULES, TILING)
 
 

@@ -76,7 +76,6 @@ def gather(
     SUMS,  # see `sums.py`
     P,  # (N, sums filled up to a multiple of six, slots): partial sums of grad_theta
     FILL,  # as of `forward`
-    bands,  # that a program walks
     WORK,
     OUTPUT,
     CANVAS,
@@ -95,7 +94,7 @@ def gather(
         rest = leaves_rest(pixel_map, CANVAS, FRAME, RULES)
     out = Output(of_share(dX, part), into(dX, SUMS, part, RULES), rest)
     moments = zero_moments(RULES.sums, TILING, RULES)
-    job = Job(pixel_map, (), part.count, bands, WORK, CANVAS, FRAME, X, dY, out)
+    job = Job(pixel_map, (), part.count, WORK, CANVAS, FRAME, X, dY, out)
     if RULES.ndim == 3:
         moments, apart = gather_voxels(moments, job, RULES, TILING)
     elif RULES.source == "projective":
@@ -171,9 +170,9 @@ def gather_voxels(moments, job, RULES: tl.constexpr, TILING: tl.constexpr):
 @triton.jit
 def gather_tiles(moments, job, KIND: tl.constexpr, RULES: tl.constexpr, TILING: tl.constexpr):
     """Every tile of a program through a window of one kind; returns the moments."""
-    for b in range(job.bands):
+    for b in range(job.work.bands):
         for t in range(job.work.tiles):
-            at = tile_of_band(b, t, job.bands, job.frame, job.work, RULES, TILING)
+            at = tile_of_band(b, t, job.frame, job.work, RULES, TILING)
             # What is turned or magnified shows in part: a tile may be out of view.
             if KIND == THREE or KIND == STRAIGHT or KIND == WALK:
                 box = tile_box(at, job.work, RULES)

@@ -102,7 +102,7 @@ def gather_maps(
                         pixel_map = source_map(THETA, part.n, k, FRAME, SCALE, RULES)
                         there = tl.cast(k, tl.int64) * of_maps.stride_k
                         of_k = moved(of_maps, of_maps.ptr + there)
-                        job = Job(pixel_map, (), pixels.left, 1, WORK, CANVAS, FRAME, X, of_k, out)
+                        job = Job(pixel_map, (), pixels.left, WORK, CANVAS, FRAME, X, of_k, out)
                         acc = gather_map(acc, job, pixels, at, RULES, TILING)
                     seen = seen >> 1
             store_pass(of_tile, acc, pixels, out, RULES, TILING)

@@ -33,7 +33,6 @@ class Job(NamedTuple):
     pixel_map: object
     inverse: object
     count: object  # of channels
-    bands: object  # that a program walks
     work: object
     canvas: object
     frame: object
@@ -45,8 +44,8 @@ class Job(NamedTuple):
 @triton.jit
 def with_inverse(job, inverse):
     """The job, its map's inverse known."""
-    pixel_map, count, bands, x, dy = job.pixel_map, job.count, job.bands, job.x, job.dy
-    return Job(pixel_map, inverse, count, bands, job.work, job.canvas, job.frame, x, dy, job.out)
+    work, canvas, frame, out = job.work, job.canvas, job.frame, job.out
+    return Job(job.pixel_map, inverse, job.count, work, canvas, frame, job.x, job.dy, out)
 
 
 @triton.jit
