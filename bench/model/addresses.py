@@ -202,7 +202,7 @@ def distinct(numbers: np.ndarray) -> np.ndarray:
 def _tiles(config: configs.Config, images: int, c: int, height: int, width: int) -> Programs:
     """Tiles of our kernels, wherever the launch grid has one."""
     random = np.random.default_rng(0)
-    (tile_h, tile_w), (down, right), tiling = config.tile, config.step, config.tiling
+    (tile_h, tile_w), (down, right), tiling = config.tile, config.next_warp, config.tiling
     columns, rows = config.grid[1] * config.tiles, config.grid[2] * config.bands
     image, channel, column, row = (
         random.integers(n, size=(SAMPLE, 1)) for n in (images, c, columns, rows)

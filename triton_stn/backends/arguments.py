@@ -131,7 +131,7 @@ def numbers_of(
 ) -> dict[str, NamedTuple]:
     k, c, *size = output.shape[1:]
     tile_h, tile_w = config.tile
-    down, right = config.step
+    down, right = config.next_warp
     work = Work(
         maps=k,
         channels=c,
@@ -158,7 +158,7 @@ def numbers_of(
 
 
 def walk_of(maps: int, size: tuple[int, int, int], config: configs.Config) -> Walk:
-    """Of one map an image they lie over the output as over the input."""
+    """Programs lie over the output as over the input, or where maps share them, as fits a map."""
     depth, height, width = size
     tile_h, tile_w = config.tile
     bands = configs.cdiv(depth, config.tiling.block_d) * configs.cdiv(height, tile_h)

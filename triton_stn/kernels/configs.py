@@ -86,7 +86,7 @@ class Config:
         return self.tiling.tile(self.abreast)
 
     @property
-    def step(self) -> tuple[int, int]:
+    def next_warp(self) -> tuple[int, int]:
         """(rows, columns) from a warp's pixels to the next one's."""
         return (0, self.tiling.block_w) if self.abreast else (self.tiling.patch_h, 0)
 
