@@ -39,10 +39,18 @@ def centred(size: int, edge: int, align_corners: bool, dtype: torch.dtype, devic
 
 
 @kept
-def _moment_and_sum(size: int, align_corners: bool, dtype: torch.dtype, device) -> torch.Tensor:
-    """(2, size), whose product with the numbers of an axis is their moment and their sum."""
+def _sum_and_moment(size: int, align_corners: bool, dtype: torch.dtype, device) -> torch.Tensor:
+    """(2, size), whose product with the numbers of an axis is their sum and their moment."""
     coordinate = centred(size, 0, align_corners, dtype, device)
-    return torch.stack((coordinate, torch.ones_like(coordinate)))
+    return torch.stack((torch.ones_like(coordinate), coordinate))
+
+
+@kept
+def _columns(ndim: int, dtype: torch.dtype, device) -> torch.Tensor:
+    """Which of 2^ndim sums, a bit an axis that is a moment's, are the columns of theta's gradient:
+    one moment each, along x first, and the plain sum."""
+    moments = torch.arange(ndim, dtype=dtype, device=device)
+    return torch.cat((2**moments, torch.zeros_like(moments[:1])))
 
 
 def safe_grid(theta, x, rules, derivative=False):
@@ -106,18 +114,17 @@ def affine_grid(
 def theta_gradient(grad_grid, theta, rules):
     """The adjoint of `affine_grid`: (N, K·H_out, W_out, 2) -> (N, K, 2, 3), or of volumes.
 
-    Axis by axis, the slowest first: a product takes the rest to its moment and its sum.
+    Axis by axis, the slowest first: a product takes the rest to its sum and its moment.
     """
     n, k, ndim = theta.shape[:3]
-    moments = []
-    rest = grad_grid
-    with without_autocast(rest):
-        for extent in rules.size:
-            basis = _moment_and_sum(extent, rules.align_corners, rest.dtype, rest.device)
-            both = basis @ rest.reshape(n, k, extent, -1)  # (N, K, (moment, sum), the rest)
-            moment, rest = both.unbind(2)
-            moments.append(moment.unflatten(-1, (-1, ndim)).sum(2))
-    return torch.stack((*reversed(moments), rest), -1).to(theta.dtype)
+    sums = grad_grid
+    with without_autocast(sums):
+        for axis, extent in enumerate(rules.size):
+            basis = _sum_and_moment(extent, rules.align_corners, sums.dtype, sums.device)
+            sums = basis @ sums.reshape(n, k * 2**axis, extent, -1)
+    sums = sums.view(n, k, 2**ndim, ndim)
+    wanted = sums.index_select(2, _columns(ndim, torch.int64, sums.device))
+    return wanted.transpose(2, 3).to(theta.dtype)
 
 
 def flow_extent(extent, align_corners, like):
