@@ -197,3 +197,37 @@ def test_theta_is_differentiable_for_the_images(place: Place):
 def test_what_does_not_fit_is_refused_when_it_is_made(arguments, error, said):
     with pytest.raises(error, match=said):
         RandomTransform(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int16, torch.int32, torch.int64])
+def test_masks_of_labels_keep_their_dtype_and_their_numbers(plain, dtype):
+    masks = torch.randint(0, 2**14, (3, 2, 8, 9), generator=seeded()).to(dtype)
+    masks[0, 0, 0, 0] = 2**24 + 1 if dtype in (torch.int32, torch.int64) else 1
+    images = torch.zeros(3, 1, 8, 9)
+    made = RandomTransform(horizontal_flip=1.0)(images, masks)
+    assert made.masks.dtype == dtype
+    assert torch.equal(made.masks, masks.flip(-1))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 9), (1, 3, 8, 9), (3, 1, 9, 8)])
+def test_masks_must_be_those_of_the_images(shape):
+    images = torch.zeros(3, 1, 8, 9)
+    with pytest.raises(ValueError, match=r"masks must have shape .* got \("):
+        RandomTransform()(images, torch.zeros(shape))
+    with pytest.raises(TypeError, match=r"masks must be a torch\.Tensor, got list"):
+        RandomTransform()(images, [1])
+
+
+@pytest.mark.parametrize("options", [dict(output_size="8"), dict(output_dtype=torch.int64)])
+def test_options_of_a_random_map_are_looked_at_when_it_is_made(options):
+    with pytest.raises((TypeError, ValueError), match=f"{next(iter(options))} must "):
+        RandomTransform(**options)
+
+
+def test_theta_is_drawn_in_float32_whatever_the_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        for kind in KINDS.values():
+            assert RandomTransform(**kind).draw(2, (8, 9)).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -112,3 +112,19 @@ def test_monai_itself():
     layers = pytest.importorskip("monai.networks.layers", reason="MONAI is not installed")
     layer = layers.AffineTransform(OUT, normalized=False, align_corners=True, padding_mode="zeros")
     close(layer(IMAGE, MATRIX[None])[0, 0], MADE["monai_True"])
+
+
+def test_torchvisions_strong_perspective_shows_what_it_names():
+    """The frame's corner lies beyond the horizon."""
+    starts = [[0, 0], [63, 0], [63, 47], [0, 47]]
+    ends = [[20, 20], [44, 20], [63, 47], [0, 47]]
+    theta = geometry.from_torchvision_perspective(starts, ends, (48, 64))
+    image = torch.arange(48.0)[:, None].expand(1, 1, 48, 64)
+    shown = triton_stn.spatial_transform(image, theta, transform="projective")
+    assert shown[0, 0, 21:45, 32].diff().min() > 0  # from the upper edge to the lower
+
+
+@pytest.mark.parametrize("short, long", [(8.0, (8.0, 0.0)), ([8.0], (8.0, 8.0))])
+def test_torchvisions_shear_may_be_one_number(short, long):
+    made = [geometry.from_torchvision_affine((8, 9), shear=shear) for shear in (short, long)]
+    assert torch.equal(*made)

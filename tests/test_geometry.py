@@ -509,6 +509,22 @@ def test_a_homography_takes_each_point_to_its_target():
     assert torch.autograd.gradcheck(geometry.homography, both)
 
 
+def test_a_homography_shows_its_points_though_the_origin_lies_beyond_their_horizon():
+    points = torch.tensor([[0.3, 0.3], [0.5, 0.3], [0.9, 0.9], [0.1, 0.9]])
+    targets = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
+    theta = geometry.homography(points, targets)
+    assert theta[2, 2] == -1
+    assert_close(triton_stn.Projective().source(theta, points), targets, rtol=0, atol=1e-5)
+    assert geometry.homography(points.half(), targets.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("make", [geometry.from_pixel_matrix, geometry.from_monai])
+def test_a_matrix_stays_on_its_device(make):
+    matrix = torch.eye(2, 3)
+    with torch.device("meta"):
+        assert make(matrix, (8, 8)).device == matrix.device
+
+
 def test_four_points_must_be_four():
     with pytest.raises(ValueError, match=r"points must be \(..., 4, 2\), got \(3, 2\)"):
         geometry.homography(torch.zeros(3, 2), torch.zeros(4, 2))

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+import triton.language as tl
 
 from triton_stn.backends.launch import Plan, specialisation
 from triton_stn.backends.layout import Layout
@@ -109,3 +110,12 @@ def test_the_field_of_a_large_volume_is_no_more_blocks_than_a_launch_may_have():
         assert last.kernel.__name__ == "reduce" and last.grid[1] <= 65535
         assert sums.columns * last.grid[1] >= ndim * math.prod(size)
         assert sums.rows * sums.columns <= 8192  # numbers of a program
+
+
+def test_a_field_of_more_numbers_than_an_int32_has_is_counted_in_int64():
+    for side, index in ((30_000, tl.int32), (33_000, tl.int64)):
+        image, theta = dense((1, 1, 8, 8)), dense((1, 1, side, side, 2), dtype=torch.float16)
+        sampling = Sampling("bilinear", "zeros", False, "grid")
+        wanted = Wanted(False, True)
+        *_, last = plan_backward(dense((1, 1, 1, side, side)), image, theta, sampling, wanted).plans
+        assert last.constants["SUMS"].index == index

@@ -220,3 +220,8 @@ def test_a_fill_that_is_not_finite_leaves_theta_its_gradient_in_view(device, fil
         spatial_transform(x, leaf, fill_value=value).sum().backward()
         grads.append(leaf.grad)
     assert grads[0].isfinite().all() and torch.equal(*grads)
+
+
+def test_a_grid_of_no_coordinates_is_named():
+    with pytest.raises(ValueError, match=r"grid must have shape .*got \(2, 2, 4, 5\)"):
+        triton_stn.grid_splat(torch.zeros(2, 3, 4, 5), torch.zeros(2, 2, 4, 5))

@@ -11,6 +11,7 @@ from torch import nn
 
 from triton_stn import checks, geometry
 from triton_stn.backends.numbers import vector
+from triton_stn.buffers import hold
 from triton_stn.functional import spatial_transform
 from triton_stn.geometry.frames import check_sizes, half_extent, outline, turned_and_sheared
 from triton_stn.transforms import Affine, Projective, ThinPlateSpline, Transform
@@ -117,11 +118,15 @@ class RandomTransform(nn.Module):
         checks.check_options(mode, padding_mode, align_corners)
         checks.check_antialias(antialias, mode)
         checks.check_fill_value(fill_value, padding_mode, None)
+        checks.check_finish(output_dtype, normalize, None)
+        if output_size is not None:
+            check_sizes(1, output_size, 2)
         self.output_size = output_size
         self.align_corners = align_corners
         self.padding_mode = padding_mode
-        self.options = dict(mode=mode, fill_value=fill_value, antialias=antialias)
-        self.options |= dict(output_dtype=output_dtype, normalize=normalize)
+        self.options = dict(mode=mode, antialias=antialias, output_dtype=output_dtype)
+        mean, std = (None, None) if normalize is None else normalize
+        hold(self, fill_value=fill_value, mean=mean, std=std)
         self.transform: Transform = Affine()
         if self.elastic:
             self.transform = ThinPlateSpline(*control_points)
@@ -141,7 +146,7 @@ class RandomTransform(nn.Module):
 
         Args:
             images: ``(N, C, H, W)``, as in `spatial_transform`.
-            masks: ``(N, C_m, H, W)``; labels stay what they are.
+            masks: ``(N, C_m, H, W)`` of any real dtype; labels stay what they are.
             boxes: ``(N, B, 4)``, x_min, y_min, x_max, y_max in pixels; see `geometry.map_boxes`.
             points: ``(N, P, 2)``, (x, y) in pixels, whose centres are whole numbers.
             generator: of the images' device; None: that device's own.
@@ -150,15 +155,19 @@ class RandomTransform(nn.Module):
         if images.ndim != 4:
             raise ValueError(f"images must be (N, C, H, W), got {checks.shape_of(images)}")
         size = tuple(images.shape[2:])
-        theta = self.draw(len(images), size, generator=generator, device=images.device)
+        if masks is not None:
+            _check_masks(masks, images)
+        theta = self.draw(images.shape[0], size, generator=generator, device=images.device)
         frames = dict(transform=self.transform, align_corners=self.align_corners)
         out = self._output_size(size)
         how = dict(output_size=out, padding_mode=self.padding_mode, **frames)
         labels = dict(output_size=out, **frames)
+        filled = dict(fill_value=self.fill_value)
+        filled |= dict(normalize=None if self.mean is None else (self.mean, self.std))
         return Augmented(
-            spatial_transform(images, theta, **how, **self.options),
+            spatial_transform(images, theta, **how, **self.options, **filled),
             theta,
-            None if masks is None else spatial_transform(masks, theta, mode="nearest", **how),
+            None if masks is None else _nearest(masks, theta, how),
             None if boxes is None else geometry.map_boxes(theta, boxes, size, **labels),
             None if points is None else geometry.map_points(theta, points, size, **labels),
         )
@@ -173,7 +182,7 @@ class RandomTransform(nn.Module):
     ) -> torch.Tensor:
         """θ, ``(count, *transform.theta_shape)``, float32, of images ``(H, W)``."""
         size = check_sizes(input_size, None, 2)[0]
-        of_device = dict(generator=generator, device=device)
+        of_device = dict(generator=generator, device=device, dtype=torch.float32)
         drawn = torch.rand(count, len(_DRAWS) + _CORNERS, **of_device)
         flat, corners = drawn.split((len(_DRAWS), _CORNERS), 1)
         uniform = dict(zip(_DRAWS, flat.unbind(1), strict=True))
@@ -191,7 +200,7 @@ class RandomTransform(nn.Module):
         if not isinstance(self.transform, ThinPlateSpline):
             return theta
         matrix = Projective() if self.distortion_scale else Affine()
-        control = self.transform.identity(device=drawn.device)
+        control = self.transform.identity(dtype=drawn.dtype, device=drawn.device)
         pixels = torch.randn(count, *control.shape, **of_device) * changed[:, None, None]
         half = half_extent(size, self.align_corners)
         moved = vector([self.elastic / h if h else 0.0 for h in half], drawn)
@@ -226,6 +235,25 @@ class RandomTransform(nn.Module):
 
     def _output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         return check_sizes(size, self.output_size, 2)[1]
+
+
+# The dtypes of labels that no kernel reads, and those that hold their numbers.
+_LABELS = {torch.bool: torch.uint8, torch.int8: torch.float32, torch.int16: torch.float32}
+_LABELS |= {torch.int32: torch.float64, torch.int64: torch.float64}
+
+
+def _check_masks(masks: torch.Tensor, images: torch.Tensor) -> None:
+    if not isinstance(masks, torch.Tensor):
+        raise TypeError(f"masks must be a torch.Tensor, got {type(masks).__name__}")
+    n, _, h, w = images.shape
+    fits = masks.ndim == 4 and masks.shape[0] == n and masks.shape[2:] == (h, w)
+    expected = f"(N, C_m, H, W) = ({n}, C_m, {h}, {w}), of one mask an image masks[:, None],"
+    checks.check_shape("masks", masks, fits, expected)
+
+
+def _nearest(masks: torch.Tensor, theta: torch.Tensor, how: dict) -> torch.Tensor:
+    read = masks.to(_LABELS.get(masks.dtype, masks.dtype))
+    return spatial_transform(read, theta, mode="nearest", **how).to(masks.dtype)
 
 
 def _range(name: str, value: float | Sequence[float]) -> tuple[float, float]:

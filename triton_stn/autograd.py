@@ -76,9 +76,10 @@ def sample(input, theta, fills, how: How) -> torch.Tensor:
     if not plain and (how.triton or how.mode == "area"):  # whose samples values decide
         options = (how.size, *how.options, how.source, how.fill, fills)
         return torch.ops.triton_stn.sample(input, theta, *options)
-    if torch.is_grad_enabled() and (input.requires_grad or theta.requires_grad):
+    wanted = torch.is_grad_enabled() and (input.requires_grad or theta.requires_grad)
+    if wanted and (how.triton or torch._C._get_tracing_state() is None):
         return Sample.apply(input, theta, fills, how)
-    return _sampled(input, theta, fills, how)
+    return _sampled(input, theta, fills, how)  # by PyTorch's operators, which torch.jit.trace keeps
 
 
 def sample_bytes(finish, input, theta, fills, how: How) -> torch.Tensor:

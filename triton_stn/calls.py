@@ -32,6 +32,7 @@ def key_of(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ..
         and type(theta) in PLAIN
         and is_unwatched()
         and forward_ad._current_level < 0
+        and not (input.is_neg() or theta.is_neg())
         and not (is_wrapped(input) or is_wrapped(theta))  # by a transform that is over
     )
     return (
@@ -53,18 +54,22 @@ def find(input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...]
 
 def keep(
     input: torch.Tensor, theta: torch.Tensor, options: tuple[Hashable, ...], *checked: Any
-) -> None:
-    """Keep a call that has been checked, if it is one of those that can be."""
+) -> Call | None:
+    """Keep a call that has been checked, if it is one of those that can be.
+
+    It serves from the first time on: a checkpoint compares what two calls save.
+    """
     key = key_of(input, theta, options)
     if key is None or not Call.serves(input, theta, *checked):
-        return
+        return None
     try:
         hash(key)  # a list as output_size has none
     except TypeError:
-        return
+        return None
     if len(_kept) >= MOST:
         _kept.clear()
-    _kept[key] = Call(input, theta, *checked)
+    _kept[key] = call = Call(input, theta, *checked)
+    return call
 
 
 def forget() -> None:
@@ -90,6 +95,7 @@ class Call:
         self.has_k = theta.ndim == 4
         self.theta = layout(theta if self.has_k else theta[:, None])
         self.input = layout(input)
+        self.saved = input.stride(), theta.stride()
         output = empty_output(input.detach().to("meta"), self.theta.shape[1], *size)
         self.output = layout(output)
         shown = layout(output if self.has_k else output.squeeze(1))
@@ -152,11 +158,13 @@ class Sample(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         plain = type(grad_output) in PLAIN and not grad_output.is_meta and is_unwatched()
-        if torch.is_grad_enabled() or is_batched(grad_output) or not plain:
+        if torch.is_grad_enabled() or is_batched(grad_output) or not plain or grad_output.is_neg():
             # create_graph=True, is_grads_batched=True
             return Sample.gradients(ctx, grad_output)
-        input, theta = ctx.saved_tensors
+        input, theta = ctx.saved_tensors  # once: a checkpoint makes them anew
         needs_input, needs_theta, _ = ctx.needs_input_grad
+        if (input.stride(), theta.stride()) != ctx.call.saved:  # by hooks on what is saved
+            return *ctx.call.gradients(grad_output, input, theta, needs_input, needs_theta), None
         found = ctx.call.planned(grad_output, needs_input, needs_theta)
         launch = autograd.fused.launch_backward
         both = launch(found, grad_output, input, theta, needs_input, needs_theta)

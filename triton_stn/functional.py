@@ -128,7 +128,9 @@ def spatial_transform(
         leading = theta.ndim - len(transform.theta_shape)
         return _distributed().sample(call, input, theta, leading, fill_value, normalize)
     if usual and backends.uses_triton(input) and type(transform) is transforms.Affine:
-        calls.keep(input, theta, options, size, (mode, padding_mode, align_corners))
+        call = calls.keep(input, theta, options, size, (mode, padding_mode, align_corners))
+        if call is not None:
+            return call(input, theta)
     source, theta, has_k = _operand(transform, theta, input, size, align_corners, antialias)
     rules = ("area" if antialias else mode, padding_mode, align_corners, source)
     finish = _finish_of(output_dtype, normalize, input)
@@ -338,7 +340,10 @@ def grid_splat(
     """
     checks.check_options(mode, padding_mode, align_corners)
     checks.check_bool("normalize", normalize)
-    ndim = grid.shape[-1] if isinstance(grid, torch.Tensor) and grid.ndim > 0 else 2
+    checks.check_floating("grid", grid)
+    fits = grid.ndim > 0 and grid.shape[-1] in (2, 3)
+    checks.check_shape("grid", grid, fits, "(N, [K,] h, w, 2) or (N, [K,] d, h, w, 3)")
+    ndim = grid.shape[-1]
     planes = _planes(input, grid, ndim + 3, ndim)
     image = one_of(planes)
     checks.check_grid(grid, image)
@@ -424,7 +429,7 @@ def _sample_all(input, theta, size, rules, fill_value, finish=None) -> torch.Ten
         if not isinstance(fill_value, torch.Tensor):
             return sample(input, theta, None, replace(how, fill=float(fill_value)))
         if not fill_value.requires_grad:
-            fills = fill_value.to(torch.promote_types(input.dtype, torch.float32))
+            fills = fill_value.to(torch.promote_types(input.dtype, torch.float32)).resolve_neg()
             return sample(input, theta, fills, how)
     # Sampling is linear: what lies outside has the weight that a plane of ones lacks. Both parts
     # are float32, so that a half-precision pixel is rounded once.

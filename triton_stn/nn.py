@@ -11,6 +11,7 @@ from torch import nn
 
 from triton_stn import checks
 from triton_stn.backends.numbers import without_autocast
+from triton_stn.buffers import hold
 from triton_stn.functional import spatial_transform
 from triton_stn.geometry.flows import integrate_velocity as integrate_velocity
 from triton_stn.transforms import Transform, resolve
@@ -88,27 +89,24 @@ class SpatialTransformer(nn.Module):
         self.antialias = antialias
         self.output_dtype = output_dtype
         mean, std = (None, None) if normalize is None else normalize
-        for name, value in (("fill_value", fill_value), ("mean", mean), ("std", std)):
-            if isinstance(value, torch.Tensor):
-                self.register_buffer(name, value, persistent=False)
-            else:
-                setattr(self, name, value)
+        hold(self, fill_value=fill_value, mean=mean, std=std)
         self.localization = localization
         one = tuple(self.transform.theta_shape)
         every = (num_transforms, *one)
-        if theta is not None and tuple(theta.shape) not in (one, every):
-            raise ValueError(
-                f"theta must have shape {one} or (num_transforms, *theta_shape) = {every}, "
-                f"got {tuple(theta.shape)}"
-            )
-        self._start = theta
+        if theta is not None:
+            checks.check_floating("theta", theta)
+            expected = f"{one} or (num_transforms, *theta_shape) = {every}"
+            checks.check_shape("theta", theta, tuple(theta.shape) in (one, every), expected)
+        self._start = None if theta is None else theta.detach()
         self.head = nn.Linear(features, math.prod(every))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Bring the head back to the start θ, as after ``to_empty``."""
+        """Bring the head back to the start θ, and what was given as tensors: after ``to_empty``."""
         theta = self.transform.identity(1) if self._start is None else self._start
         with torch.no_grad():
+            for name, given in self._given.items():
+                getattr(self, name).copy_(given)
             self.head.weight.zero_()
             self.head.bias.view(-1, *self.transform.theta_shape).copy_(theta)
 
@@ -277,15 +275,17 @@ def tiles(rows: int, cols: int, transform: TransformName | Transform = "affine")
     transform = resolve(transform)
     if transform.ndim != 2:
         raise ValueError(f"transform must be 2-D, got {transform!r}")
-    x = (2 * torch.arange(cols) + 1) / cols - 1
-    y = (2 * torch.arange(rows) + 1) / rows - 1
+    device = torch.empty(0).device
+    device = torch.device("cpu") if device.type == "meta" else device  # a module is to start there
+    x = (2 * torch.arange(cols, device=device) + 1) / cols - 1
+    y = (2 * torch.arange(rows, device=device) + 1) / rows - 1
     centre = torch.cartesian_prod(y, x).flip(-1)  # (K, 2), (x, y)
-    theta = transform.identity(rows * cols)
+    theta = transform.identity(rows * cols, device=device)
     if transform.name in ("attention", "similarity"):
         theta[:, 0] /= max(rows, cols)
         theta[:, -2:] = centre
         return theta
-    scale = torch.tensor([1 / cols, 1 / rows])
+    scale = torch.tensor([1 / cols, 1 / rows], device=device)
     if transform.name in ("affine", "projective"):
         theta[:, [0, 1], [0, 1]] = scale
         theta[:, :2, 2] = centre

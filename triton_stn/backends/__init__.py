@@ -89,11 +89,11 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def is_plain(*tensors: torch.Tensor) -> bool:
     """Whether nothing watches: no compiler, tracer, mode, transform or subclass, and there are
-    numbers to work on."""
+    numbers to work on, with their own signs (the imaginary part of a conjugate has others)."""
     for tensor in tensors:
         if type(tensor) not in PLAIN or tensor.is_meta:
             return False
-    return is_unwatched()
+    return is_unwatched() and not any(tensor.is_neg() for tensor in tensors)
 
 
 def is_unwatched() -> bool:

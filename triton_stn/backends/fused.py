@@ -41,12 +41,12 @@ def sample(
     """
     output = empty_output(input, theta.shape[1], *size, dtype=dtype)
     if output.numel() > 0:
-        theta = _as_rows(theta, source)
+        theta, shown = _in_rows(_as_rows(theta, source), output, source)
         outside = _outside(fill, fills)
         strides = _finish_strides(finish)
         sampling = Sampling(mode, padding_mode, align_corners, source, outside, strides)
-        found = plan_forward(layout(input), layout(theta), layout(output), sampling)
-        tensors = dict(X=input, THETA=theta, Y=output, FILL=input if fills is None else fills)
+        found = plan_forward(layout(input), layout(theta), layout(shown), sampling)
+        tensors = dict(X=input, THETA=theta, Y=shown, FILL=input if fills is None else fills)
         tensors["FINISH"] = finish
         launch(found, input.device, tensors)
     return output
@@ -75,10 +75,10 @@ def sample_backward(
         sampling = Sampling(mode, padding_mode, align_corners, source, outside, strides)
         needs = needs_input, needs_theta and not nearest
         wanted = Wanted(*needs, torch.are_deterministic_algorithms_enabled())
-        rows = _as_rows(theta, source)
-        found = plan_backward(layout(grad_output), layout(input), layout(rows), sampling, wanted)
-        both = launch_backward(found, grad_output, input, rows, *needs, fills, finish)
-        grad_input, grad_theta = both
+        rows, grad = _in_rows(_as_rows(theta, source), grad_output, source)
+        found = plan_backward(layout(grad), layout(input), layout(rows), sampling, wanted)
+        grad_input, grad_theta = launch_backward(found, grad, input, rows, *needs, fills, finish)
+        grad_theta = None if grad_theta is None else grad_theta.view(theta.shape)
     if grad_input is None:
         grad_input = torch.zeros_like(input) if needs_input else input.new_empty(0)
     if grad_theta is None:
@@ -172,3 +172,18 @@ def _as_rows(theta: torch.Tensor, source: str) -> torch.Tensor:
     if source in FIELDS or theta.stride()[2:] == (theta.shape[3], 1):
         return theta
     return theta.contiguous()
+
+
+def _in_rows(
+    theta: torch.Tensor, image: torch.Tensor, source: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A grid's points one below another, and the numbers there, as a row, which fills a tile.
+
+    A point says where it is read, so where it lies does not matter. The axes of one come first.
+    """
+    size = image.shape[3:]
+    if source != "grid" or size[-1] != 1:
+        return theta, image
+    order = sorted(range(len(size)), key=lambda axis: size[axis] != 1)
+    theta = theta.permute(0, 1, *(2 + axis for axis in order), -1)
+    return theta, image.permute(0, 1, 2, *(3 + axis for axis in order))

@@ -32,6 +32,7 @@ POINTERS = {
     torch.int64: "*i64",
     torch.uint8: "*u8",
 }
+ALIGNED = ("stride_n", "stride_k", "stride_d", "stride_h", "stride_w")  # see `alignment`
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,7 @@ def specialisation(plan: Plan, aligned: bool) -> tuple[dict, dict, dict]:
                 isinstance(value, Buffer | InputSums) or (aligned and plan.align > 1)
             ):
                 attributes[index, place] = [["tt.divisibility", 16]]
-            elif part.startswith("stride") and plan.align > 1 and isinstance(value, Image):
+            elif part in ALIGNED and plan.align > 1 and isinstance(value, Image):
                 attributes[index, place] = [["tt.divisibility", plan.align]]
         signature[name] = type(value)(*kinds)
     return signature, constants, attributes

@@ -293,6 +293,7 @@ class _BackwardCall:
         rows, block, warps = configs.reduce(slots, columns)
         scale = scale_of(self.input, self.grad_output.shape[3:], self.sampling.align_corners)
         dtype = tl_dtype(self.input.dtype)
+        index = tl.int32 if columns + block <= INT32_MAX else tl.int64
         return Plan(
             kernel=reduce,
             grid=(n * k, configs.cdiv(columns, block), 1),
@@ -306,7 +307,7 @@ class _BackwardCall:
                 columns=columns,
                 SCALE=scale,
             ),
-            constants=dict(SUMS=Sums(rows, block, affine, dtype)),
+            constants=dict(SUMS=Sums(rows, block, affine, dtype, index)),
             num_warps=warps,
         )
 

@@ -129,7 +129,7 @@ def theta_gradient(grad_grid, theta, rules):
 
 def flow_extent(extent, align_corners, like):
     """The pixels (x, y) from -1 to 1 of an input of a size, (2,)."""
-    return vector([max(n - align_corners, 1) for n in reversed(extent)], like)
+    return vector([max(n - int(align_corners), 1) for n in reversed(extent)], like)
 
 
 def flow_grid(flow, extent, align_corners):

@@ -28,10 +28,11 @@ def sample_planes(input, theta, rules):
     grid, hole = safe_grid(theta, x, rules)
     canvas = grid.shape[1:-1]
     groups = _channel_groups(n, c, _PLANES // 2)
-    if groups > 1 or math.prod(canvas) >= math.prod(extent):
+    compiling = torch.compiler.is_compiling()  # to whom sizes compared are guards
+    if compiling or groups > 1 or math.prod(canvas) >= math.prod(extent):
         x = x.contiguous()  # reading planes repays cutting them out
     if n * c == 1:  # rows serve as the batch, in equal blocks that occupy the threads
-        threads = 1 if torch.compiler.is_compiling() else torch.get_num_threads()
+        threads = 1 if compiling else torch.get_num_threads()
         blocks = next(b for b in range(threads, 0, -1) if canvas[0] % b == 0)
         x = x.expand(blocks, *x.shape[1:])
         grid = grid.reshape(blocks, canvas[0] // blocks, *grid.shape[2:])

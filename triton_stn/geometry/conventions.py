@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from triton_stn import checks
-from triton_stn.geometry.frames import check_sizes, normalised, turned_and_sheared
+from triton_stn.geometry.frames import as_matrix, check_sizes, normalised, turned_and_sheared
 from triton_stn.geometry.matrices import from_pixel_matrix, homography
 from triton_stn.types import Size
 
@@ -40,14 +40,15 @@ def from_torchvision_affine(
     angle: float = 0.0,
     translate: Sequence[float] = (0.0, 0.0),
     scale: float = 1.0,
-    shear: Sequence[float] = (0.0, 0.0),
+    shear: float | Sequence[float] = (0.0, 0.0),
     center: Sequence[float] | None = None,
     align_corners: bool = False,
 ) -> torch.Tensor:
     """θ ``(2, 3)``, float32, of torchvision's ``affine(image, angle, translate, scale, shear)``.
 
     Angles are in degrees, the translation in pixels, and ``center``, None for the image's own, is
-    counted from the image's upper left edge. ``rotate(image, angle)`` is this with ``-angle``.
+    counted from the image's upper left edge. A number shears along x, and one in a sequence along
+    both axes. ``rotate(image, angle)`` is this with ``-angle``.
 
     Raises:
         TypeError, ValueError: a size that does not fit; a scale of 0.
@@ -61,6 +62,9 @@ def from_torchvision_affine(
     h, w = check_sizes(image_size, None, 2, "image_size")[0]
     x, y = (w / 2, h / 2) if center is None else center
     centre = torch.tensor([x - 0.5, y - 0.5], dtype=torch.float64)
+    if not isinstance(shear, Sequence):
+        shear = (shear, 0.0)
+    shear = (*shear, *shear) if len(shear) == 1 else shear
     degrees = torch.tensor([angle, *shear], dtype=torch.float64)
     linear = scale * torch.stack(turned_and_sheared(*degrees)).view(2, 2)
     moved = centre + torch.tensor(translate, dtype=torch.float64) - linear @ centre
@@ -123,7 +127,7 @@ def from_monai(
         >>> triton_stn.geometry.from_monai(matrix, (64, 32)).tolist()
         [[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]]
     """
-    matrix = torch.as_tensor(matrix)
+    matrix = as_matrix(matrix)
     shapes = ((2, 3), (3, 3), (3, 4), (4, 4))
     fits = matrix.shape[-2:] in shapes
     checks.check_shape("matrix", matrix, fits, f"(..., r, c) with (r, c) one of {shapes}")

@@ -7,6 +7,7 @@ and what is said of them (x, y[, z]).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -29,6 +30,13 @@ def check_sizes(
     """The input's and the output's, which None makes the input's."""
     size = check_size(name, size, ndim)
     return size, size if output_size is None else check_size("output_size", output_size, ndim)
+
+
+def as_matrix(matrix: Any) -> torch.Tensor:
+    """A floating tensor, on its own device if it was one."""
+    if not isinstance(matrix, torch.Tensor):
+        matrix = torch.as_tensor(matrix)
+    return matrix if matrix.is_floating_point() else matrix.to(torch.get_default_dtype())
 
 
 def half_extent(size: Sequence[int], align_corners: bool) -> list[float]:

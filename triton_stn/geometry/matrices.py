@@ -13,6 +13,7 @@ from triton_stn import checks
 from triton_stn.backends import is_plain
 from triton_stn.backends.numbers import vector
 from triton_stn.geometry.frames import (
+    as_matrix,
     centre,
     check_sizes,
     half_extent,
@@ -136,8 +137,9 @@ def homography(points: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The homography ``(..., 3, 3)`` that takes four points ``(..., 4, 2)`` to four others.
 
     In whatever coordinates the points are: of normalised ones a θ of ``Projective``, which shows at
-    the output's ``points`` what lies at the input's ``targets``. The two broadcast. Differentiable,
-    in closed form, so nothing waits for the device; three points of a line give NaN or inf.
+    the output's ``points`` what lies at the input's ``targets``. Its last number is 1, or -1 where
+    the origin lies beyond the horizon of the points. The two broadcast. Differentiable, in closed
+    form, so nothing waits for the device; three points of a line give NaN or inf.
 
     Raises:
         TypeError, ValueError: not floating tensors of four points.
@@ -153,6 +155,8 @@ def homography(points: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         checks.check_floating(name, four)
         if four.shape[-2:] != (4, 2):
             raise ValueError(f"{name} must be (..., 4, 2), got {checks.shape_of(four)}")
+    dtype = torch.promote_types(torch.promote_types(points.dtype, targets.dtype), torch.float32)
+    points, targets = points.to(dtype), targets.to(dtype)
     of_points, of_targets = _of_unit_square(points), _of_unit_square(targets)
     rows = of_points.unbind(-2)
     # The inverse but for a factor, of which a homography knows nothing.
@@ -160,7 +164,9 @@ def homography(points: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         [torch.linalg.cross(rows[i - 2], rows[i - 1], dim=-1) for i in range(3)], -1
     )
     made = _product(of_targets, adjugate)
-    return made / made[..., 2:, 2:]
+    made = made / made[..., 2:, 2:]
+    w = (made[..., 2:, :2] * points).sum(-1) + 1  # of the four points, which are to be in view
+    return torch.where(w.sum(-1)[..., None, None] < 0, -made, made)
 
 
 def from_pixel_matrix(
@@ -201,9 +207,7 @@ def from_pixel_matrix(
         ... ).tolist()
         [[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]]
     """
-    matrix = torch.as_tensor(matrix)
-    if not matrix.is_floating_point():
-        matrix = matrix.to(torch.get_default_dtype())
+    matrix = as_matrix(matrix)
     checks.check_choice("direction", direction, DIRECTIONS)
     pixels = _square("matrix", matrix)
     if direction == "input_to_output":

@@ -220,3 +220,4 @@ class Sums:
     columns: int
     affine: int  # axes of an affine map, whose sums are scaled from pixels to theta; else 0
     dtype: object
+    index: object  # of columns

@@ -262,6 +262,8 @@ def _cut(
     images, channels = problem.images, problem.channels
     depth, height, width = problem.size
     block_d, block_h, block_w = _block(problem)
+    while cdiv(depth, block_d) > MAX_GRID:
+        block_d *= 2
     while cdiv(depth, block_d) * cdiv(height, block_h) > MAX_GRID:
         block_h *= 2
     in_lanes = problem.align == problem.run // LANES

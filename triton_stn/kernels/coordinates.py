@@ -15,8 +15,6 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from triton_stn.kernels.taps import round_half_even
-
 # Sources whose grad_theta is so many sums over the pixels, in the order of theta's numbers
 # (`source_gradient`). Any other's is made from the gradient of each pixel's coordinates.
 SUMS = {("affine", 2): 6, ("projective", 2): 9, ("affine", 3): 12}  # of images, of volumes
@@ -84,9 +82,11 @@ def shift(value, half, last, RULES: tl.constexpr):
     """
     scaled = value * number(half, RULES)
     moved = tl.fma(number(last, RULES), number(0.5, RULES), scaled)
-    whole = round_half_even(2 * moved) * 0.5
+    magic: tl.constexpr = 1.5 * 2.0 ** (52 if RULES.dtype == tl.float64 else 23)
+    whole = ((2 * moved + magic) - magic) * 0.5  # from 2^21 on not the nearest half
     rounding: tl.constexpr = 4.5e-16 if RULES.dtype == tl.float64 else 2.4e-7
-    return tl.where(tl.abs(moved - whole) <= tl.abs(scaled) * rounding, whole, moved)
+    close = tl.minimum(tl.abs(scaled) * rounding, 0.125)
+    return tl.where(tl.abs(moved - whole) <= close, whole, moved)
 
 
 @triton.jit

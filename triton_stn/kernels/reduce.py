@@ -45,7 +45,8 @@ def reduce(
     SUMS: tl.constexpr,
 ):
     nk = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * SUMS.columns + tl.arange(0, SUMS.columns)[None, :]
+    first = tl.program_id(1).to(SUMS.index) * SUMS.columns
+    column = first + tl.arange(0, SUMS.columns)[None, :]
     row = tl.arange(0, SUMS.rows)[:, None]
     ptrs = P.ptr + nk * stride_n + row.to(tl.int64) * stride_slot + column * stride_column
     ROWS: tl.constexpr = SUMS.rows

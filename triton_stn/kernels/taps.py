@@ -66,11 +66,11 @@ def axis_taps(x, last, edge, RULES: tl.constexpr):
 @triton.jit
 def round_half_even(x):
     """The nearest integer, halves to even, as PyTorch's nearbyint."""
-    if x.dtype == tl.float64:
-        magic = 6755399441055744.0  # 1.5·2^52: no fraction is left beside it
-    else:
-        magic = 12582912.0  # 1.5·2^23
-    return (x + magic) - magic
+    # No number from here on has a fraction, nor has a lesser one that it is added to.
+    magic: tl.constexpr = 2.0**52 if x.dtype == tl.float64 else 2.0**23
+    size = tl.abs(x)
+    whole = tl.where(size < magic, (size + magic) - magic, size)
+    return tl.where(x < 0, -whole, whole)
 
 
 @triton.jit

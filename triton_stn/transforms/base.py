@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -49,7 +51,7 @@ class Transform(ABC):
         if isinstance(batch, str):
             raise TypeError(f"batch must be an int or a sequence of ints, got {batch!r}")
         batch = () if batch is None else (batch,) if isinstance(batch, int) else tuple(batch)
-        device = torch.get_default_device() if device is None else torch.device(device)
+        device = torch.empty(0).device if device is None else torch.device(device)
         one = self._identity_on(device, dtype or torch.get_default_dtype())
         return one.repeat(*batch, *(1 for _ in self.theta_shape))
 
@@ -171,7 +173,14 @@ class Transform(ABC):
             theta.shape[: theta.ndim - len(self.theta_shape)], places.shape[:-2]
         )
         places = places.expand(*leading, *places.shape[-2:])
-        return solve(lambda points: self.source(theta, points), places)
+        return solve(partial(self.source, theta), partial(self._slope, theta), places)
+
+    def _slope(self, theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """The derivative of `source`, (..., P, ndim, ndim), its coordinates in rows."""
+        read, pull = torch.func.vjp(partial(self.source, theta), points)
+        # A point's place is its own, so the gradient of a sum over them is a row of each.
+        axes = torch.eye(points.shape[-1], dtype=points.dtype, device=points.device)
+        return torch.stack([pull(axis.expand_as(read))[0] for axis in axes], -2)
 
     @abstractmethod
     def _identity(self) -> torch.Tensor:
@@ -191,7 +200,7 @@ class Transform(ABC):
 def check_size(name: str, size: Any, ndim: int) -> tuple[int, ...]:
     """``size``, an int or ``ndim`` ints, as a tuple."""
     sizes = tuple(size) if isinstance(size, Sequence) else (size,) * ndim
-    if not all(isinstance(n, (int, torch.SymInt)) for n in sizes) or isinstance(size, bool):
+    if not all(isinstance(n, (Integral, torch.SymInt)) for n in sizes) or isinstance(size, bool):
         raise TypeError(f"{name} must be an int or {ndim} ints, got {size!r}")
     if len(sizes) != ndim or any(n < 1 for n in sizes):
         raise ValueError(f"{name} must be an int or {ndim} ints, all positive, got {size!r}")

@@ -21,7 +21,7 @@ TOLERANCE = 1e-4
 # each doubles the order and adds one: two are right to the third.
 _SEEN = 2
 
-Source = Callable[[torch.Tensor], torch.Tensor]
+OfPoints = Callable[[torch.Tensor], torch.Tensor]
 
 
 def inverse(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,9 +43,10 @@ def inverse(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(singular, 0.0, adjugate) / torch.where(singular, 1.0, determinant), singular
 
 
-def solve(source: Source, places: torch.Tensor) -> torch.Tensor:
+def solve(source: OfPoints, slope: OfPoints, places: torch.Tensor) -> torch.Tensor:
     """The output points (..., P, ndim) that ``source`` takes to ``places``, by Newton's method.
 
+    ``slope`` is its derivative, (..., P, ndim, ndim), whose rows are the source's coordinates.
     The steps are as many for every point. Where they end more than ``TOLERANCE`` away the point is
     out of view, as what is behind a homography's viewer, with a gradient of zero; a place of NaN
     gives NaN. Differentiable, by the implicit function theorem, in ``places`` and all that
@@ -54,40 +55,31 @@ def solve(source: Source, places: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         points = _nearest(source, places)
         for _ in range(_STEPS):
-            missed, slope = _linearised(source, points, places)
-            points = points + _step(missed, slope).clamp(-_LONGEST, _LONGEST)
+            step = _step(places - source(points), slope(points))
+            points = points + step.clamp(-_LONGEST, _LONGEST)
         found = _reads(source, points, places)
         unplaced = torch.where(places.isnan(), places, OUT_OF_VIEW)
         points = torch.where(found, points, 0.0)
     for _ in range(_SEEN):
-        missed, slope = _linearised(source, points, places)
-        points = points + _step(torch.where(found, missed, 0.0), slope)
+        missed = torch.where(found, places - source(points), 0.0)
+        points = points + _step(missed, slope(points))
     with torch.no_grad():  # beside a fold even a last step may lead away
         found = found & _reads(source, points, places)
     return torch.where(found, points, unplaced)
 
 
-def _reads(source: Source, points: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def _reads(source: OfPoints, points: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Whether each point is found, (..., P, 1)."""
     return ((places - source(points)).abs() <= TOLERANCE).all(-1, keepdim=True)
 
 
-def _nearest(source: Source, places: torch.Tensor) -> torch.Tensor:
+def _nearest(source: OfPoints, places: torch.Tensor) -> torch.Tensor:
     """Of a lattice over the output, the point that is read nearest to each place."""
     lattice = pixels((_LATTICE,) * places.shape[-1], True, places)  # (L, ndim)
     read = source(lattice)  # (..., L, ndim)
     with without_autocast(places):
         distance = read.square().sum(-1)[..., None, :] - 2 * places @ read.transpose(-1, -2)
     return lattice[distance.argmin(-1)]
-
-
-def _linearised(source: Source, points: torch.Tensor, places: torch.Tensor):
-    """What is missing to the places (..., P, ndim), and the derivative (..., P, ndim, ndim)."""
-    read, pull = torch.func.vjp(source, points)
-    # A point's place is its own, so the gradient of a sum over them is a row of each derivative.
-    axes = torch.eye(points.shape[-1], dtype=points.dtype, device=points.device)
-    rows = [pull(axis.expand_as(read))[0] for axis in axes]
-    return places - read, torch.stack(rows, -2)
 
 
 def _step(missed: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:

@@ -98,6 +98,15 @@ class ThinPlateSpline(Transform):
         with without_autocast(points):
             return basis @ weights + (a0 + a1 * points[..., :1] + a2 * points[..., 1:])
 
+    def _slope(self, theta, points):
+        weights, affine = self.coefficients(theta).split((len(self.points), 3), -2)
+        along = points[..., None, :] - self._on(points.device)[1].to(points.dtype)  # (..., P, T, 2)
+        square = along.square().sum(-1, keepdim=True)
+        of_basis = 2 * along * (1 + torch.where(square > 0, square, 1.0).log())  # of r² log r²
+        weights, affine = (part.transpose(-1, -2)[..., None, :, :] for part in (weights, affine))
+        with without_autocast(points):
+            return weights @ of_basis + affine[..., 1:]
+
     def _grid(self, theta, size, align_corners):
         matrix = self._matrix(size, align_corners, theta.dtype, theta.device)
         rows = theta.transpose(-1, -2)
@@ -153,6 +162,9 @@ class ThinPlateSpline(Transform):
     def _identity_on(self, device, dtype):
         return self._on(device)[1].to(dtype)
 
+    def __getstate__(self):
+        return {**self.__dict__, "_matrices": {}, "_copies": {}}  # made anew where they are needed
+
     def __eq__(self, other):
         if not isinstance(other, ThinPlateSpline):
             return NotImplemented
@@ -186,7 +198,8 @@ def _once(kept: dict, key: Any, make: Callable[[], Any]) -> Any:
 def _lattice(rows: int, cols: int) -> torch.Tensor:
     checks.check_count("rows", rows, 2)
     checks.check_count("cols", cols, 2)
-    return pixels((rows, cols), True, torch.empty(0, dtype=torch.float64))
+    with torch.device("cpu"):  # its numbers are read, whatever the default device is
+        return pixels((rows, cols), True, torch.empty(0, dtype=torch.float64))
 
 
 def _check_points(points: Any) -> torch.Tensor:
