@@ -20,6 +20,9 @@ from triton_stn.types import Fill, Mode, Normalize, PaddingMode, Size
 # A column of uniform numbers each, whatever is asked for: an angle stays when flips are added.
 _DRAWS = ("chosen", "angle", "x", "y", "scale", "shear_x", "shear_y", "flip_x", "flip_y")
 _CORNERS = 8
+# The dtypes of labels that no kernel reads, and those that hold their numbers.
+_LABELS = {torch.bool: torch.uint8, torch.int8: torch.float32, torch.int16: torch.float32}
+_LABELS |= {torch.int32: torch.float64, torch.int64: torch.float64}
 
 
 class Augmented(NamedTuple):
@@ -235,11 +238,6 @@ class RandomTransform(nn.Module):
 
     def _output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         return check_sizes(size, self.output_size, 2)[1]
-
-
-# The dtypes of labels that no kernel reads, and those that hold their numbers.
-_LABELS = {torch.bool: torch.uint8, torch.int8: torch.float32, torch.int16: torch.float32}
-_LABELS |= {torch.int32: torch.float64, torch.int64: torch.float64}
 
 
 def _check_masks(masks: torch.Tensor, images: torch.Tensor) -> None:
