@@ -54,8 +54,8 @@ ENOUGH_PROGRAMS = 1024
 # are needed to fill half of the multiprocessors, more each beyond that.
 MIN_CHANNELS_A_SPLIT, CHANNELS_A_SPLIT = 8, 16
 # 80 leave 6 programs a multiprocessor, 24 warps, and spill nothing where there are few channels of
-# one theta, and 96 leave 5 and do with several; with two pixels a thread, a pass of many channels
-# or a volume 128 do, which leave 4.
+# one theta, and 96 leave 5 and do with several; with two pixels a thread, a pass of many channels,
+# or a volume of three channels or of several thetas 128 do, which leave 4.
 FEW_REGISTERS, FEW_OF_MANY_REGISTERS, GATHER_REGISTERS = 80, 96, 128
 # Before sm_90 some kernel of several thetas spills under 128; they take up to 168.
 OLDER_GATHER_REGISTERS = 184
@@ -163,7 +163,7 @@ def gather(
     maxnreg = GATHER_REGISTERS
     if problem.run > 1 or itemsize == 8:
         maxnreg = GATHER_RUN_REGISTERS
-    elif few and one_theta:
+    elif few and one_theta and (problem.size[0] == 1 or problem.channels < 3):
         maxnreg = FEW_REGISTERS
     elif few and pixels == 1 and problem.size[0] == 1:
         maxnreg = FEW_OF_MANY_REGISTERS
