@@ -27,13 +27,11 @@ def test_the_reason_for_pytorch_is_said(monkeypatch, installed):
 
 
 def test_a_wrong_kernel_is_found(triton_device, capsys, monkeypatch, kernels: Place):
-    calls.forget()  # a call that another test made goes straight to its launch
-    real = autograd.fused.sample
+    def wrong(real):
+        return lambda *arguments: real(*arguments) * 1.0001
 
-    def wrong(*arguments):
-        return real(*arguments) * 1.0001
-
-    monkeypatch.setattr(autograd.fused, "sample", wrong)
+    monkeypatch.setattr(autograd.fused, "sample", wrong(autograd.fused.sample))
+    monkeypatch.setattr(calls.Call, "forward", wrong(calls.Call.forward))  # a kept one's
     assert info.main() == 1
     lines = capsys.readouterr().out.splitlines()
     wrong = [line.split("WRONG")[0].strip() for line in lines if "WRONG" in line]
