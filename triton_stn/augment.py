@@ -15,6 +15,7 @@ from triton_stn.buffers import hold
 from triton_stn.functional import spatial_transform
 from triton_stn.geometry.frames import check_sizes, half_extent, outline, turned_and_sheared
 from triton_stn.transforms import Affine, Projective, ThinPlateSpline, Transform
+from triton_stn.transforms.base import check_size
 from triton_stn.types import Fill, Mode, Normalize, PaddingMode, Size
 
 # A column of uniform numbers each, whatever is asked for: an angle stays when flips are added.
@@ -123,7 +124,7 @@ class RandomTransform(nn.Module):
         checks.check_fill_value(fill_value, padding_mode, None)
         checks.check_finish(output_dtype, normalize, None)
         if output_size is not None:
-            check_sizes(1, output_size, 2)
+            check_size("output_size", output_size, 2)
         self.output_size = output_size
         self.align_corners = align_corners
         self.padding_mode = padding_mode

@@ -173,14 +173,16 @@ class Transform(ABC):
             theta.shape[: theta.ndim - len(self.theta_shape)], places.shape[:-2]
         )
         places = places.expand(*leading, *places.shape[-2:])
-        return solve(partial(self.source, theta), partial(self._slope, theta), places)
+        return solve(partial(self.source, theta), partial(self._tangent, theta), places)
 
-    def _slope(self, theta: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-        """The derivative of `source`, (..., P, ndim, ndim), its coordinates in rows."""
+    def _tangent(
+        self, theta: torch.Tensor, points: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`source`, and its derivative (..., P, ndim, ndim), its coordinates in rows."""
         read, pull = torch.func.vjp(partial(self.source, theta), points)
         # A point's place is its own, so the gradient of a sum over them is a row of each.
         axes = torch.eye(points.shape[-1], dtype=points.dtype, device=points.device)
-        return torch.stack([pull(axis.expand_as(read))[0] for axis in axes], -2)
+        return read, torch.stack([pull(axis.expand_as(read))[0] for axis in axes], -2)
 
     @abstractmethod
     def _identity(self) -> torch.Tensor:

@@ -21,7 +21,8 @@ TOLERANCE = 1e-4
 # each doubles the order and adds one: two are right to the third.
 _SEEN = 2
 
-OfPoints = Callable[[torch.Tensor], torch.Tensor]
+Source = Callable[[torch.Tensor], torch.Tensor]
+Tangent = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def inverse(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,10 +44,10 @@ def inverse(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(singular, 0.0, adjugate) / torch.where(singular, 1.0, determinant), singular
 
 
-def solve(source: OfPoints, slope: OfPoints, places: torch.Tensor) -> torch.Tensor:
+def solve(source: Source, tangent: Tangent, places: torch.Tensor) -> torch.Tensor:
     """The output points (..., P, ndim) that ``source`` takes to ``places``, by Newton's method.
 
-    ``slope`` is its derivative, (..., P, ndim, ndim), whose rows are the source's coordinates.
+    ``tangent`` gives the source and its derivative, (..., P, ndim, ndim), a row a coordinate.
     The steps are as many for every point. Where they end more than ``TOLERANCE`` away the point is
     out of view, as what is behind a homography's viewer, with a gradient of zero; a place of NaN
     gives NaN. Differentiable, by the implicit function theorem, in ``places`` and all that
@@ -55,25 +56,25 @@ def solve(source: OfPoints, slope: OfPoints, places: torch.Tensor) -> torch.Tens
     with torch.no_grad():
         points = _nearest(source, places)
         for _ in range(_STEPS):
-            step = _step(places - source(points), slope(points))
-            points = points + step.clamp(-_LONGEST, _LONGEST)
+            read, slope = tangent(points)
+            points = points + _step(places - read, slope).clamp(-_LONGEST, _LONGEST)
         found = _reads(source, points, places)
         unplaced = torch.where(places.isnan(), places, OUT_OF_VIEW)
         points = torch.where(found, points, 0.0)
     for _ in range(_SEEN):
-        missed = torch.where(found, places - source(points), 0.0)
-        points = points + _step(missed, slope(points))
+        read, slope = tangent(points)
+        points = points + _step(torch.where(found, places - read, 0.0), slope)
     with torch.no_grad():  # beside a fold even a last step may lead away
         found = found & _reads(source, points, places)
     return torch.where(found, points, unplaced)
 
 
-def _reads(source: OfPoints, points: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def _reads(source: Source, points: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Whether each point is found, (..., P, 1)."""
     return ((places - source(points)).abs() <= TOLERANCE).all(-1, keepdim=True)
 
 
-def _nearest(source: OfPoints, places: torch.Tensor) -> torch.Tensor:
+def _nearest(source: Source, places: torch.Tensor) -> torch.Tensor:
     """Of a lattice over the output, the point that is read nearest to each place."""
     lattice = pixels((_LATTICE,) * places.shape[-1], True, places)  # (L, ndim)
     read = source(lattice)  # (..., L, ndim)

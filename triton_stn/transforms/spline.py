@@ -98,14 +98,14 @@ class ThinPlateSpline(Transform):
         with without_autocast(points):
             return basis @ weights + (a0 + a1 * points[..., :1] + a2 * points[..., 1:])
 
-    def _slope(self, theta, points):
+    def _tangent(self, theta, points):
         weights, affine = self.coefficients(theta).split((len(self.points), 3), -2)
         along = points[..., None, :] - self._on(points.device)[1].to(points.dtype)  # (..., P, T, 2)
         square = along.square().sum(-1, keepdim=True)
         of_basis = 2 * along * (1 + torch.where(square > 0, square, 1.0).log())  # of r² log r²
         weights, affine = (part.transpose(-1, -2)[..., None, :, :] for part in (weights, affine))
         with without_autocast(points):
-            return weights @ of_basis + affine[..., 1:]
+            return self.source(theta, points), weights @ of_basis + affine[..., 1:]
 
     def _grid(self, theta, size, align_corners):
         matrix = self._matrix(size, align_corners, theta.dtype, theta.device)
