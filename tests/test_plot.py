@@ -114,6 +114,8 @@ def test_each_image_has_its_title():
     assert [axes.get_title() for axes in sources] == ["a", "b"]
     with pytest.raises(ValueError, match="titles must be 3, one an image, got 2"):
         plot.show(x, theta, x, titles=["a", "b"])
+    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
+        plot.show(x, theta, x, limit=0)
 
 
 def test_what_lies_far_outside_is_cut_off():

@@ -55,7 +55,8 @@ def show(
 
     Raises:
         ImportError: matplotlib is not installed; the message says how to install it.
-        ValueError: a shape that does not fit; the message says what came and what was expected.
+        ValueError: a shape that does not fit, or a limit below 1; the message says what came and
+            what was expected.
 
     Example:
         >>> image, theta = torch.rand(1, 1, 8, 8), torch.eye(2, 3) / 2
@@ -69,6 +70,8 @@ def show(
     theta, output = _per_transform(input, theta, output, transform)
     if titles is not None and len(titles) != len(input):
         raise ValueError(f"titles must be {len(input)}, one an image, got {len(titles)}")
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
     n, k = min(len(input), limit), theta.shape[1]
     value_range = _value_range(input)
     sources = _to_rgb(input[:n], value_range)
