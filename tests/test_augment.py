@@ -189,7 +189,7 @@ def test_theta_is_differentiable_for_the_images(place: Place):
         (dict(degrees=(30, -30)), ValueError, r"degrees must be \(min, max\), got \(30, -30\)"),
         (dict(scale=(0, 1)), ValueError, r"scale must be above 0, got \(0, 1\)"),
         (dict(translate=(0.1,)), ValueError, r"translate must be 2 numbers from 0 to 1"),
-        (dict(p=1.5), ValueError, r"p must be 1 numbers from 0 to 1"),
+        (dict(p=1.5), ValueError, r"p must be a number from 0 to 1, got 1.5"),
         (dict(mode="cubic"), ValueError, "mode must be one of"),
         (dict(antialias=True, mode="nearest"), ValueError, "antialias"),
     ],

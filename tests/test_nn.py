@@ -16,7 +16,7 @@ from triton_stn.nn import (
     parameter_groups,
     tiles,
 )
-from triton_stn.transforms import Affine, ThinPlateSpline
+from triton_stn.transforms import Affine, MatrixTransform, ThinPlateSpline
 
 TRANSFORMS = ["affine", "attention", "similarity", "projective", ThinPlateSpline(3, 4)]
 IDS = ["affine", "attention", "similarity", "projective", "tps"]
@@ -233,11 +233,26 @@ def test_tiles_of_one_scale_stay_within_their_tile(transform):
     ]
 
 
+class OfMyOwn(MatrixTransform):
+    name = "mine"
+    theta_shape = (2,)
+
+    def matrix(self, theta):
+        return theta[..., None] * torch.eye(2, 3)
+
+    def _identity(self):
+        return torch.ones(2)
+
+
 def test_tiles_refuse_what_they_can_not_cut():
-    with pytest.raises(ValueError, match="at least 1, got 0 and 2"):
+    with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
         tiles(0, 2)
+    with pytest.raises(TypeError, match="cols must be an int, got float"):
+        tiles(2, 1.5)
     with pytest.raises(ValueError, match="must be 2-D"):
         tiles(2, 2, Affine(3))
+    with pytest.raises(ValueError, match="one of triton_stn's own"):
+        tiles(2, 2, OfMyOwn())
 
 
 @every_transform

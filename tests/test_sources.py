@@ -244,6 +244,19 @@ def test_gradients_match_finite_differences(place: Place, name, align_corners):
     assert slopes_agree(place, f, input, theta)
 
 
+def test_a_rough_spline_of_many_points_is_off_by_little(place: Place):
+    """docs/support.md has the figure: 1e-2 of a pixel, where 256 terms are added in float32."""
+    transform, side = ThinPlateSpline(16, 16), 64
+    identity = transform.identity(dtype=torch.float64)
+    theta = (0.6 * identity + 0.3 * noise(*identity.shape, seed=1)).float()
+    exact = transform.grid(theta.double(), side, False)[..., 0]
+    exact = (exact + 1) * side / 2 - 0.5
+    ramp = torch.arange(float(side)).expand(1, 1, side, side).contiguous().to(place.device)
+    read = place.sample(ramp, theta.to(place.device), transform=transform, padding_mode="border")
+    error = (read.cpu()[0, 0] - exact.clamp(0, side - 1)).abs().max()
+    assert error < (1e-2 if place.backend == "triton" else 1e-4)
+
+
 def test_what_lies_behind_the_viewer_is_out_of_view(place: Place):
     """w = X: the left half of the output lies behind, the right half reads x = 1."""
     theta = torch.tensor([[1.0, 0, 0], [0, 0, 0], [1.0, 0, 0]], device=place.device)

@@ -154,6 +154,9 @@ class RandomTransform(nn.Module):
             boxes: ``(N, B, 4)``, x_min, y_min, x_max, y_max in pixels; see `geometry.map_boxes`.
             points: ``(N, P, 2)``, (x, y) in pixels, whose centres are whole numbers.
             generator: of the images' device; None: that device's own.
+
+        Raises:
+            TypeError, ValueError: images, masks, boxes or points of another type or shape.
         """
         checks.check_input(images)
         if images.ndim != 4:
@@ -184,7 +187,11 @@ class RandomTransform(nn.Module):
         generator: torch.Generator | None = None,
         device: torch.device | str | None = None,
     ) -> torch.Tensor:
-        """θ, ``(count, *transform.theta_shape)``, float32, of images ``(H, W)``."""
+        """θ, ``(count, *transform.theta_shape)``, float32, of images ``(H, W)``.
+
+        Raises:
+            TypeError, ValueError: a size that is not two positive ints.
+        """
         size = check_sizes(input_size, None, 2)[0]
         of_device = dict(generator=generator, device=device, dtype=torch.float32)
         drawn = torch.rand(count, len(_DRAWS) + _CORNERS, **of_device)
@@ -246,7 +253,7 @@ def _check_masks(masks: torch.Tensor, images: torch.Tensor) -> None:
         raise TypeError(f"masks must be a torch.Tensor, got {type(masks).__name__}")
     n, _, h, w = images.shape
     fits = masks.ndim == 4 and masks.shape[0] == n and masks.shape[2:] == (h, w)
-    expected = f"(N, C_m, H, W) = ({n}, C_m, {h}, {w}), of one mask an image masks[:, None],"
+    expected = f"(N, C_m, H, W) = ({n}, C_m, {h}, {w}), one mask an image as masks[:, None]"
     checks.check_shape("masks", masks, fits, expected)
 
 
@@ -267,9 +274,11 @@ def _range(name: str, value: float | Sequence[float]) -> tuple[float, float]:
 
 def _numbers(name: str, values, count: int, least: float, most: float) -> tuple[float, ...]:
     numbers = values if isinstance(values, Sequence) and not isinstance(values, str) else (None,)
+    expected = "a number" if count == 1 else f"{count} numbers"
+    got = repr(values[0] if count == 1 and len(numbers) == 1 else values)
     if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
-        raise TypeError(f"{name} must be {count} numbers, got {values!r}")
+        raise TypeError(f"{name} must be {expected}, got {got}")
     if len(numbers) != count or not all(least <= n <= most for n in numbers):
         within = f" from {least:g} to {most:g}" if least > -math.inf else ""
-        raise ValueError(f"{name} must be {count} numbers{within}, got {values!r}")
+        raise ValueError(f"{name} must be {expected}{within}, got {got}")
     return tuple(float(n) for n in numbers)

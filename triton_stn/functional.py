@@ -50,7 +50,8 @@ def spatial_transform(
         transform: ``"affine"`` (2, 3), ``"attention"`` (3,), ``"similarity"`` (4,),
             ``"projective"`` (3, 3), or an object of `triton_stn.transforms`, such as
             ``ThinPlateSpline(rows, cols)``.
-        mode: ``"bilinear"`` (trilinear on a volume), ``"nearest"`` (halves round to even) or
+        mode: ``"bilinear"`` (trilinear on a volume), ``"nearest"`` (halves round to even; halfway
+            between two pixels PyTorch may take the other, by how it rounds the coordinate) or
             ``"bicubic"`` (A = -0.75; tricubic on a volume), with PyTorch's results.
         padding_mode: what lies outside the image: ``"zeros"``, ``"border"`` (the nearest edge
             pixel) or ``"reflection"``.

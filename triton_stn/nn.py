@@ -14,7 +14,7 @@ from triton_stn.backends.numbers import without_autocast
 from triton_stn.buffers import hold
 from triton_stn.functional import spatial_transform
 from triton_stn.geometry.flows import integrate_velocity as integrate_velocity
-from triton_stn.transforms import Transform, resolve
+from triton_stn.transforms import ThinPlateSpline, Transform, resolve
 from triton_stn.types import Fill, Mode, Normalize, PaddingMode, Size, TransformName
 
 
@@ -231,6 +231,9 @@ def out_of_view_penalty(
         sides lie at -1 and 1. What a homography puts behind the viewer is far away and has no
         gradient.
 
+    Raises:
+        TypeError, ValueError: a θ or a size that does not fit.
+
     Example:
         >>> theta = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])  # half of it is to the right
         >>> triton_stn.nn.out_of_view_penalty(theta, output_size=2)
@@ -245,6 +248,9 @@ def identity_penalty(
 ) -> torch.Tensor:
     """Mean squared difference of ``theta`` (..., *theta_shape) to the identity's: a scalar.
 
+    Raises:
+        TypeError, ValueError: a θ that does not fit.
+
     Example:
         >>> triton_stn.nn.identity_penalty(torch.tensor([0.5, 0.0, 0.0, 0.5]), "similarity").item()
         0.125
@@ -258,20 +264,22 @@ def tiles(rows: int, cols: int, transform: TransformName | Transform = "affine")
     """Start θ with which ``rows`` · ``cols`` parallel transformers tile the image, row by row.
 
     Attention and similarity scale both axes alike: each reads the largest window with the image's
-    proportions that fits its tile. The others read the whole of it.
+    proportions that fits its tile. The others read the whole of it. A transform of your own has no
+    meaning here.
 
     Returns:
         ``(rows * cols, *theta_shape)``.
 
     Raises:
-        ValueError: ``rows`` or ``cols`` below 1, or a 3-D transform.
+        TypeError: ``rows`` or ``cols`` that is not an int.
+        ValueError: ``rows`` or ``cols`` below 1, or a transform that is 3-D or of your own.
 
     Example:
         >>> triton_stn.nn.tiles(1, 2).tolist()
         [[[0.5, 0.0, -0.5], [0.0, 1.0, 0.0]], [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]]
     """
-    if rows < 1 or cols < 1:
-        raise ValueError(f"rows and cols must be at least 1, got {rows} and {cols}")
+    checks.check_count("rows", rows, 1)
+    checks.check_count("cols", cols, 1)
     transform = resolve(transform)
     if transform.ndim != 2:
         raise ValueError(f"transform must be 2-D, got {transform!r}")
@@ -290,4 +298,6 @@ def tiles(rows: int, cols: int, transform: TransformName | Transform = "affine")
         theta[:, [0, 1], [0, 1]] = scale
         theta[:, :2, 2] = centre
         return theta
-    return theta * scale + centre[:, None]  # control points
+    if isinstance(transform, ThinPlateSpline):
+        return theta * scale + centre[:, None]  # control points
+    raise ValueError(f"transform must be one of triton_stn's own, got {transform!r}")

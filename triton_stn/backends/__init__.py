@@ -34,7 +34,8 @@ def use_backend(name: Backend) -> Iterator[None]:
             order), or ``"auto"``: Triton wherever it can run, else PyTorch.
 
     Raises:
-        ValueError: another name, or ``"triton"`` where it is not installed.
+        ValueError: another name, or ``"triton"`` where it is not installed; in the block, a tensor
+            that Triton can not run on.
 
     Example:
         >>> with triton_stn.use_backend("torch"):

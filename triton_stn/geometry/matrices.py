@@ -227,6 +227,9 @@ def to_pixel_matrix(
 
     The inverse of ``from_pixel_matrix``, with the same arguments.
 
+    Raises:
+        TypeError, ValueError: what does not fit; a singular θ that has to be inverted.
+
     Example:
         >>> theta = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5]])
         >>> triton_stn.geometry.to_pixel_matrix(theta, (64, 32)).tolist()
@@ -295,6 +298,9 @@ def inside_mask(
     Inside is on a pixel: -0.5 <= x <= W - 0.5 in pixels, and likewise y. In 3-D, with sizes
     ``(D, H, W)``, the mask is ``(..., D_out, H_out, W_out)``. A coordinate of NaN is outside.
 
+    Raises:
+        TypeError, ValueError: a θ or a size that does not fit.
+
     Example:
         >>> theta = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]])
         >>> triton_stn.geometry.inside_mask(theta, (1, 4)).tolist()
@@ -316,6 +322,9 @@ def valid_fraction(
     transform: TransformName | Transform = "affine",
 ) -> torch.Tensor:
     """The share of output pixels that read inside the image: float32 ``(...)``, no gradient.
+
+    Raises:
+        TypeError, ValueError: a θ or a size that does not fit.
 
     Example:
         >>> theta = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]])

@@ -19,5 +19,7 @@ exactly once.
     several.py      several: tiles -> passes -> maps; no grad_theta
     inverse.py      the inverse of an affine map, the kind of its window, tiles out of view
     candidates.py   what one output pixel gives to one input pixel
-    axis.py, three.py, straight.py, walk.py, wide.py, perspective.py, volume.py    a window each
+    axis.py, three.py, eight.py, straight.py, walk.py, wide.py, perspective.py, volume.py
+                    a window each; windows.py dispatches to them
+    rest.py         what a gather leaves to the scatter
 """
