@@ -7,7 +7,9 @@ are written out here, pixel by pixel in float64, from whole coordinates.
 from __future__ import annotations
 
 import itertools
+import math
 import random
+from fractions import Fraction
 from typing import NamedTuple
 
 import pytest
@@ -141,6 +143,75 @@ def test_maps_of_pixels_to_pixels_have_the_right_hand_derivative(
 def test_volumes_have_the_right_hand_derivative(device, shift, dtype, padding_mode, align_corners):
     linear = torch.eye(3, dtype=torch.int64).tolist()
     check(device, (4, 5, 6), linear, shift, dtype, padding_mode, align_corners)
+
+
+RESIZED = [(28, 14), (14, 28), (5, 4), (8, 6), (9, 12), (3, 10)]
+
+
+def of_a_resized_line(image, grad, sign, padding_mode, align_corners):
+    """The sums (over X, over 1) of grad_theta's row of x = sign · X, from exact coordinates.
+
+    image (W,), grad (W_out,). A coordinate is rational; at a pixel the derivative is the
+    right-hand one, and of a rule that folds none at the edge or beyond.
+    """
+    n, n_out = len(image), len(grad)
+    span, extent = (n - 1, n_out - 1) if align_corners else (n, n_out)
+    values = dict(enumerate(image.tolist()))
+    sums = [0.0, 0.0]
+    for j, g in enumerate(grad.tolist()):
+        centred = Fraction(2 * j - (n_out - 1), 2)
+        x = Fraction(n - 1, 2) + sign * centred * span / extent
+        left = math.floor(x)
+        step = values.get(left + 1, 0.0) - values.get(left, 0.0)
+        if padding_mode != "zeros" and not 0 < x < n - 1:
+            step = 0.0
+        by_pixel = g * step * span / 2
+        sums[0] += by_pixel * float(2 * centred / extent)
+        sums[1] += by_pixel
+    return sums
+
+
+def check_resized(device, sizes, sign, dtype, padding_mode, align_corners, wanted=(True, True)):
+    """An image of one row, and one of one column, each of another size than what is made of it."""
+    n, n_out = sizes
+    torch.manual_seed(0)
+    image, grad = torch.randn(n, dtype=dtype), torch.randn(n_out, dtype=dtype)
+    expected = of_a_resized_line(image, grad, sign, padding_mode, align_corners)
+    options = dict(padding_mode=padding_mode, align_corners=align_corners)
+    for axis, shape in enumerate(((1, 1, 1, -1), (1, 1, -1, 1))):
+        x = image.view(shape).to(device).requires_grad_(wanted[0])
+        theta = torch.eye(2, 3, dtype=dtype)[None].clone()
+        theta[0, axis, axis] = sign
+        theta = theta.to(device).requires_grad_()
+        size = grad.view(shape).shape[2:]
+        y = triton_stn.spatial_transform(x, theta, tuple(size), **options)
+        (row,) = torch.autograd.grad(y, theta, grad.view(shape).to(device))
+        got = row[0, axis, [axis, 2]].cpu().double()
+        atol = TOLERANCE[dtype] * n * float(image.abs().max() * grad.abs().sum())
+        torch.testing.assert_close(
+            got, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=atol
+        )
+
+
+@pytest.mark.thinned(2)
+@RULES
+@DTYPES
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("sizes", RESIZED, ids=str)
+def test_another_size_has_the_right_hand_derivative(
+    device, sizes, sign, dtype, padding_mode, align_corners
+):
+    check_resized(device, sizes, sign, dtype, padding_mode, align_corners)
+
+
+@pytest.mark.compiled
+@RULES
+@DTYPES
+@pytest.mark.parametrize("sizes", RESIZED[:4], ids=str)
+def test_compiled_so_it_has(sizes, dtype, padding_mode, align_corners):
+    with triton_stn.use_backend("triton"):
+        for wanted in ((True, True), (False, True)):
+            check_resized("cpu", sizes, 1, dtype, padding_mode, align_corners, wanted)
 
 
 def create_graph(y, x, theta, grad):

@@ -87,6 +87,8 @@ def test_one_bad_number_stays_in_its_sample(place: Place, slot, value, padding_m
     assert torch.equal(got.grad_theta[good], alone.grad_theta)
     assert_output(got.y[1], images[1], theta[1], padding_mode, align_corners)
     assert got.grad_input.isfinite().all()
+    if not math.isfinite(value):  # no output is
+        assert (got.grad_input[1] == 0).all() and (got.grad_theta[1] == 0).all()
 
 
 @pytest.mark.parametrize("padding_mode", PADDINGS)

@@ -5,6 +5,7 @@ Images are volumes of depth one here.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -152,7 +153,7 @@ def numbers_of(
         WORK=work,
         OUTPUT=walk_of(k, deep(size), config),
         CANVAS=canvas_of(size),
-        FRAME=frame_of(input, sampling.align_corners),
+        FRAME=frame_of(input, size, sampling),
         SCALE=scale_of(input, size, sampling.align_corners),
     )
 
@@ -183,10 +184,24 @@ def canvas_of(size) -> Canvas:
     return Canvas(*sizes, *((extent - 1) / 2 for extent in sizes))
 
 
-def frame_of(input: Layout, align_corners: bool) -> Frame:
+def frame_of(input: Layout, size, sampling: Sampling) -> Frame:
     sizes = deep(input.shape[2:])
     lasts = (float(extent - 1) for extent in sizes)
-    return Frame(*sizes, *lasts, 0.0 if align_corners else -0.5)
+    less = 1 if sampling.align_corners else 0
+    # Over half an image the rounding of their ratio moves a coordinate by up to half of this.
+    eps = torch.finfo(sum_dtype(input.dtype)).eps
+    sloped = sampling.source == "affine" and sampling.mode == "bilinear"
+    lifts = (
+        0.0 if _is_exact(span - less, extent - less) or not sloped else eps * span / 2
+        for span, extent in zip(sizes, deep(size), strict=True)
+    )
+    return Frame(*sizes, *lasts, 0.0 if sampling.align_corners else -0.5, *lifts)
+
+
+def _is_exact(span: int, extent: int) -> bool:
+    """Whether their ratio is a floating-point number: the denominator a power of two."""
+    denominator = extent // (math.gcd(span, extent) or 1)
+    return denominator & (denominator - 1) == 0
 
 
 def scale_of(input: Layout, size, align_corners: bool) -> Scale:

@@ -89,8 +89,9 @@ def _beside_once(places, axes, padding_mode, nudge=None):
         return moved
     # The derivative is zero at the edge and outside. With ±1 it is, whatever else is rounded.
     edge = first + _BELOW * torch.finfo(places.dtype).eps
-    moved = torch.where(places <= edge, -1.0, moved)
-    return torch.where(places >= -edge, 1.0, moved)
+    # What is not finite stays so: it gives nothing to any gradient.
+    moved = torch.where((places <= edge) & (places > -torch.inf), -1.0, moved)
+    return torch.where((places >= -edge) & (places < torch.inf), 1.0, moved)
 
 
 @kept

@@ -84,7 +84,11 @@ class Canvas(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The input: its size, and the same less one as floats; where reflection turns, 0 or -1/2."""
+    """The input: its size, and the same less one as floats; where reflection turns, 0 or -1/2.
+
+    ``lift``: by which an upright map of scale 1 is raised, for what the ratio of sizes is rounded
+    by (`coordinates.lifted`).
+    """
 
     depth: object
     height: object
@@ -93,6 +97,9 @@ class Frame(NamedTuple):
     last_h: object
     last_w: object
     edge: object
+    lift_d: object
+    lift_h: object
+    lift_w: object
 
 
 class Scale(NamedTuple):

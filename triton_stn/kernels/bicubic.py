@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.sums import add
-from triton_stn.kernels.taps import lasts, pad
+from triton_stn.kernels.taps import lines, pad
 from triton_stn.kernels.tiles import some
 
 
@@ -39,7 +39,7 @@ def far_weight(d):
 
 
 @triton.jit
-def cubic_taps(x, last, edge, RULES: tl.constexpr):
+def cubic_taps(x, line, edge, RULES: tl.constexpr):
     """`CubicTaps` of a coordinate. A tap of zero weight is read only for its derivative."""
     left = tl.floor(x)
     t = x - left
@@ -50,22 +50,22 @@ def cubic_taps(x, last, edge, RULES: tl.constexpr):
     pixels = ()
     inside = ()
     for o in tl.static_range(4):
-        pixel, _ = pad(left + (o - 1), last, edge, RULES)
+        pixel, _ = pad(left + (o - 1), line, edge, RULES)
         pixels = pixels + (pixel.to(tl.int32),)
-        inside = inside + ((pixel >= 0) & (pixel <= last),)
+        inside = inside + ((pixel >= 0) & (pixel <= line.last),)
     return CubicTaps(pixels, (w0, w1, w2, w3), (d0, d1, -d2, -d3), inside)
 
 
 @triton.jit
 def cubic_place(place, FRAME, RULES: tl.constexpr):
     """`CubicTaps` along each axis, x first."""
-    last = lasts(FRAME, RULES)
-    along_x = cubic_taps(place[0], last[0], FRAME.edge, RULES)
-    along_y = cubic_taps(place[1], last[1], FRAME.edge, RULES)
+    line = lines(FRAME, RULES)
+    along_x = cubic_taps(place[0], line[0], FRAME.edge, RULES)
+    along_y = cubic_taps(place[1], line[1], FRAME.edge, RULES)
     if RULES.ndim == 2:
         along = (along_x, along_y)
     else:
-        along = (along_x, along_y, cubic_taps(place[2], last[2], FRAME.edge, RULES))
+        along = (along_x, along_y, cubic_taps(place[2], line[2], FRAME.edge, RULES))
     return along
 
 

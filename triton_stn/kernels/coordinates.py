@@ -90,31 +90,56 @@ def shift(value, half, last, RULES: tl.constexpr):
 
 
 @triton.jit
+def lifted(value, scale, upright, lift, RULES: tl.constexpr):
+    """The last number of a row of the map in pixels, raised where the row is ``scale`` alone.
+
+    Where the ratio of sizes is no floating-point number, a coordinate that is meant to be a pixel's
+    comes out a little beside it, and its derivative would be the left-hand one. Raised by twice
+    that, which is no more than coordinates are rounded by, it is the right-hand one. Where the
+    ratio is exact so are the coordinates, and ``lift`` is 0.
+    """
+    return tl.where(upright, tl.fma(tl.abs(scale), number(lift, RULES), value), value)
+
+
+@triton.jit
 def affine_map(theta, FRAME, SCALE, RULES: tl.constexpr):
     """The six or twelve numbers of a normalised theta -> the map in pixels."""
     if RULES.ndim == 2:
+        x_i = coefficient(theta[1], SCALE.ratio_xy, RULES)
+        y_j = coefficient(theta[3], SCALE.ratio_yx, RULES)
+        x_1 = shift(theta[2], SCALE.half_w, FRAME.last_w, RULES)
+        y_1 = shift(theta[5], SCALE.half_h, FRAME.last_h, RULES)
         pixel_map = Affine(
             coefficient(theta[0], SCALE.ratio_xx, RULES),
-            coefficient(theta[1], SCALE.ratio_xy, RULES),
-            shift(theta[2], SCALE.half_w, FRAME.last_w, RULES),
-            coefficient(theta[3], SCALE.ratio_yx, RULES),
+            x_i,
+            lifted(x_1, theta[0], x_i == 0, FRAME.lift_w, RULES),
+            y_j,
             coefficient(theta[4], SCALE.ratio_yy, RULES),
-            shift(theta[5], SCALE.half_h, FRAME.last_h, RULES),
+            lifted(y_1, theta[4], y_j == 0, FRAME.lift_h, RULES),
         )
     else:
+        x_i = coefficient(theta[1], SCALE.ratio_xy, RULES)
+        x_k = coefficient(theta[2], SCALE.ratio_xz, RULES)
+        y_j = coefficient(theta[4], SCALE.ratio_yx, RULES)
+        y_k = coefficient(theta[6], SCALE.ratio_yz, RULES)
+        z_j = coefficient(theta[8], SCALE.ratio_zx, RULES)
+        z_i = coefficient(theta[9], SCALE.ratio_zy, RULES)
+        x_1 = shift(theta[3], SCALE.half_w, FRAME.last_w, RULES)
+        y_1 = shift(theta[7], SCALE.half_h, FRAME.last_h, RULES)
+        z_1 = shift(theta[11], SCALE.half_d, FRAME.last_d, RULES)
         pixel_map = Affine3d(
             coefficient(theta[0], SCALE.ratio_xx, RULES),
-            coefficient(theta[1], SCALE.ratio_xy, RULES),
-            coefficient(theta[2], SCALE.ratio_xz, RULES),
-            shift(theta[3], SCALE.half_w, FRAME.last_w, RULES),
-            coefficient(theta[4], SCALE.ratio_yx, RULES),
+            x_i,
+            x_k,
+            lifted(x_1, theta[0], (x_i == 0) & (x_k == 0), FRAME.lift_w, RULES),
+            y_j,
             coefficient(theta[5], SCALE.ratio_yy, RULES),
-            coefficient(theta[6], SCALE.ratio_yz, RULES),
-            shift(theta[7], SCALE.half_h, FRAME.last_h, RULES),
-            coefficient(theta[8], SCALE.ratio_zx, RULES),
-            coefficient(theta[9], SCALE.ratio_zy, RULES),
+            y_k,
+            lifted(y_1, theta[5], (y_j == 0) & (y_k == 0), FRAME.lift_h, RULES),
+            z_j,
+            z_i,
             coefficient(theta[10], SCALE.ratio_zz, RULES),
-            shift(theta[11], SCALE.half_d, FRAME.last_d, RULES),
+            lifted(z_1, theta[10], (z_j == 0) & (z_i == 0), FRAME.lift_d, RULES),
         )
     return pixel_map
 

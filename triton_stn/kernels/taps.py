@@ -18,13 +18,22 @@ class Taps(NamedTuple):
     slope: object  # the derivative of the padded coordinate
 
 
+class Line(NamedTuple):
+    """The image along an axis: its pixels lie from 0 to ``last``."""
+
+    low: object  # a coordinate up to here lies on the first pixel, see `coordinates.lifted`
+    high: object  # and from here on the last
+    last: object
+
+
 @triton.jit
-def pad(x, last, edge, RULES: tl.constexpr):
+def pad(x, line, edge, RULES: tl.constexpr):
     """Apply the padding rule to a source coordinate: (coordinate, its derivative).
 
     ``edge`` is where reflection turns: 0 (align_corners) or -1/2. The derivative is PyTorch's:
     zero at and beyond the edge. A NaN becomes some coordinate in range; `axis_taps` restores it.
     """
+    last = line.last
     slope = tl.full(x.shape, 1.0, x.dtype)
     if RULES.padding == "reflection":
         span = last - 2 * edge
@@ -35,7 +44,7 @@ def pad(x, last, edge, RULES: tl.constexpr):
         slope = tl.where((x < edge) != odd, -1.0, 1.0).to(x.dtype)
         x = tl.where(odd, span - rest, rest) + edge
     if RULES.padding != "zeros":
-        slope = tl.where((x > 0) & (x < last), slope, 0.0)
+        slope = tl.where((x > line.low) & (x < line.high), slope, 0.0)
         x = tl.where(x > 0, x, 0.0)
         x = tl.where(x < last, x, last)
     return x, slope
@@ -51,13 +60,13 @@ def nonfinite(place):
 
 
 @triton.jit
-def axis_taps(x, last, edge, RULES: tl.constexpr):
+def axis_taps(x, line, edge, RULES: tl.constexpr):
     """`Taps` of a coordinate. Bounds are compared in floating point, before the cast."""
-    padded, slope = pad(x, last, edge, RULES)
+    padded, slope = pad(x, line, edge, RULES)
     left = tl.floor(padded)
     weight = padded - left
-    in_left = (left >= 0) & (left <= last)
-    in_right = (left >= -1) & (left < last)
+    in_left = (left >= 0) & (left <= line.last)
+    in_right = (left >= -1) & (left < line.last)
     if RULES.padding != "zeros":
         weight += x - x
     return Taps(left.to(tl.int32), weight, in_left, in_right, slope)
@@ -74,21 +83,24 @@ def round_half_even(x):
 
 
 @triton.jit
-def axis_nearest(x, last, edge, RULES: tl.constexpr):
+def axis_nearest(x, line, edge, RULES: tl.constexpr):
     """The pixel that "nearest" reads along one axis: (index, it is in the image)."""
-    padded, _ = pad(x, last, edge, RULES)
+    padded, _ = pad(x, line, edge, RULES)
     pixel = round_half_even(padded)
-    return pixel.to(tl.int32), (pixel >= 0) & (pixel <= last)
+    return pixel.to(tl.int32), (pixel >= 0) & (pixel <= line.last)
 
 
 @triton.jit
-def lasts(FRAME, RULES: tl.constexpr):
-    """The last pixel along each axis, x first."""
+def lines(FRAME, RULES: tl.constexpr):
+    """The `Line` along each axis, x first."""
+    x = Line(4 * FRAME.lift_w, FRAME.last_w - 4 * FRAME.lift_w, FRAME.last_w)
+    y = Line(4 * FRAME.lift_h, FRAME.last_h - 4 * FRAME.lift_h, FRAME.last_h)
     if RULES.ndim == 2:
-        last = (FRAME.last_w, FRAME.last_h)
+        along = (x, y)
     else:
-        last = (FRAME.last_w, FRAME.last_h, FRAME.last_d)
-    return last
+        z = Line(4 * FRAME.lift_d, FRAME.last_d - 4 * FRAME.lift_d, FRAME.last_d)
+        along = (x, y, z)
+    return along
 
 
 @triton.jit
@@ -98,14 +110,14 @@ def in_view(place, FRAME, RULES: tl.constexpr):
     Of "nearest" whether the pixel that it is nearest to is in the image.
     """
     NDIM: tl.constexpr = RULES.ndim
-    last = lasts(FRAME, RULES)
+    along = lines(FRAME, RULES)
     seen = True
     for axis in tl.static_range(NDIM):
         if RULES.mode == "nearest":
             pixel = round_half_even(place[axis])
-            seen &= (pixel >= 0) & (pixel <= last[axis])
+            seen &= (pixel >= 0) & (pixel <= along[axis].last)
         else:
-            seen &= (place[axis] > 0) & (place[axis] < last[axis])
+            seen &= (place[axis] > along[axis].low) & (place[axis] < along[axis].high)
     return seen
 
 
@@ -113,13 +125,13 @@ def in_view(place, FRAME, RULES: tl.constexpr):
 def taps(place, FRAME, RULES: tl.constexpr):
     """`Taps` along each axis, x first."""
     # Written out, for in Triton 3.6 a sum of tuples loses the names of those inside.
-    last = lasts(FRAME, RULES)
-    along_x = axis_taps(place[0], last[0], FRAME.edge, RULES)
-    along_y = axis_taps(place[1], last[1], FRAME.edge, RULES)
+    line = lines(FRAME, RULES)
+    along_x = axis_taps(place[0], line[0], FRAME.edge, RULES)
+    along_y = axis_taps(place[1], line[1], FRAME.edge, RULES)
     if RULES.ndim == 2:
         along = (along_x, along_y)
     else:
-        along = (along_x, along_y, axis_taps(place[2], last[2], FRAME.edge, RULES))
+        along = (along_x, along_y, axis_taps(place[2], line[2], FRAME.edge, RULES))
     return along
 
 
@@ -127,11 +139,11 @@ def taps(place, FRAME, RULES: tl.constexpr):
 def nearest(place, FRAME, RULES: tl.constexpr):
     """(index along each axis, x first; the pixel is in the image) that "nearest" reads."""
     NDIM: tl.constexpr = RULES.ndim
-    last = lasts(FRAME, RULES)
+    line = lines(FRAME, RULES)
     inside = True
     index = ()
     for axis in tl.static_range(NDIM):
-        pixel, here = axis_nearest(place[axis], last[axis], FRAME.edge, RULES)
+        pixel, here = axis_nearest(place[axis], line[axis], FRAME.edge, RULES)
         index = index + (pixel,)
         inside &= here
     return index, inside

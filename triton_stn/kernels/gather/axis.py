@@ -47,9 +47,9 @@ def first_inside(a, inverse_a, b, u, centre, RULES: tl.constexpr):
 
 
 @triton.jit
-def axis_candidate(index, a, b, u, last, centre, RULES: tl.constexpr):
+def axis_candidate(index, a, b, u, line, centre, RULES: tl.constexpr):
     """One candidate along one axis: (weight, its -derivative, inside), zeros if not inside."""
-    weight, distance, inside = hat(tl.fma(a, index, b), u, last, RULES)
+    weight, distance, inside = hat(tl.fma(a, index, b), u, line, RULES)
     inside &= tl.abs(index) <= centre
     slope = with_sign(tl.where(inside, 1.0, 0.0).to(weight.dtype), distance)
     return tl.where(inside, weight, 0.0), slope, inside
@@ -68,11 +68,12 @@ def axis_window(pixel_map, pixels, G, CANVAS, ON_SIDE: tl.constexpr, RULES: tl.c
         centre_p, centre_q = CANVAS.centre_w, CANVAS.centre_h
     p = first_inside(a, 1 / a, pixel_map.x_1, pixels.u, centre_p, RULES)
     q = first_inside(b, 1 / b, pixel_map.y_1, pixels.v, centre_q, RULES)
-    x_1, y_1, last_x, last_y = pixel_map.x_1, pixel_map.y_1, pixels.last[0], pixels.last[1]
-    wx0, sx0, in_p0 = axis_candidate(p, a, x_1, pixels.u, last_x, centre_p, RULES)
-    wx1, sx1, in_p1 = axis_candidate(p + 1, a, x_1, pixels.u, last_x, centre_p, RULES)
-    wy0, sy0, in_q0 = axis_candidate(q, b, y_1, pixels.v, last_y, centre_q, RULES)
-    wy1, sy1, in_q1 = axis_candidate(q + 1, b, y_1, pixels.v, last_y, centre_q, RULES)
+    x_1, y_1 = pixel_map.x_1, pixel_map.y_1
+    line_x, line_y = pixels.lines
+    wx0, sx0, in_p0 = axis_candidate(p, a, x_1, pixels.u, line_x, centre_p, RULES)
+    wx1, sx1, in_p1 = axis_candidate(p + 1, a, x_1, pixels.u, line_x, centre_p, RULES)
+    wy0, sy0, in_q0 = axis_candidate(q, b, y_1, pixels.v, line_y, centre_q, RULES)
+    wy1, sy1, in_q1 = axis_candidate(q + 1, b, y_1, pixels.v, line_y, centre_q, RULES)
     # X is read only where some tap is: no inf of X meets the 0 of a masked dY.
     read = pixels.mask & (in_p0 | in_p1) & (in_q0 | in_q1)
     in_q0 &= pixels.mask

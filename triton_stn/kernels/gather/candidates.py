@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.sums import encoded
-from triton_stn.kernels.taps import lasts, round_half_even
+from triton_stn.kernels.taps import lines, round_half_even
 from triton_stn.kernels.tiles import some
 
 # Windows are wider by 1/64, more than rounding moves a candidate in images of up to 65,536 pixels a
@@ -24,7 +24,7 @@ class Pixels(NamedTuple):
     u: object  # [pixels, 1], in the dtype of coordinates
     v: object
     w: object  # of volumes
-    last: object  # of the image, along each axis
+    lines: object  # of the image, along each axis
     mask: object
     channels: object  # [1, block_c]
     left: object  # channels, from the pass's first one
@@ -67,14 +67,14 @@ def tile_pixels(at, left, FRAME, RULES: tl.constexpr):
         w = at.slices.to(RULES.dtype)
     else:
         w = 0.0
-    return Pixels(u, v, w, lasts(FRAME, RULES), at.mask, at.channels, left)
+    return Pixels(u, v, w, lines(FRAME, RULES), at.mask, at.channels, left)
 
 
 @triton.jit
 def with_left(pixels, left):
     """The same pixels, with so many channels left."""
     u, v, w = pixels.u, pixels.v, pixels.w
-    return Pixels(u, v, w, pixels.last, pixels.mask, pixels.channels, left)
+    return Pixels(u, v, w, pixels.lines, pixels.mask, pixels.channels, left)
 
 
 @triton.jit
@@ -155,7 +155,7 @@ def plane_of(IMAGE, offs, channels, RULES: tl.constexpr):
 
 
 @triton.jit
-def hat(x, u, last, RULES: tl.constexpr):
+def hat(x, u, line, RULES: tl.constexpr):
     """Weight of pixel u at coordinate x, x's distance from u, and whether x lies in u's cell.
 
     Where the padding rule folds what is outside, a coordinate in view alone does. The weight is
@@ -169,7 +169,7 @@ def hat(x, u, last, RULES: tl.constexpr):
         # Of u = 1 and 2 a distance just below -1 rounds to it, so the coordinate is compared.
         inside = (x >= u - 1) & (distance < 1)
         if RULES.padding != "zeros":
-            inside &= (x > 0) & (x < last)
+            inside &= (x > line.low) & (x < line.high)
         weight = 1 - tl.abs(distance)
     return weight, distance, inside
 
@@ -189,11 +189,11 @@ def with_sign(value, distance):
 @triton.jit
 def weight_at(place, pixels, RULES: tl.constexpr):
     """The weight of each pixel at a place; 0, or less, out of its cell."""
-    weight = along_axis(place[0], pixels.u, pixels.last[0], RULES)
+    weight = along_axis(place[0], pixels.u, pixels.lines[0], RULES)
     if RULES.ndim == 3:
-        weight = saturated(weight) * along_axis(place[2], pixels.w, pixels.last[2], RULES)
+        weight = saturated(weight) * along_axis(place[2], pixels.w, pixels.lines[2], RULES)
     # Of several negative factors one at most is left.
-    return saturated(weight) * along_axis(place[1], pixels.v, pixels.last[1], RULES)
+    return saturated(weight) * along_axis(place[1], pixels.v, pixels.lines[1], RULES)
 
 
 @triton.jit
@@ -210,14 +210,14 @@ def saturated(weight):
 
 
 @triton.jit
-def along_axis(x, u, last, RULES: tl.constexpr):
+def along_axis(x, u, line, RULES: tl.constexpr):
     """`weight_at` along one axis, negative out of the cell."""
     if RULES.mode == "nearest":
         weight = tl.where(round_half_even(x) == u, 1.0, 0.0).to(x.dtype)
     else:
         weight = 1 - tl.abs(x - u)
         if RULES.padding != "zeros":
-            weight = tl.where((x > 0) & (x < last), weight, 0.0)
+            weight = tl.where((x > line.low) & (x < line.high), weight, 0.0)
     return weight
 
 

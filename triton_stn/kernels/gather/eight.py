@@ -45,21 +45,21 @@ def is_eight(pixel_map):
 
 
 @triton.jit
-def edge(a, b, u, last, centre, RULES: tl.constexpr):
+def edge(a, b, u, line, centre, RULES: tl.constexpr):
     """The `Edge` of each voxel along one axis, whose coordinate is a·index + b."""
     first = first_inside(a, 1 / a, b, u, centre, RULES)
-    w0, s0, in0 = axis_candidate(first, a, b, u, last, centre, RULES)
-    w1, s1, in1 = axis_candidate(first + 1, a, b, u, last, centre, RULES)
+    w0, s0, in0 = axis_candidate(first, a, b, u, line, centre, RULES)
+    w1, s1, in1 = axis_candidate(first + 1, a, b, u, line, centre, RULES)
     return Edge(first, (w0, w1), (s0, s1), (in0, in1))
 
 
 @triton.jit
 def eight_window(pixel_map, pixels, G, CANVAS, RULES: tl.constexpr):
     """The `EightWindow` of each voxel of a tile."""
-    last = pixels.last
-    x = edge(pixel_map.x_j, pixel_map.x_1, pixels.u, last[0], CANVAS.centre_w, RULES)
-    y = edge(pixel_map.y_i, pixel_map.y_1, pixels.v, last[1], CANVAS.centre_h, RULES)
-    z = edge(pixel_map.z_k, pixel_map.z_1, pixels.w, last[2], CANVAS.centre_d, RULES)
+    line = pixels.lines
+    x = edge(pixel_map.x_j, pixel_map.x_1, pixels.u, line[0], CANVAS.centre_w, RULES)
+    y = edge(pixel_map.y_i, pixel_map.y_1, pixels.v, line[1], CANVAS.centre_h, RULES)
+    z = edge(pixel_map.z_k, pixel_map.z_1, pixels.w, line[2], CANVAS.centre_d, RULES)
     # X is read only where some tap is: no inf of X meets the 0 of a masked dY.
     read = pixels.mask & (x.inside[0] | x.inside[1]) & (y.inside[0] | y.inside[1])
     read &= z.inside[0] | z.inside[1]

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from triton_stn.kernels.coordinates import MAPS_A_LOOK, load_thetas, map_of, matrix_place
 from triton_stn.kernels.gather.perspective import inverse_homography
-from triton_stn.kernels.taps import lasts
+from triton_stn.kernels.taps import lines
 
 # Pixels of the input: more than rounding moves what lies between the corners of a box.
 MARGIN = tl.constexpr(0.015625)
@@ -34,15 +34,15 @@ def box_in_view(pixel_map, low, high, FRAME, RULES: tl.constexpr):
     what its corners span, unless a part of it is behind the viewer, who sees no such corner.
     """
     CORNERS: tl.constexpr = 2**RULES.ndim
-    last = lasts(FRAME, RULES)
+    along = lines(FRAME, RULES)
     seen = tl.full([], 1, tl.int1)
     for corner in tl.static_range(CORNERS):
         j = high[0] if corner % 2 == 1 else low[0]
         i = high[1] if corner // 2 % 2 == 1 else low[1]
         k = high[2] if corner // 4 == 1 else low[2]
         place = matrix_place(pixel_map, j, i, k, RULES)
-        for axis in tl.static_range(len(last)):
-            seen &= (place[axis] > MARGIN) & (place[axis] < last[axis] - MARGIN)
+        for axis in tl.static_range(len(along)):
+            seen &= (place[axis] > MARGIN) & (place[axis] < along[axis].last - MARGIN)
     return seen
 
 

@@ -42,7 +42,7 @@ def gather_straight(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl
     acc, moments = gathered.acc, gathered.moments
     zero = tl.zeros(pixels.u.shape, RULES.dtype)
     for _ in range(candidates_along(b, RULES)):
-        wy, distance_y, in_y = hat(tl.fma(b, i, y_1), pixels.v, pixels.last[1], RULES)
+        wy, distance_y, in_y = hat(tl.fma(b, i, y_1), pixels.v, pixels.lines[1], RULES)
         in_y &= pixels.mask & (tl.abs(i) <= CANVAS.centre_h)
         # Over the row, of x's derivatives and of x's weights times t: sums along j and 1.
         s_j = zero
@@ -52,7 +52,7 @@ def gather_straight(gathered, X, G, JOB, pixels, RULES: tl.constexpr, TILING: tl
         offs = row
         j = j_first
         for _ in range(candidates_along(a, RULES)):
-            wx, distance_x, in_x = hat(tl.fma(a, j, x_1), pixels.u, pixels.last[0], RULES)
+            wx, distance_x, in_x = hat(tl.fma(a, j, x_1), pixels.u, pixels.lines[0], RULES)
             inside = in_y & in_x & (tl.abs(j) <= CANVAS.centre_w)
             weight = wx * wy
             if not RULES.joint:  # `add_candidate` looks at the weight alone

@@ -25,7 +25,7 @@ from triton_stn.kernels.gather.candidates import (
 )
 from triton_stn.kernels.gather.inverse import Box, meets
 from triton_stn.kernels.gather.volume import meets_voxel, preimage
-from triton_stn.kernels.taps import lasts
+from triton_stn.kernels.taps import lines
 from triton_stn.kernels.tiles import in_tile
 
 FLAT = tl.constexpr(1e-30)  # a smaller slope leaves a row's stretch unbounded
@@ -130,7 +130,7 @@ def pixel_of(n, at, left, WORK, FRAME, RULES: tl.constexpr, TILING: tl.constexpr
         w = depth.to(RULES.dtype)
     u = column.to(RULES.dtype)
     v = row.to(RULES.dtype)
-    return Pixels(u, v, w, lasts(FRAME, RULES), exists, at.channels, left)
+    return Pixels(u, v, w, lines(FRAME, RULES), exists, at.channels, left)
 
 
 @triton.jit
