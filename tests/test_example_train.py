@@ -102,7 +102,7 @@ def losses_of(digits, steps: int = 20, backend: str = "torch", **settings) -> li
             return EXPERIMENTS["r"].scene(*arguments)
 
     torch.manual_seed(0)
-    network = EXPERIMENTS["r"].network("st-fcn", filters=4, capacity=30_000, crop=12)
+    network = EXPERIMENTS["r"].network("st-fcn", filters=4, capacity=30_000, crop=16)
     if backend == "pytorch":
         models.use_pytorch(network)
     settings = Settings(**dict(steps=steps, batch=4) | settings)
@@ -113,7 +113,8 @@ def losses_of(digits, steps: int = 20, backend: str = "torch", **settings) -> li
 
 @pytest.mark.parametrize("place", [INTERPRETED])
 def test_the_kernels_and_pytorch_s_functions_give_the_same_losses(place, digits):
-    # At five times this rate what the two round apart, 4e-6 in the second step, grows to 1e-3.
+    # At five times this rate what the two round apart grows to 1e-3; and so it does where they
+    # round coordinates apart, from 28 pixels to 12: Adam takes a whole step by nearly nothing.
     options = dict(lr=2e-3, localization_lr_scale=1.0, schedule="steps")
     ours = losses_of(digits, backend=place.backend, **options)
     theirs = losses_of(digits, backend="pytorch", **options)

@@ -195,6 +195,24 @@ def test_integers_wrap_and_divide_as_in_c(dtype: type):
 
 
 @triton.jit
+def magnitude_kernel(X, OUT, ASM: tl.constexpr, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    x = tl.load(X + offs)
+    tl.store(OUT + offs, tl.inline_asm_elementwise(ASM, "=r,r", [x], x.dtype, True, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_halves_are_taken_two_at_a_time(dtype):
+    asm = f"abs.{'f16' if dtype == torch.float16 else 'bf16'}x2 $0, $1;"
+    x = torch.randn(256).to(dtype)
+    x[:4] = torch.tensor([-0.0, -math.inf, -1e-7, 3.0])
+    out = torch.empty_like(x)
+    counts = launch(magnitude_kernel, (1,), X=x, OUT=out, ASM=asm, BLOCK=256)
+    assert torch.equal(out.view(torch.int16), x.view(torch.int16) & 0x7FFF)
+    assert asm.split()[0] in counts.by_opcode
+
+
+@triton.jit
 def far_kernel(X, OUT, stride, BLOCK: tl.constexpr):
     offs = tl.arange(0, BLOCK).to(tl.int64) * stride
     tl.store(OUT + tl.arange(0, BLOCK), tl.load(X + offs))

@@ -68,6 +68,8 @@ def _semantics() -> dict[str, Meaning]:
         define(f"{name}.NaN", "f16 bf16 " + single, f"nan_or<float>(x, y, {word}<float>(x, y))")
     define("abs", signed, "x < 0 ? -x : x")
     define("abs", floats, "std::fabs((double)x)")
+    for packed in ("abs.f16x2", "abs.bf16x2"):
+        table[packed] = Meaning("b32", "b32", "x & 0x7fff7fffu")
     define("neg", signed + floats, "-x")
     define("copysign", "f32 f64", "copysign(y, x)")
 
