@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from triton_stn.kernels.arguments import Fill
+from triton_stn.kernels.coordinates import number
 
 
 class Taps(NamedTuple):
@@ -91,15 +92,21 @@ def axis_nearest(x, line, edge, RULES: tl.constexpr):
 
 
 @triton.jit
+def line_of(lift, last, RULES: tl.constexpr):
+    """The `Line` of an axis of `Frame`; its bounds need the digits of coordinates."""
+    edge = 4 * number(lift, RULES)
+    return Line(edge, number(last, RULES) - edge, last)
+
+
+@triton.jit
 def lines(FRAME, RULES: tl.constexpr):
     """The `Line` along each axis, x first."""
-    x = Line(4 * FRAME.lift_w, FRAME.last_w - 4 * FRAME.lift_w, FRAME.last_w)
-    y = Line(4 * FRAME.lift_h, FRAME.last_h - 4 * FRAME.lift_h, FRAME.last_h)
+    x = line_of(FRAME.lift_w, FRAME.last_w, RULES)
+    y = line_of(FRAME.lift_h, FRAME.last_h, RULES)
     if RULES.ndim == 2:
         along = (x, y)
     else:
-        z = Line(4 * FRAME.lift_d, FRAME.last_d - 4 * FRAME.lift_d, FRAME.last_d)
-        along = (x, y, z)
+        along = (x, y, line_of(FRAME.lift_d, FRAME.last_d, RULES))
     return along
 
 
