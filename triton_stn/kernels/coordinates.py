@@ -90,15 +90,15 @@ def shift(value, half, last, RULES: tl.constexpr):
 
 
 @triton.jit
-def lifted(value, scale, upright, lift, RULES: tl.constexpr):
-    """The last number of a row of the map in pixels, raised where the row is ``scale`` alone.
+def lifted(value, scale, lift, RULES: tl.constexpr):
+    """The last number of a row of the map in pixels, raised by what ``scale`` times a ratio is off.
 
     Where the ratio of sizes is no floating-point number, a coordinate that is meant to be a pixel's
     comes out a little beside it, and its derivative would be the left-hand one. Raised by twice
     that, which is no more than coordinates are rounded by, it is the right-hand one. Where the
     ratio is exact so are the coordinates, and ``lift`` is 0.
     """
-    return tl.where(upright, tl.fma(tl.abs(scale), number(lift, RULES), value), value)
+    return tl.fma(tl.abs(scale), number(lift, RULES), value)
 
 
 @triton.jit
@@ -112,10 +112,10 @@ def affine_map(theta, FRAME, SCALE, RULES: tl.constexpr):
         pixel_map = Affine(
             coefficient(theta[0], SCALE.ratio_xx, RULES),
             x_i,
-            lifted(x_1, theta[0], x_i == 0, FRAME.lift_w, RULES),
+            lifted(x_1, theta[0], FRAME.lift_w, RULES),
             y_j,
             coefficient(theta[4], SCALE.ratio_yy, RULES),
-            lifted(y_1, theta[4], y_j == 0, FRAME.lift_h, RULES),
+            lifted(y_1, theta[4], FRAME.lift_h, RULES),
         )
     else:
         x_i = coefficient(theta[1], SCALE.ratio_xy, RULES)
@@ -131,15 +131,15 @@ def affine_map(theta, FRAME, SCALE, RULES: tl.constexpr):
             coefficient(theta[0], SCALE.ratio_xx, RULES),
             x_i,
             x_k,
-            lifted(x_1, theta[0], (x_i == 0) & (x_k == 0), FRAME.lift_w, RULES),
+            lifted(x_1, theta[0], FRAME.lift_w, RULES),
             y_j,
             coefficient(theta[5], SCALE.ratio_yy, RULES),
             y_k,
-            lifted(y_1, theta[5], (y_j == 0) & (y_k == 0), FRAME.lift_h, RULES),
+            lifted(y_1, theta[5], FRAME.lift_h, RULES),
             z_j,
             z_i,
             coefficient(theta[10], SCALE.ratio_zz, RULES),
-            lifted(z_1, theta[10], (z_j == 0) & (z_i == 0), FRAME.lift_d, RULES),
+            lifted(z_1, theta[10], FRAME.lift_d, RULES),
         )
     return pixel_map
 
