@@ -86,7 +86,7 @@ class Canvas(NamedTuple):
 class Frame(NamedTuple):
     """The input: its size, and the same less one as floats; where reflection turns, 0 or -1/2.
 
-    ``lift``: by which an upright map of scale 1 is raised, for what the ratio of sizes is rounded
+    ``lift``: by which a row that scales by 1 is raised, for what the ratio of sizes is rounded
     by (`coordinates.lifted`).
     """
 
